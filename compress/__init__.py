@@ -1,0 +1,1 @@
+"""The toolchain behind the command `compress`. torch lives here."""

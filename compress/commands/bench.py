@@ -1,0 +1,203 @@
+"""`compress bench`, `targets` and `report`: measuring on this machine, and showing it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from codemill.compress.commands.bundle import folder_of
+from codemill.compress.commands.output import (
+    json_option,
+    print_json,
+    report_rows,
+    require_extra,
+    table,
+)
+from codemill.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from codemill.targets.benchmark import Progress
+    from codemill.targets.engine import Engine
+    from codemill.targets.report import Report
+
+_EVALUATION = "evaluation.jsonl.gz"
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    metavar="MODEL",
+    help="A model to compare with, run in PyTorch (a folder, owner/name or package:NAME), "
+    "or another bundle.",
+)
+@click.option("--variant", help="The bundle's variant to run; by default the best one here.")
+@click.option(
+    "--evaluation",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"Queries and functions to measure on. [default: {_EVALUATION} in the bundle's folder]",
+)
+@click.option("--threads", type=click.IntRange(1), help="Of each engine. [default: all cores]")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for report.json and .html.")
+@json_option
+def bench_command(
+    bundle: Path,
+    against: str | None,
+    variant: str | None,
+    evaluation: Path | None,
+    threads: int | None,
+    rounds: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure BUNDLE on this machine.
+
+    Latency, cold start, memory and quality of the bundle, and of what it is compared with. Every
+    engine runs in processes of its own, alternating. Leave the machine alone meanwhile.
+    """
+    require_extra("bench", "`compress bench`")
+    from codemill.runtime.bundle import digest, read_manifest
+    from codemill.runtime.machine import physical_cores
+    from codemill.targets import BundleSummary, bundle_engine, make_report, read_evaluation
+    from codemill.targets.benchmark import benchmark
+    from codemill.targets.codec import to_json
+
+    asked = read_evaluation(_evaluation_of(bundle) if evaluation is None else evaluation)
+    # said to both: left to themselves, PyTorch and ONNX Runtime count cores differently
+    threads = threads or physical_cores()
+    engines = [bundle_engine(bundle, variant=variant, threads=threads)]
+    if against is not None:
+        engines.insert(0, _reference(against, threads))
+    with _shown() as progress:
+        found = benchmark(engines, asked, rounds=rounds, progress=progress)
+    manifest = read_manifest(folder_of(bundle))
+    # bundle_engine names the variant it chose
+    chosen = engines[-1].argv[engines[-1].argv.index("--variant") + 1]
+    report = make_report(
+        found,
+        title=manifest.name,
+        task=manifest.task,
+        bundle=BundleSummary(
+            name=manifest.name,
+            digest=digest(manifest),
+            variant=chosen,
+            size_bytes=engines[-1].size_bytes,
+            architecture=dict(manifest.architecture),
+        ),
+        bundle_engine=engines[-1].name,
+        provenance=dict(manifest.provenance),
+    )
+    written = _write(report, out) if out is not None else []
+    if as_json:
+        print_json({**to_json(report), "files": [str(path) for path in written]})
+        return
+    click.echo(table(report_rows(report), heading=True))
+    for path in written:
+        click.echo(f"wrote {path}", err=True)
+
+
+@click.command("targets")
+@json_option
+def targets_command(as_json: bool) -> None:
+    """List the kinds of machine to ship to.
+
+    For each, whether this machine can stand for it, and if not, why.
+    """
+    from codemill.targets import all_targets, availability
+    from codemill.targets.codec import to_json
+
+    found = [(target, availability(target)) for target in all_targets()]
+    if as_json:
+        print_json(
+            [{**to_json(target), "runs_here": why is None, "why_not": why} for target, why in found]
+        )
+        return
+    for target, why in found:
+        name = click.style(target.name, bold=True)
+        click.echo(f"{name}  {target.description}")
+        click.echo("    runs here" if why is None else f"    not here: {why}")
+
+
+@click.command("report")
+@click.argument("reports", metavar="REPORT.json...", nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The page to write.")
+def report_command(reports: tuple[str, ...], out: Path) -> None:
+    """Draw one or several report.json as one page, side by side."""
+    require_extra("bench", "`compress report`")
+    from codemill.targets import read_report, render
+
+    read = [read_report(path) for path in reports]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        page = render(read, out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
+    click.echo(f"wrote {page}", err=True)
+
+
+def _evaluation_of(bundle: Path) -> Path:
+    path = bundle / _EVALUATION
+    if bundle.exists() and not path.is_file():
+        raise DataError(
+            f"{bundle} has no {_EVALUATION} to measure quality on (a .mill never has: it does not "
+            "ship); give one with --evaluation: JSON lines with `query` and `code`"
+        )
+    return path
+
+
+def _reference(model: str, threads: int) -> Engine:
+    """The engine to compare with: another bundle through the runtime, or a model in PyTorch."""
+    from codemill.targets import Engine, bundle_engine
+
+    path = Path(model)
+    if path.is_file() or (path / "manifest.json").is_file():
+        other = bundle_engine(model, threads=threads, name=f"bundle {path.name}")
+        return replace(other, role="reference")
+    require_extra("compress", f"`compress bench --against {model}`")
+    from codemill.compress.models.load import resolve_model
+
+    folder = resolve_model(model)
+    weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
+    files = [*weights, *folder.glob("tokenizer.json")]
+    name = f"{model.removeprefix('package:').rstrip('/').rsplit('/', 1)[-1]}, PyTorch"
+    argv = (sys.executable, "-m", "codemill.compress.teacher_worker", str(folder))
+    return Engine(
+        name=name,
+        argv=(*argv, "--name", name, "--threads", str(threads)),
+        role="reference",
+        size_bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[Callable[[Progress], None]]:
+    """A benchmark's progress on stderr."""
+    from codemill.compress.progress import shown_progress
+
+    started = time.monotonic()
+    with shown_progress() as shown:
+        report = shown.stage("measuring", 1, 1, False)
+
+        yield lambda now: report(now.fraction, now.message)
+        shown.finished("measuring", time.monotonic() - started)
+
+
+def _write(report: Report, out: Path) -> list[Path]:
+    from codemill.targets import render, write_report
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_report(out / "report.json", report)
+        render([report], out / "report.html")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
+    return [out / "report.json", out / "report.html"]

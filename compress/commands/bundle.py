@@ -1,0 +1,97 @@
+"""`compress inspect` and `compress verify`: what a bundle is, and whether it is what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from codemill.compress.commands.output import in_bytes, json_option, print_json, table
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def inspect_command(bundle: Path, as_json: bool) -> None:
+    """Show what is in BUNDLE, a folder or a .mill file."""
+    from codemill.runtime.bundle import digest, read_manifest, size_bytes
+    from codemill.runtime.session import available_providers
+
+    folder = folder_of(bundle)
+    manifest = read_manifest(folder)
+    sizes = {name: size_bytes(folder, name) for name in manifest.variants}
+    providers = available_providers()
+    if as_json:
+        print_json(
+            {
+                "bundle": bundle,
+                "digest": digest(manifest),
+                "variants": {
+                    name: {"size_bytes": sizes[name], "runs_here": variant.provider in providers}
+                    for name, variant in manifest.variants.items()
+                },
+                "manifest": manifest.to_json(),
+            }
+        )
+        return
+    output = manifest.output["kind"] + (f", {manifest.dim} wide" if manifest.dim else "")
+    rows = [
+        ("name", manifest.name),
+        ("task", manifest.task),
+        ("licence", manifest.license or "not stated"),
+        ("digest", digest(manifest)),
+        ("input", f"up to {manifest.max_tokens} tokens"),
+        ("output", output),
+        ("made by", f"codemill {manifest.codemill}, bundle schema {manifest.schema}"),
+    ]
+    rows += [(f"architecture {key}", _short(v)) for key, v in manifest.architecture.items()]
+    click.echo(table(rows))
+    click.echo()
+    lines = [("variant", "precision", "provider", "ships", "runs here")]
+    for name, variant in manifest.variants.items():
+        here = "yes" if variant.provider in providers else f"no, needs {variant.provider}"
+        lines.append((name, variant.precision, variant.provider, in_bytes(sizes[name]), here))
+    click.echo(table(lines, heading=True))
+    _echo_plain("metrics", manifest.metrics)
+    _echo_plain("provenance", manifest.provenance)
+
+
+@click.command("verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--expect", metavar="DIGEST", help="The digest it must have: sha256:...")
+@json_option
+def verify_command(bundle: Path, expect: str | None, as_json: bool) -> None:
+    """Check BUNDLE and print its digest.
+
+    Every file is compared with the manifest, and nothing else may be there.
+    """
+    from codemill.runtime.bundle import verify_bundle
+
+    found = verify_bundle(folder_of(bundle), expect=expect)
+    if as_json:
+        print_json({"bundle": bundle, "digest": found, "verified": True})
+    else:
+        click.echo(found)
+
+
+def folder_of(bundle: Path) -> Path:
+    """The folder of a bundle; a `.mill` is checked and unpacked into the cache."""
+    if not bundle.is_file():
+        return bundle
+    from codemill.runtime.archive import unpack
+
+    return unpack(bundle)
+
+
+def _echo_plain(name: str, value: Mapping[str, Any]) -> None:
+    if value:
+        click.echo(f"\n{name}")
+        click.echo(table([(f"  {key}", _short(item)) for key, item in value.items()]))
+
+
+def _short(value: object, limit: int = 100) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

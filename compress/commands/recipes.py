@@ -1,0 +1,67 @@
+"""`compress recipes` and `compress init`: the recipes that ship, and a new one to edit."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import click
+
+from codemill.compress.commands.output import json_option, print_json, require_extra, table
+from codemill.errors import InputError
+
+
+@click.command("recipes")
+@json_option
+def recipes_command(as_json: bool) -> None:
+    """List the recipes that ship."""
+    require_extra("compress", "`compress recipes`")
+    from codemill.compress.recipe import shipped_recipes
+
+    found = [(name, _summary(path), path) for name, path in shipped_recipes().items()]
+    if as_json:
+        print_json([{"name": n, "summary": s, "path": p} for n, s, p in found])
+    else:
+        click.echo(table([(name, summary) for name, summary, _ in found]))
+
+
+@click.command("init")
+@click.option("--task", type=click.Choice(["retrieval"]), default="retrieval", show_default=True)
+@click.option(
+    "--out",
+    default="recipe.yaml",
+    show_default=True,
+    help="The file to write; - prints it.",
+)
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def init_command(task: str, out: str, force: bool) -> None:
+    """Write a recipe to edit.
+
+    It has every key, with its default and what it means.
+    """
+    require_extra("compress", "`compress init`")
+    from codemill.compress.recipe_docs import commented_recipe
+
+    path = Path(out)
+    text = commented_recipe("my-recipe" if out == "-" else path.stem, task)
+    if out == "-":
+        click.echo(text, nl=False)
+        return
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise InputError(
+            f"{path} is there already; choose another --out, or write over it with --force"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    click.echo(f"wrote {path}; edit it, then: compress run {path}", err=True)
+
+
+def _summary(path: Path) -> str:
+    """The comment a recipe opens with, up to its first full stop or blank line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#") and line.strip("# "), lines)
+    text = " ".join(line.lstrip("# ").strip() for line in comment)
+    return text.split(". ")[0].removesuffix(".")

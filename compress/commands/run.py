@@ -1,0 +1,156 @@
+"""`compress run`: a recipe, or a model and its data, to a bundle.
+
+Reads the command line into a recipe and says what came of it; the work is `codemill.compress.run`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from codemill.compress.commands.output import (
+    json_option,
+    print_json,
+    quiet_stdout,
+    report_rows,
+    require_extra,
+    shown_path,
+    table,
+)
+from codemill.errors import RecipeError
+
+if TYPE_CHECKING:
+    from codemill.compress.recipe import Recipe
+    from codemill.compress.run import Plan
+
+
+@click.command("run")
+@click.argument("recipe_or_model", metavar="RECIPE|MODEL")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A recipe key, such as distill.epochs=2; may be given several times, and comes last.",
+)
+@click.option("--data", metavar="FILE", help="Pairs to learn from, .jsonl or .jsonl.gz.")
+@click.option("--task", type=click.Choice(["retrieval"]), help="What the bundle will do.")
+@click.option("--size", metavar="SIZE", help="The most that may ship, such as 3MB.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path(".codemill"),
+    show_default=True,
+    help="Where stages keep their work; the same command continues there.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The bundle's folder, or a file ending in .mill. [default: ./NAME-bundle]",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of every random choice.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@json_option
+def run_command(
+    recipe_or_model: str,
+    settings: tuple[str, ...],
+    data: str | None,
+    task: str | None,
+    size: str | None,
+    work: Path,
+    out: Path | None,
+    seed: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make a bundle from RECIPE, or MODEL and --data.
+
+    RECIPE is one that ships (`compress recipes`) or a .yaml file. MODEL is a folder, a Hugging Face
+    id (owner/name) or package:NAME.
+    """
+    require_extra("compress", "`compress run`")
+    from codemill.compress.progress import shown_progress
+
+    flags = {"data.source": data, "task": task, "budget.size_bytes": size, "seed": seed}
+    # JSON is YAML, whatever characters a path has
+    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    recipe = resolve(recipe_or_model, [*given, *settings], has_data=data is not None)
+    target = out or Path(f"{recipe.name}-bundle")
+    # libraries print what they like: stdout is for the result
+    with quiet_stdout():
+        from codemill.compress.run import plan, run
+
+        planned = plan(recipe, work)
+        if not dry_run:
+            for line in planned.preflight.lines():
+                click.echo(line, err=True)
+            with shown_progress() as progress:
+                result = run(recipe, work, target, progress)
+    if dry_run:
+        _say_plan(planned, as_json)
+        return
+    if as_json:
+        print_json(result.to_json())
+        return
+    click.echo(table(report_rows(result.report), heading=True))
+    click.echo()
+    paths = {"bundle": result.bundle, "report": result.report_html}
+    click.echo(table([(name, shown_path(path)) for name, path in paths.items()]))
+
+
+def resolve(recipe_or_model: str, settings: list[str], has_data: bool) -> Recipe:
+    """The recipe that the command line names, or one made for the model that it names.
+
+    A name that ships and a .yaml or .yml file are recipes; a folder, `owner/name` and
+    `package:NAME` are models. Raises RecipeError, and click.UsageError for a model without data.
+    """
+    from codemill.compress.recipe import parse_recipe, read_recipe, shipped_recipes
+
+    is_yaml = Path(recipe_or_model).suffix in (".yaml", ".yml")
+    if recipe_or_model in shipped_recipes() or (is_yaml and not Path(recipe_or_model).is_dir()):
+        return read_recipe(recipe_or_model, settings)
+    if not _is_model(recipe_or_model):
+        try:
+            return read_recipe(recipe_or_model, settings)
+        except RecipeError as error:
+            raise RecipeError(
+                f"{error}. Nor is it a model: a folder, owner/name or package:NAME"
+            ) from error
+    if not has_data and not any(item.startswith("data.source=") for item in settings):
+        raise click.UsageError(
+            f"{recipe_or_model} is a model, which needs --data: a .jsonl file of pairs, "
+            "or `installed` for the functions of this Python's packages"
+        )
+    values = {"name": _name_of(recipe_or_model), "teacher": {"model": recipe_or_model}}
+    return parse_recipe(values, settings, where="the command line")
+
+
+def _is_model(text: str) -> bool:
+    return text.startswith("package:") or "/" in text or Path(text).is_dir()
+
+
+def _name_of(model: str) -> str:
+    """A bundle's name for a model: the last part of its path or id, in harmless characters."""
+    name = model.removeprefix("package:")
+    if Path(name).is_dir():
+        name = Path(name).resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name.rsplit("/", 1)[-1]).strip("-.") or "model"
+
+
+def _say_plan(planned: Plan, as_json: bool) -> None:
+    if as_json:
+        print_json(planned.to_json())
+        return
+    import yaml
+
+    values = planned.recipe.model_dump(mode="json")
+    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100))
+    stages = [(name, "done before" if cached else "to do") for name, cached in planned.stages]
+    click.echo(table([("stage", ""), *stages], heading=True))
+    click.echo()
+    for line in planned.preflight.lines():
+        click.echo(line)

@@ -1,0 +1,243 @@
+"""Docstring-and-function pairs mined from the code that is installed on this machine.
+
+Train and validation come from third-party packages (validation is whole packages), the test from the
+standard library: 1,000 functions named in `stdlib_test.txt`, so that figures can be compared between
+machines of one Python version. Functions are read with `codemill.runtime.functions`, the very code
+that `compress find` uses on a user's folder.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import re
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from codemill.compress.data.leakage import Overlap, remove_duplicates, remove_overlap
+from codemill.compress.data.pairs import Pair
+from codemill.compress.parallel import map_processes
+from codemill.errors import DataError
+from codemill.runtime.functions import Function, functions_of
+
+__all__ = ["TEST_LIST", "Corpus", "installed_packages", "mine", "pairs_of_file", "query_of"]
+
+TEST_LIST = Path(__file__).with_name("stdlib_test.txt")
+_MIN_WORDS, _MAX_WORDS = 3, 100
+_MIN_LINES = 3
+_MAX_FILE_BYTES = 1_000_000
+_CHUNK = 64
+# boilerplate docstrings stand over hundreds of functions; as queries they only confuse
+_MOST_OF_ONE_QUERY = 3
+_VALIDATION_SHARE = 0.03
+# a package this large (a share of all functions) would be most of the validation set
+_VALIDATION_LARGEST = 0.01
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The three splits, and how they came about."""
+
+    train: list[Pair]
+    validation: list[Pair]
+    test: list[Pair]
+    packages: dict[str, str]
+    """name -> version of every package that was read."""
+    validation_packages: list[str]
+    duplicates_removed: int
+    overlap: Overlap
+    test_missing: int
+    """functions of the test list that this Python does not have."""
+
+
+def installed_packages(
+    names: Iterable[str] | None = None, root: str = "codemill"
+) -> dict[str, str]:
+    """name -> version of the packages to mine.
+
+    By default what `codemill[compress]` requires, directly or through others: a set that installing
+    something unrelated does not change. Raises DataError for a named package that is not installed.
+    """
+    found: dict[str, str] = {}
+    if names is not None:
+        for name in names:
+            try:
+                found[_canonical(name)] = metadata.version(name)
+            except metadata.PackageNotFoundError as error:
+                raise DataError(
+                    f"data.packages names {name!r}, which is not installed here"
+                ) from error
+        return dict(sorted(found.items()))
+    waiting, seen = [(root, "compress")], set()
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if name != root:
+            found[_canonical(name)] = distribution.version
+        for requirement in distribution.requires or ():
+            needed = _needed(requirement, extra)
+            if needed:
+                waiting.append((needed, ""))
+    return dict(sorted(found.items()))
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _needed(requirement: str, extra: str) -> str | None:
+    """The name of a requirement that applies here with this extra, or None."""
+    from packaging.requirements import Requirement
+
+    parsed = Requirement(requirement)
+    if parsed.marker is not None and not parsed.marker.evaluate({"extra": extra}):
+        return None
+    return parsed.name
+
+
+def query_of(docstring: str) -> str | None:
+    """The first paragraph of a docstring on one line, as CodeSearchNet does; None if it says nothing in words."""
+    paragraph = re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0]
+    text = " ".join(paragraph.split())
+    words = re.findall(r"[A-Za-z]{2,}", text)
+    if not _MIN_WORDS <= len(words) <= _MAX_WORDS or text.startswith((">>>", ":", "@")):
+        return None
+    return text
+
+
+def _usable(function: Function) -> str | None:
+    """The query of a function worth learning from, or None."""
+    if function.docstring is None or len(function.code.splitlines()) < _MIN_LINES:
+        return None
+    return query_of(function.docstring)
+
+
+def pairs_of_file(item: tuple[str, str]) -> list[Pair]:
+    """The pairs of one file: (path, origin). Files that do not parse are skipped, as Python does."""
+    path, origin = item
+    # trees of syntax nodes are large and acyclic: the collector finds nothing and costs a fifth of the time
+    gc.disable()
+    try:
+        source = Path(path).read_bytes()
+        functions = functions_of(source) if len(source) <= _MAX_FILE_BYTES else []
+    except (OSError, SyntaxError, ValueError):
+        return []
+    finally:
+        gc.enable()
+    return [
+        Pair(query, function.code, f"{origin}:{function.qualified_name}")
+        for function in functions
+        if (query := _usable(function)) is not None
+    ]
+
+
+def _files_of_package(name: str) -> list[tuple[str, str]]:
+    """(path, origin) of the package's Python files, its tests left out."""
+    distribution = metadata.distribution(name)
+    items = []
+    for file in distribution.files or ():
+        parts = file.parts
+        if file.suffix != ".py" or ".." in parts or {"tests", "test", "testing"} & set(parts):
+            continue
+        items.append((str(distribution.locate_file(file)), f"{name}:{file.as_posix()}"))
+    return sorted(items)
+
+
+def _stdlib_test() -> tuple[list[Pair], int]:
+    """The test pairs, in the list's order, and how many of the list this Python lacks."""
+    wanted = [
+        line for line in TEST_LIST.read_text().splitlines() if line and not line.startswith("#")
+    ]
+    root = Path(sysconfig.get_path("stdlib"))
+    found: dict[str, Pair] = {}
+    for module in sorted({line.split(":")[0] for line in wanted}):
+        base = root.joinpath(*module.split("."))
+        path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        for pair in pairs_of_file((str(path), module)):
+            found.setdefault(pair.origin, pair)
+    return [found[name] for name in wanted if name in found], sum(
+        name not in found for name in wanted
+    )
+
+
+def _validation_packages(sizes: dict[str, int]) -> list[str]:
+    """Whole packages, drawn by a hash of their names, until they hold the validation share."""
+    total = sum(sizes.values())
+    chosen: list[str] = []
+    held = 0
+    for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if held >= _VALIDATION_SHARE * total:
+            break
+        if 0 < sizes[name] <= _VALIDATION_LARGEST * total:
+            chosen.append(name)
+            held += sizes[name]
+    return sorted(chosen)
+
+
+def _limit_same_query(pairs: list[Pair]) -> list[Pair]:
+    seen: Counter[str] = Counter()
+    kept = []
+    for pair in pairs:
+        seen[pair.query] += 1
+        if seen[pair.query] <= _MOST_OF_ONE_QUERY:
+            kept.append(pair)
+    return kept
+
+
+def mine(
+    packages: dict[str, str], workers: int, report: Callable[[float], None] = lambda _: None
+) -> Corpus:
+    """Mine the corpus; report(share of the files read). Equal packages and Python give an equal corpus.
+
+    Raises DataError where there is too little installed code to learn from.
+    """
+    files = {name: _files_of_package(name) for name in packages}
+    items = [item for name in packages for item in files[name]]
+    # large files first would balance better, but order is kept: results are concatenated by item
+    mined = iter(map_processes(pairs_of_file, items, workers, chunk=_CHUNK))
+    by_package: dict[str, list[Pair]] = {}
+    done = 0
+    for name in packages:
+        by_package[name] = []
+        for _ in files[name]:
+            by_package[name] += next(mined)
+            done += 1
+            if done % _CHUNK == 0:
+                report(done / len(items))
+    held = set(_validation_packages({name: len(pairs) for name, pairs in by_package.items()}))
+    train = [pair for name in packages if name not in held for pair in by_package[name]]
+    validation = [pair for name in packages if name in held for pair in by_package[name]]
+    test, missing = _stdlib_test()
+
+    train, dropped_train = remove_duplicates(train)
+    train = _limit_same_query(train)
+    validation, dropped_validation = remove_duplicates(validation)
+    validation, _ = remove_overlap(validation, test)
+    train, overlap = remove_overlap(train, [*test, *validation])
+    if len(train) < 100 or not validation:
+        raise DataError(
+            f"only {len(train)} training and {len(validation)} validation functions with docstrings were found "
+            f"in {len(packages)} installed packages of Python {sys.version_info.major}.{sys.version_info.minor}; "
+            "install more packages, or bring data with --data pairs.jsonl"
+        )
+    return Corpus(
+        train,
+        validation,
+        test,
+        packages,
+        sorted(held),
+        dropped_train + dropped_validation,
+        overlap,
+        missing,
+    )

@@ -1,0 +1,1 @@
+"""Distillation: small separate losses and one training loop."""

@@ -1,0 +1,297 @@
+"""The training loop: batches of pairs, the weighed losses, checkpoints, the best by validation.
+
+Deterministic: the batches are a function of the data and the seed, nothing else is random, so a run
+continued from its checkpoint gives the very student an undisturbed one gives.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codemill.compress.distill.losses import contrastive, cosine_distance, similarity_divergence
+from codemill.compress.models.pooling import Tokenized, embed, pad
+from codemill.compress.pipeline import Report
+from codemill.compress.recipe import Distill, Losses
+from codemill.errors import TrainingError
+from codemill.runtime.atomic import write_atomically
+
+__all__ = ["Point", "Targets", "plan_batches", "train"]
+
+_CHECKPOINT = "checkpoint.pt"
+_CHECKPOINT_SECONDS = 60.0
+_POOL = 32
+"""Batches drawn together and sorted by length, so that little of a batch is padding."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a student learns from; index i of each belongs to pair i.
+
+    teacher_queries, teacher_codes: float [n, dim], L2-normalised, None where only the pairs
+    themselves teach (fine-tuning a teacher).
+    """
+
+    queries: Tokenized
+    codes: Tokenized
+    teacher_queries: np.ndarray | None = None
+    teacher_codes: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One validation: the step, the mean training loss since the last one, the metric."""
+
+    step: int
+    loss: float
+    metric: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How to train, for a student and for a teacher's fine-tuning alike."""
+
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    warmup: float
+    temperature: float
+    losses: Losses
+    validations: int
+    patience: int
+
+    @classmethod
+    def of(cls, settings: Distill) -> Schedule:
+        """The schedule of a recipe's `distill` section."""
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
+
+
+def plan_batches(
+    lengths: Sequence[int], batch_size: int, epochs: float, seed: int
+) -> list[np.ndarray]:
+    """The pairs of every step: shuffled, then sorted by length within pools, then the batches shuffled."""
+    generator = np.random.default_rng(seed)
+    count = len(lengths)
+    size = min(batch_size, count)
+    steps = max(1, round(count * epochs / size))
+    batches: list[np.ndarray] = []
+    while len(batches) < steps:
+        order = generator.permutation(count)
+        pools = [order[start : start + size * _POOL] for start in range(0, count, size * _POOL)]
+        epoch: list[np.ndarray] = []
+        for pool in pools:
+            by_length = pool[np.argsort([lengths[index] for index in pool], kind="stable")]
+            # the few pairs left over at a pool's end wait for another epoch
+            epoch += [by_length[at : at + size] for at in range(0, len(pool) - size + 1, size)]
+        batches += [epoch[index] for index in generator.permutation(len(epoch))]
+    return batches[:steps]
+
+
+def train(
+    model: nn.Module,
+    targets: Targets,
+    schedule: Schedule,
+    seed: int,
+    validate: Callable[[], float],
+    folder: Path,
+    report: Report,
+) -> list[Point]:
+    """Train `model` in place and leave it with the weights that validated best.
+
+    Only parameters that require gradients are trained. A checkpoint in `folder` is continued from.
+    Raises TrainingError, with the step, when the loss is not a number.
+    """
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=schedule.learning_rate, weight_decay=0.01)
+    batches = plan_batches(
+        [len(code) for code in targets.codes], schedule.batch_size, schedule.epochs, seed
+    )
+    every = math.ceil(len(batches) / schedule.validations)
+    state = _State(folder / _CHECKPOINT, trained, optimizer)
+    state.restore()
+    model.eval()  # no dropout: a small student underfits, and a frozen layer must not vary
+    started, first = time.monotonic(), state.step
+    while state.step < len(batches) and not state.stalled(schedule.patience):
+        loss = _step(
+            model,
+            trained,
+            optimizer,
+            targets,
+            batches[state.step],
+            schedule,
+            state.step,
+            len(batches),
+        )
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {state.step + 1} of {len(batches)}; "
+                "lower the learning rate or look for damaged data"
+            )
+        state.step += 1
+        state.losses.append(loss)
+        if state.step % every == 0 or state.step == len(batches):
+            state.validated(validate())
+            state.save()
+        state.save_now_and_then()
+        speed = (time.monotonic() - started) / (state.step - first)
+        note = f"step {state.step}/{len(batches)}, loss {loss:.3f}, {speed:.2f} s a step"
+        if state.points:
+            note += f", best {max(point.metric for point in state.points):.3f}"
+        report(state.step / len(batches), note)
+    state.finish()
+    return state.points
+
+
+def _rate(step: int, steps: int, schedule: Schedule) -> float:
+    """Linear rise, then a cosine to 0."""
+    rise = min(1.0, (step + 1) / max(1.0, schedule.warmup * steps))
+    return schedule.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _step(
+    model: nn.Module,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    targets: Targets,
+    batch: np.ndarray,
+    schedule: Schedule,
+    step: int,
+    steps: int,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = _rate(step, steps, schedule)
+    query = embed(model, *pad([targets.queries[index] for index in batch]))
+    code = embed(model, *pad([targets.codes[index] for index in batch]))
+    loss = _loss(query, code, targets, batch, schedule)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _loss(
+    query: Tensor, code: Tensor, targets: Targets, batch: np.ndarray, schedule: Schedule
+) -> Tensor:
+    weights, temperature = schedule.losses, schedule.temperature
+    total = torch.zeros(())
+    if weights.contrastive:
+        same = _same_text(targets, batch)
+        total = total + weights.contrastive * contrastive(query, code, temperature, same)
+    if targets.teacher_queries is None or targets.teacher_codes is None:
+        return total
+    teacher_query = torch.from_numpy(targets.teacher_queries[batch].astype(np.float32))
+    teacher_code = torch.from_numpy(targets.teacher_codes[batch].astype(np.float32))
+    if weights.cosine:
+        apart = cosine_distance(query, teacher_query) + cosine_distance(code, teacher_code)
+        total = total + weights.cosine * apart / 2
+    if weights.similarity:
+        total = total + weights.similarity * similarity_divergence(
+            query, code, teacher_query, teacher_code, temperature
+        )
+    return total
+
+
+def _same_text(targets: Targets, batch: np.ndarray) -> Tensor:
+    """[batch, batch]: True where another row has the very same query or code, and so is no negative."""
+    same = np.zeros((len(batch), len(batch)), dtype=bool)
+    for texts in (targets.queries, targets.codes):
+        keys = [texts[index].tobytes() for index in batch]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        ids = np.array([numbers[key] for key in keys])
+        same |= ids[:, None] == ids[None, :]
+    np.fill_diagonal(same, False)
+    return torch.from_numpy(same)
+
+
+class _State:
+    """Where training stands, in memory and in the checkpoint file."""
+
+    def __init__(
+        self, path: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.path, self.trained, self.optimizer = path, trained, optimizer
+        self.step = 0
+        self.losses: list[float] = []
+        self.points: list[Point] = []
+        self.best: dict[str, Tensor] = {}
+        self.saved = time.monotonic()
+
+    def restore(self) -> None:
+        """Continue from the checkpoint, if there is a whole one."""
+        if not self.path.is_file():
+            return
+        value: dict[str, Any] = torch.load(self.path, weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(value["model"][name])
+        self.optimizer.load_state_dict(value["optimizer"])
+        self.step, self.losses, self.best = value["step"], value["losses"], value["best"]
+        self.points = [Point(**point) for point in value["points"]]
+
+    def save(self) -> None:
+        value = {
+            "step": self.step,
+            "losses": self.losses,
+            "points": [asdict(point) for point in self.points],
+            "best": self.best,
+            "model": {name: parameter.detach() for name, parameter in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_atomically(self.path, lambda file: torch.save(value, file))
+        self.saved = time.monotonic()
+
+    def save_now_and_then(self) -> None:
+        if time.monotonic() - self.saved > _CHECKPOINT_SECONDS:
+            self.save()
+
+    def validated(self, metric: float) -> None:
+        """Note a validation; keep the weights if they are the best so far."""
+        if all(metric > point.metric for point in self.points):
+            self.best = {name: value.detach().clone() for name, value in self.trained.items()}
+        self.points.append(Point(self.step, sum(self.losses) / len(self.losses), metric))
+        self.losses = []
+
+    def stalled(self, patience: int) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        metrics = [point.metric for point in self.points]
+        return len(metrics) > patience and max(metrics[:-patience]) >= max(metrics[-patience:])
+
+    def finish(self) -> None:
+        """Put the best weights into the model and remove the checkpoint."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(self.best[name])
+        self.path.unlink(missing_ok=True)
+
+
+def seconds_per_pair(
+    model: nn.Module, queries: Tokenized, codes: Tokenized, losses: Losses
+) -> tuple[float, float]:
+    """Time of a training step and of a mere forward pass on this machine, per pair. Changes no weights."""
+    trained = [value for value in model.parameters() if value.requires_grad]
+    batches = plan_batches([len(code) for code in codes], 32, 1.0, seed=0)
+    timings: dict[str, list[float]] = {"training": [], "forward": []}
+    for batch in batches * 2:
+        sides = [pad([texts[index] for index in batch]) for texts in (queries, codes)]
+        for kind, taken in timings.items():
+            start = time.perf_counter()
+            with torch.set_grad_enabled(kind == "training"):
+                query, code = (embed(model, *side) for side in sides)
+                loss = contrastive(query, code, 0.05) + losses.cosine * cosine_distance(
+                    query, code.detach()
+                )
+            if kind == "training":
+                torch.autograd.grad(loss, trained, allow_unused=True)
+            taken.append((time.perf_counter() - start) / len(batch))
+    # the first pass over the batches compiles kernels
+    half = len(batches)
+    return float(np.mean(timings["training"][half:])), float(np.mean(timings["forward"][half:]))

@@ -1,0 +1,52 @@
+"""A torch encoder and its tokenizer -> a bundle folder, with embeddings of real text to hold the graphs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from codemill.compress.models.pooling import embed, pad
+from codemill.compress.models.tokenize import tokenize
+from codemill.export.candidates import write_candidates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["export_bundle"]
+
+_SAMPLE = (
+    "Return the path without its extension.",
+    "def stem(path):\n    name = path.rpartition('/')[2]\n    return name.rpartition('.')[0] or name",
+)
+
+
+def export_bundle(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    heads: int,
+    tokenizer_json: str,
+    max_tokens: int,
+    precisions: Sequence[str],
+    name: str,
+    architecture: Mapping[str, Any] | None = None,
+) -> None:
+    """Export with `export.candidates`, on a sample of two texts of unlike length."""
+    ids, mask = pad(tokenize(tokenizer_json, _SAMPLE, max_tokens))
+    with torch.inference_mode():
+        expected = embed(model, ids, mask).numpy()
+    write_candidates(
+        model,
+        folder,
+        heads=heads,
+        tokenizer_json=tokenizer_json,
+        max_tokens=max_tokens,
+        precisions=precisions,
+        name=name,
+        sample=(ids.numpy(), mask.numpy()),
+        expected=expected,
+        architecture=architecture,
+    )

@@ -1,0 +1,52 @@
+"""Token ids -> embeddings in torch: the reference that every exported graph is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Tokenized", "embed", "embed_all", "pad"]
+
+Tokenized = Sequence[np.ndarray]
+"""Token ids of each text, special tokens included, cut to the model's length."""
+
+
+_LENGTH_STEP = 16
+"""Batches are padded to multiples of this: torch keeps compiled kernels for every shape it has seen,
+and with any length allowed they grow to gigabytes and are rebuilt all the time."""
+
+
+def pad(texts: Tokenized) -> tuple[Tensor, Tensor]:
+    """ids, mask: int64 [batch, tokens], padded with 0 to the longest, rounded up to a multiple of 16."""
+    longest = -(-max(len(text) for text in texts) // _LENGTH_STEP) * _LENGTH_STEP
+    ids = np.zeros((len(texts), longest), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+        mask[row, : len(text)] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def embed(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """ids, mask [batch, tokens] -> L2-normalised mean of the last hidden states [batch, hidden]."""
+    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    mean = (hidden * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
+    return functional.normalize(mean, dim=-1)
+
+
+@torch.inference_mode()
+def embed_all(model: nn.Module, texts: Tokenized, batch_size: int = 32) -> np.ndarray:
+    """float32 [n, hidden]; texts of like length share a batch, the order is restored."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    rows: list[np.ndarray] = []
+    for start in range(0, len(order), batch_size):
+        ids, mask = pad([texts[index] for index in order[start : start + batch_size]])
+        rows.append(embed(model, ids, mask).float().numpy())
+    result = np.empty((len(texts), rows[0].shape[1]), dtype=np.float32)
+    result[order] = np.concatenate(rows)
+    return result

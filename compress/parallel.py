@@ -1,0 +1,29 @@
+"""One `map` over independent items: a process pool on one machine.
+
+Labelling, mining and evaluating candidates go through here and know nothing else of where they run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+__all__ = ["map_processes"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, chunk: int = 1
+) -> Iterator[Result]:
+    """Yield function(item) in the items' order. `function` is a module-level function; one worker runs in place."""
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    # spawn: a fork of a process with torch or onnxruntime threads may hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(function, items, chunksize=chunk)

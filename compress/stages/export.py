@@ -1,0 +1,118 @@
+"""Stage `export`: the student as fused fp32 and int8 graphs, and the two gates int8 has to pass.
+
+Writes candidates/ (a bundle with both variants) and export.json, which says what was accepted. The gates
+are DESIGN.md's: a variant that is slower than what it replaces, when the confidence interval excludes
+parity, or that loses more quality than the recipe allows, is refused with the figures.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from codemill.compress.models.export import export_bundle
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages.corpus import read_split
+from codemill.compress.stages.search import read_chosen
+from codemill.compress.stages.student import STUDENT
+from codemill.export.candidates import FP32, INT8
+
+__all__ = ["CANDIDATES", "VERSION", "accepted", "stage"]
+
+VERSION = 1
+CANDIDATES = "candidates"
+_FACTS = "export.json"
+_ROUNDS = 5
+_TOKENS = 128
+
+
+def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
+    """Depends on the student, the validation pairs, the `quantize` section, and the machine it times on."""
+    settings = {
+        "quantize": recipe.quantize.model_dump(),
+        "validation_pairs": recipe.data.validation_pairs,
+        "max_tokens": recipe.student.max_tokens,
+        "threads": threads,
+        "name": recipe.name,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        from codemill.compress.models.bert import load_student
+
+        student, architecture = load_student(inputs["student"] / STUDENT)
+        report(0.0, "exporting")
+        quantized = recipe.quantize.method == "dynamic-int8"
+        export_bundle(
+            student,
+            folder / CANDIDATES,
+            heads=architecture.heads,
+            tokenizer_json=read_chosen(inputs["search"]).tokenizer_json,
+            max_tokens=recipe.student.max_tokens,
+            precisions=("fp32", "int8") if quantized else ("fp32",),
+            name=recipe.name,
+            architecture=architecture.to_json(),
+        )
+        found = {"accepted": FP32, "gates": None}
+        if quantized:
+            found = _gates(recipe, folder / CANDIDATES, inputs["corpus"], threads, report)
+        (folder / _FACTS).write_text(json.dumps(found, indent=1))
+
+    libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
+    return Stage(
+        "export", VERSION, ("student", "search", "corpus"), settings, libraries, work, machine
+    )
+
+
+def _gates(
+    recipe: Recipe, candidates: Path, corpus: Path, threads: int, report: Report
+) -> dict[str, Any]:
+    """Measure int8 against fp32 on the validation pairs, each in processes of its own."""
+    from dataclasses import replace
+
+    from codemill.targets.benchmark import Progress, benchmark
+    from codemill.targets.engine import bundle_engine
+    from codemill.targets.evaluation import Evaluation
+    from codemill.targets.profile import Shape
+
+    pairs = read_split(corpus, "validation", recipe.data.validation_pairs)
+    evaluation = Evaluation(
+        "validation", tuple(pair.query for pair in pairs), tuple(pair.code for pair in pairs)
+    )
+    fp32 = replace(bundle_engine(candidates, FP32, threads, name=FP32), role="reference")
+    int8 = bundle_engine(candidates, INT8, threads, name=INT8)
+
+    def say(progress: Progress) -> None:
+        report(0.1 + 0.9 * progress.fraction, progress.message)
+
+    shape = Shape(_TOKENS, 1)
+    result = benchmark([fp32, int8], evaluation, [shape], _ROUNDS, say)
+    speed = result.ratio(INT8, FP32, "latency", shape)
+    quality = result.ratio(INT8, FP32, "mrr")
+    assert speed is not None
+    assert quality is not None
+    lost = 1 - quality.value
+    gates: dict[str, dict[str, Any]] = {
+        "speed": {
+            "passed": not speed.below_parity,
+            "times_faster": speed.value,
+            "low": speed.low,
+            "high": speed.high,
+            "tokens": _TOKENS,
+            "pairs": speed.pairs,
+        },
+        "quality": {
+            "passed": lost <= recipe.quantize.max_loss,
+            "lost": lost,
+            "allowed": recipe.quantize.max_loss,
+        },
+    }
+    passed = all(gate["passed"] for gate in gates.values())
+    return {"accepted": INT8 if passed else FP32, "gates": gates}
+
+
+def accepted(folder: Path) -> dict[str, Any]:
+    """What export.json says."""
+    value: dict[str, Any] = json.loads((folder / _FACTS).read_text())
+    return value

@@ -1,0 +1,105 @@
+"""Stage `teacher`: fine-tune the teacher's upper layers on the pairs; the better of both teaches.
+
+Writes teacher.json and, where the fine-tuned one is better on validation, its weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from codemill.compress.models.load import TeacherModel, fingerprint, load_teacher, resolve_model
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Losses, Recipe
+from codemill.compress.stages.corpus import read_split
+
+__all__ = ["VERSION", "facts", "stage", "teaching_model"]
+
+VERSION = 1
+_FACTS = "teacher.json"
+_WEIGHTS = "finetuned.safetensors"
+
+
+def stage(recipe: Recipe, threads: int) -> Stage:
+    """Depends on the teacher's files, the pairs and the `teacher.finetune` section."""
+    source = resolve_model(recipe.teacher.model)
+    settings = {
+        "model": fingerprint(source),
+        "finetune": recipe.teacher.finetune.model_dump(),
+        "max_tokens": recipe.data.max_tokens,
+        "validation_pairs": recipe.data.validation_pairs,
+        "seed": recipe.seed,
+        "threads": threads,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        _finetune(recipe, load_teacher(source), inputs["corpus"], folder, report)
+
+    return Stage("teacher", VERSION, ("corpus",), settings, ("torch", "transformers"), work)
+
+
+def _finetune(
+    recipe: Recipe, teacher: TeacherModel, corpus: Path, folder: Path, report: Report
+) -> None:
+    from safetensors.torch import save_file
+
+    from codemill.compress.distill.loop import Schedule, Targets, train
+    from codemill.compress.freeze.freeze import freeze_bottom
+    from codemill.compress.tasks.retrieval import tokenize_pairs, validator
+
+    settings, max_tokens = recipe.teacher.finetune, recipe.data.max_tokens
+    held_out = read_split(corpus, "validation", recipe.data.validation_pairs)
+    validate = validator(
+        teacher.model, tokenize_pairs(held_out, teacher.tokenizer_json, recipe.teacher.max_tokens)
+    )
+    report(0.0, "validating the original teacher")
+    found: dict[str, Any] = {
+        "original_mrr": validate(),
+        "finetuned_mrr": None,
+        "teaches": "original",
+    }
+    if settings.pairs:
+        pairs = read_split(corpus, "train", settings.pairs)
+        trainable, total = freeze_bottom(teacher.model, settings.freeze_layers)
+        tokens = tokenize_pairs(pairs, teacher.tokenizer_json, max_tokens)
+        schedule = Schedule(
+            epochs=1.0,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            warmup=0.1,
+            temperature=settings.temperature,
+            losses=Losses(cosine=0.0, similarity=0.0, contrastive=1.0),
+            validations=1,
+            patience=1,
+        )
+        targets = Targets(tokens.queries, tokens.codes)
+        points = train(teacher.model, targets, schedule, recipe.seed, validate, folder, report)
+        found |= {
+            "finetuned_mrr": points[-1].metric,
+            "trainable_parameters": trainable,
+            "parameters": total,
+            "points": [asdict(point) for point in points],
+        }
+        if points[-1].metric > found["original_mrr"]:
+            found["teaches"] = "finetuned"
+            # written before the facts that name it
+            save_file(teacher.model.state_dict(), folder / _WEIGHTS)
+    (folder / _FACTS).write_text(json.dumps(found, indent=1))
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What teacher.json says."""
+    value: dict[str, Any] = json.loads((folder / _FACTS).read_text())
+    return value
+
+
+def teaching_model(recipe: Recipe, folder: Path) -> TeacherModel:
+    """The teacher that teaches: the original, with the fine-tuned weights where those were better."""
+    from safetensors.torch import load_file
+
+    teacher = load_teacher(resolve_model(recipe.teacher.model))
+    if facts(folder)["teaches"] == "finetuned":
+        teacher.model.load_state_dict(load_file(folder / _WEIGHTS))
+    return teacher

@@ -1,0 +1,198 @@
+"""Stage `rehearsal`: the whole way once with an untrained student, before anything expensive.
+
+Cuts, exports, fuses and quantizes a student of the chosen architecture, loads it in the runtime, and times
+a few steps of labelling and training: what would fail after an hour fails here, and the run's size, latency
+and duration are known beforehand. Writes predicted.json.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from codemill import load
+from codemill.compress.data.pairs import Pair
+from codemill.compress.models.export import export_bundle
+from codemill.compress.models.load import TeacherModel, load_teacher, resolve_model
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Losses, Recipe
+from codemill.compress.stages.corpus import read_split
+from codemill.compress.stages.search import Chosen, read_chosen
+from codemill.compress.stages.student import cut
+from codemill.errors import RefusedError
+from codemill.runtime import size_bytes
+
+__all__ = ["VERSION", "Prediction", "read_prediction", "stage"]
+
+VERSION = 1
+_FACTS = "predicted.json"
+_FIXED_SECONDS = 45.0
+"""Export, gates and bundle, beside what is timed."""
+_SECONDS_PER_ROUND = 20.0
+"""One round of the closing benchmark: three engines, of which two import torch."""
+_MANIFEST_ALLOWANCE = 2_000
+"""Bytes that the provenance of a trained bundle adds to the rehearsed one's manifest."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the run will give and take on this machine; seconds by stage, for the stages that take long."""
+
+    size_bytes: int
+    latency_ms: float
+    seconds: dict[str, float]
+
+    @property
+    def total_seconds(self) -> float:
+        """All stages that come after this one."""
+        return sum(self.seconds.values())
+
+
+def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
+    """Depends on the architecture, the recipe's amounts, and the machine."""
+    settings = {
+        "finetune": recipe.teacher.finetune.model_dump(),
+        "label_precision": recipe.teacher.label_precision,
+        "train_pairs": recipe.data.train_pairs,
+        "validation_pairs": recipe.data.validation_pairs,
+        "max_tokens": [recipe.data.max_tokens, recipe.student.max_tokens],
+        "distill": recipe.distill.model_dump(),
+        "quantize": recipe.quantize.method,
+        "rounds": recipe.bench.rounds,
+        "threads": threads,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        prediction = _rehearse(recipe, threads, inputs, folder, report)
+        _check(recipe, prediction)
+        (folder / _FACTS).write_text(json.dumps(asdict(prediction), indent=1))
+
+    libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
+    return Stage("rehearsal", VERSION, ("corpus", "search"), settings, libraries, work, machine)
+
+
+def _rehearse(
+    recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report
+) -> Prediction:
+    chosen = read_chosen(inputs["search"])
+    teacher = load_teacher(resolve_model(recipe.teacher.model))
+    pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
+    precision = "int8" if recipe.quantize.method == "dynamic-int8" else "fp32"
+    report(0.1, "exporting an untrained student")
+    student = cut(teacher, chosen)
+    export_bundle(
+        student,
+        folder / "student",
+        heads=chosen.architecture.heads,
+        tokenizer_json=chosen.tokenizer_json,
+        max_tokens=recipe.student.max_tokens,
+        precisions=(precision,),
+        name=recipe.name,
+    )
+    report(0.4, "timing it")
+    latency_ms = _latency_ms(folder / "student", threads, pairs)
+    report(0.5, "timing the teacher")
+    export_bundle(
+        teacher.model,
+        folder / "teacher",
+        heads=teacher.model.config.num_attention_heads,
+        tokenizer_json=teacher.tokenizer_json,
+        max_tokens=recipe.data.max_tokens,
+        precisions=(recipe.teacher.label_precision,),
+        name=recipe.name,
+    )
+    seconds = {
+        "labels": _label_seconds(folder / "teacher", threads, pairs),
+        "teacher": _finetune_seconds(recipe, teacher, pairs),
+    }
+    report(0.8, "timing a few training steps")
+    seconds["student"] = _distill_seconds(recipe, teacher, chosen, pairs)
+    seconds["export, bundle, benchmark"] = _FIXED_SECONDS + recipe.bench.rounds * _SECONDS_PER_ROUND
+    size = size_bytes(folder / "student", f"cpu-{precision}") + _MANIFEST_ALLOWANCE
+    return Prediction(
+        size, round(latency_ms, 3), {name: round(value, 1) for name, value in seconds.items()}
+    )
+
+
+def _latency_ms(bundle: Path, threads: int, pairs: list[Pair]) -> float:
+    """Median milliseconds of a function of about 128 tokens, alone in a batch."""
+    with load(bundle, threads=threads) as model:
+        near = sorted(pairs[:500], key=lambda pair: abs(model.count_tokens([pair.code])[0] - 128))[
+            :20
+        ]
+        timings = []
+        for _ in range(2):  # the first pass warms up
+            timings = [_timed(lambda code=pair.code: model.encode([code])) for pair in near]
+    return statistics.median(timings) * 1e3
+
+
+def _timed(call: object) -> float:
+    start = time.perf_counter()
+    call()  # type: ignore[operator]
+    return time.perf_counter() - start
+
+
+def _label_seconds(bundle: Path, threads: int, pairs: list[Pair]) -> float:
+    sample = pairs[:96]
+    with load(bundle, threads=threads) as teacher:
+        teacher.encode([sample[0].code])
+        texts = [text for pair in sample for text in (pair.query, pair.code)]
+        return _timed(lambda: teacher.encode(texts)) * len(pairs) / len(sample)
+
+
+def _finetune_seconds(recipe: Recipe, teacher: TeacherModel, pairs: list[Pair]) -> float:
+    from codemill.compress.distill.loop import seconds_per_pair
+    from codemill.compress.freeze.freeze import freeze_bottom
+    from codemill.compress.tasks.retrieval import tokenize_pairs
+
+    settings = recipe.teacher.finetune
+    if not settings.pairs:
+        return 0.0
+    freeze_bottom(teacher.model, settings.freeze_layers)
+    tokens = tokenize_pairs(pairs[:64], teacher.tokenizer_json, recipe.data.max_tokens)
+    contrastive_only = Losses(cosine=0.0, similarity=0.0, contrastive=1.0)
+    training, forward = seconds_per_pair(
+        teacher.model, tokens.queries, tokens.codes, contrastive_only
+    )
+    return training * min(settings.pairs, len(pairs)) + 2 * forward * recipe.data.validation_pairs
+
+
+def _distill_seconds(
+    recipe: Recipe, teacher: TeacherModel, chosen: Chosen, pairs: list[Pair]
+) -> float:
+    from codemill.compress.distill.loop import seconds_per_pair
+    from codemill.compress.tasks.retrieval import tokenize_pairs
+
+    settings = recipe.distill
+    tokens = tokenize_pairs(pairs[:256], chosen.tokenizer_json, recipe.data.max_tokens)
+    training, forward = seconds_per_pair(
+        cut(teacher, chosen), tokens.queries, tokens.codes, settings.losses
+    )
+    return (
+        training * len(pairs) * settings.epochs
+        + forward * recipe.data.validation_pairs * settings.validations
+    )
+
+
+def _check(recipe: Recipe, prediction: Prediction) -> None:
+    """Refuse now what would be refused after training. Latency is left to the closing benchmark: one
+    rehearsal on a busy machine proves nothing, unless it is far off."""
+    limits = recipe.budget
+    if limits.size_bytes is not None and prediction.size_bytes > limits.size_bytes:
+        raise RefusedError(
+            f"a student of the searched architecture takes {prediction.size_bytes:,} bytes, over the budget of "
+            f"{limits.size_bytes:,}; raise budget.size_bytes or narrow the search"
+        )
+    if limits.latency_ms is not None and prediction.latency_ms > 2 * limits.latency_ms:
+        raise RefusedError(
+            f"a student of the searched architecture takes {prediction.latency_ms:.1f} ms a function here, far over "
+            f"the budget of {limits.latency_ms} ms; lower budget.gflops"
+        )
+
+
+def read_prediction(folder: Path) -> Prediction:
+    """What predicted.json says."""
+    return Prediction(**json.loads((folder / _FACTS).read_text()))

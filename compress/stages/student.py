@@ -1,0 +1,74 @@
+"""Stage `student`: cut the student out of the teacher and distil it. Writes student/ and history.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codemill.compress.models.load import TeacherModel
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages.corpus import read_split
+from codemill.compress.stages.finetune import teaching_model
+from codemill.compress.stages.labels import read_labels
+from codemill.compress.stages.search import Chosen, read_chosen
+
+if TYPE_CHECKING:
+    from transformers import BertModel
+
+__all__ = ["HISTORY", "STUDENT", "VERSION", "cut", "stage"]
+
+VERSION = 1
+STUDENT = "student"
+HISTORY = "history.json"
+
+
+def stage(recipe: Recipe, threads: int) -> Stage:
+    """Depends on the data, the labels, the architecture, the teacher's weights and the `distill` section."""
+    settings = {
+        "distill": recipe.distill.model_dump(),
+        "train_pairs": recipe.data.train_pairs,
+        "validation_pairs": recipe.data.validation_pairs,
+        "max_tokens": recipe.data.max_tokens,
+        "seed": recipe.seed,
+        "threads": threads,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        _distill(recipe, inputs, folder, report)
+
+    inputs = ("corpus", "search", "teacher", "labels")
+    return Stage(
+        "student", VERSION, inputs, settings, ("torch", "transformers", "tokenizers"), work
+    )
+
+
+def cut(teacher: TeacherModel, chosen: Chosen) -> BertModel:
+    """The untrained student."""
+    from codemill.compress.models.bert import cut_student
+
+    return cut_student(teacher.model, chosen.architecture, chosen.kept, chosen.counts)
+
+
+def _distill(recipe: Recipe, inputs: Folders, folder: Path, report: Report) -> None:
+    from codemill.compress.distill.loop import Schedule, Targets, train
+    from codemill.compress.models.bert import save_student
+    from codemill.compress.tasks.retrieval import tokenize_pairs, validator
+
+    chosen = read_chosen(inputs["search"])
+    student = cut(teaching_model(recipe, inputs["teacher"]), chosen)
+    pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
+    tokens = tokenize_pairs(pairs, chosen.tokenizer_json, recipe.data.max_tokens)
+    labels = {side: read_labels(inputs["labels"], side) for side in ("queries", "codes")}
+    targets = Targets(tokens.queries, tokens.codes, labels["queries"], labels["codes"])
+    held_out = read_split(inputs["corpus"], "validation", recipe.data.validation_pairs)
+    validate = validator(
+        student, tokenize_pairs(held_out, chosen.tokenizer_json, recipe.student.max_tokens)
+    )
+    points = train(
+        student, targets, Schedule.of(recipe.distill), recipe.seed, validate, folder, report
+    )
+    save_student(student, chosen.architecture, folder / STUDENT)
+    (folder / HISTORY).write_text(json.dumps([asdict(point) for point in points]))

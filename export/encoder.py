@@ -1,0 +1,109 @@
+"""A BERT-like encoder in torch -> one plain ONNX graph that pools and normalises its own output.
+
+The graph itself comes out of optimum's exporter; added here is only what turns hidden states into an
+embedding, so that any ONNX Runtime, in any language, gets the embedding and not a tensor to pool.
+Plain means standard operators only: every variant is derived from this file.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from codemill.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["INPUTS", "OPSET", "OUTPUT", "export_encoder"]
+
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "embedding"
+OPSET = 17
+_HIDDEN = "last_hidden_state"
+
+
+def export_encoder(model: PreTrainedModel, path: Path) -> None:
+    """Write `model` to `path` as ONNX.
+
+    Inputs input_ids, attention_mask int64 [batch, tokens]; output embedding float32 [batch, hidden].
+    The embedding is the mean of the last hidden states over real tokens, L2-normalised (as
+    sentence-transformers does). Raises ModelError for a family optimum's exporters do not know.
+    """
+    from optimum.exporters.onnx import export
+    from optimum.exporters.tasks import TasksManager
+
+    family = model.config.model_type
+    try:
+        make_config = TasksManager.get_exporter_config_constructor(
+            exporter="onnx",
+            model_type=family,
+            task="feature-extraction",
+            library_name="transformers",
+        )
+    except KeyError as error:
+        raise ModelError(
+            f"models of type {family!r} cannot be exported to ONNX: {error}"
+        ) from error
+    onnx_config = _without_token_types(make_config(model.config))
+    # the exporters log and print tracer warnings that mean nothing to a user
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        export(
+            model,
+            onnx_config,
+            path,
+            opset=OPSET,
+            disable_dynamic_axes_fix=True,
+            do_constant_folding=True,
+        )
+    graph = onnx.load(str(path))
+    _append_mean_pooling(graph.graph, model.config.hidden_size)
+    onnx.checker.check_model(graph)
+    onnx.save(graph, str(path))
+
+
+def _without_token_types(config: Any) -> Any:
+    """The same export configuration without token_type_ids: single texts are all of type 0."""
+    kind = type(config)
+    inputs = {name: axes for name, axes in config.inputs.items() if name in INPUTS}
+    narrowed = type(kind.__name__, (kind,), {"inputs": property(lambda _: inputs)})
+    config.__class__ = narrowed
+    return config
+
+
+def _append_mean_pooling(graph: onnx.GraphProto, hidden_size: int) -> None:
+    """hidden [batch, tokens, hidden], mask [batch, tokens] -> embedding [batch, hidden]."""
+    graph.initializer.append(helper.make_tensor("pool/last_axis", TensorProto.INT64, [1], [-1]))
+    graph.initializer.append(helper.make_tensor("pool/token_axis", TensorProto.INT64, [1], [1]))
+    graph.initializer.append(helper.make_tensor("pool/tiny", TensorProto.FLOAT, [], [1e-9]))
+    graph.node.extend(
+        [
+            helper.make_node("Cast", ["attention_mask"], ["pool/mask2"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["pool/mask2", "pool/last_axis"], ["pool/mask"]),
+            helper.make_node("Mul", [_HIDDEN, "pool/mask"], ["pool/real"]),
+            helper.make_node(
+                "ReduceSum", ["pool/real", "pool/token_axis"], ["pool/sum"], keepdims=0
+            ),
+            helper.make_node(
+                "ReduceSum", ["pool/mask", "pool/token_axis"], ["pool/count0"], keepdims=0
+            ),
+            helper.make_node("Max", ["pool/count0", "pool/tiny"], ["pool/count"]),
+            helper.make_node("Div", ["pool/sum", "pool/count"], ["pool/mean"]),
+            helper.make_node("ReduceL2", ["pool/mean"], ["pool/norm0"], axes=[-1], keepdims=1),
+            helper.make_node("Max", ["pool/norm0", "pool/tiny"], ["pool/norm"]),
+            helper.make_node("Div", ["pool/mean", "pool/norm"], [OUTPUT]),
+        ]
+    )
+    del graph.output[:]
+    graph.output.append(
+        helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", hidden_size])
+    )

@@ -1,0 +1,1 @@
+"""Quantization of ONNX graphs, one module a method. What needs torch is `codemill.compress.quantize`."""

@@ -1,0 +1,96 @@
+"""What ships: the bundle format, this machine, and inference. numpy, onnxruntime, tokenizers only.
+
+Importing this package imports none of the three: names are fetched from their modules when first
+used, so that a command that only prints its help does not pay for an inference engine.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    from codemill.runtime.archive import pack, unpack
+    from codemill.runtime.bundle import (
+        FileRecord,
+        Manifest,
+        Variant,
+        digest,
+        read_manifest,
+        size_bytes,
+        verify_bundle,
+        write_bundle,
+    )
+    from codemill.runtime.encoder import Encoder
+    from codemill.runtime.find import Hit, Index
+    from codemill.runtime.functions import Function, functions_of
+    from codemill.runtime.machine import Machine, this_machine
+
+__all__ = [
+    "Encoder",
+    "FileRecord",
+    "Function",
+    "Hit",
+    "Index",
+    "Machine",
+    "Manifest",
+    "Variant",
+    "digest",
+    "functions_of",
+    "load",
+    "pack",
+    "read_manifest",
+    "size_bytes",
+    "this_machine",
+    "unpack",
+    "verify_bundle",
+    "write_bundle",
+]
+
+_HOMES = {
+    "archive": ("pack", "unpack"),
+    "bundle": (
+        "FileRecord",
+        "Manifest",
+        "Variant",
+        "digest",
+        "read_manifest",
+        "size_bytes",
+        "verify_bundle",
+        "write_bundle",
+    ),
+    "encoder": ("Encoder",),
+    "find": ("Hit", "Index"),
+    "functions": ("Function", "functions_of"),
+    "machine": ("Machine", "this_machine"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def load(
+    path: str | os.PathLike[str], variant: str | None = None, threads: int | None = None
+) -> Encoder:
+    """Load a bundle, a folder or a `.mill` file, ready to run on this machine.
+
+    Every file is checked against the manifest first. `variant` names one of the bundle's variants;
+    None takes the best one this machine has an execution provider for (accelerators before the
+    CPU, and int8 before wider types on the CPU). `threads` is the number of threads of one call,
+    at most; None means the physical cores this process may use.
+
+    Raises BundleError (missing, malformed, of a newer schema, no such variant), IntegrityError
+    (files that are not those of the manifest) or ProviderError (the variant's execution provider
+    is not here: another one is never taken in its place).
+    """
+    from codemill.runtime.encoder import open_encoder
+
+    return open_encoder(path, variant=variant, threads=threads)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,68 @@
+"""Where the runtime keeps what it can make again: unpacked bundles and search indexes.
+
+Everything in it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from codemill.errors import MachineError
+
+__all__ = ["cache_folder"]
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder for `kind` ("bundles", "indexes"), made where it is missing.
+
+    $CODEMILL_CACHE, else $XDG_CACHE_HOME/codemill, else ~/.cache/codemill; where there is no home
+    a folder of this user among the temporary files. Raises MachineError where it cannot be made.
+    """
+    root = _root()
+    folder = root / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(
+            f"cannot make the cache folder {folder}: {error.strerror or error}. "
+            "Set CODEMILL_CACHE to a folder that can be written"
+        ) from error
+    return folder
+
+
+def _root() -> Path:
+    if configured := os.environ.get("CODEMILL_CACHE"):
+        return Path(configured).absolute()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    # the XDG specification: a relative path is to be ignored
+    if xdg and Path(xdg).is_absolute():
+        return Path(xdg) / "codemill"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path()
+    if home.is_absolute() and home.is_dir():
+        return home / ".cache" / "codemill"
+    return _temporary_root()
+
+
+def _temporary_root() -> Path:
+    """A private folder among the temporary files, the same one each time where that is safe."""
+    if not hasattr(os, "getuid"):
+        return Path(tempfile.gettempdir()) / "codemill"
+    folder = Path(tempfile.gettempdir()) / f"codemill-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise MachineError(
+            f"cannot make the cache folder {folder}: {error.strerror or error}. "
+            "Set CODEMILL_CACHE to a folder that can be written"
+        ) from error
+    # anybody can make a folder of that name: one that another user may write to is not ours
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="codemill-"))

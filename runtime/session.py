@@ -1,0 +1,179 @@
+"""One ONNX Runtime session: opened on the execution provider that was asked for, or not at all.
+
+The only module that touches ONNX Runtime's inference API, and where its exceptions are
+translated. What to feed a session, and what its output means, is the callers' (`encoder.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from codemill.errors import BundleError, ProviderError
+from codemill.runtime.bundle import Manifest
+from codemill.runtime.machine import physical_cores
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Backend", "OnnxSession", "available_providers", "choose_variant"]
+
+# the most specific first: TensorRT and CUDA serve the same card, and the former is why it is there
+_ACCELERATORS = (
+    "NvTensorRTRTXExecutionProvider",
+    "TensorrtExecutionProvider",
+    "CUDAExecutionProvider",
+    "MIGraphXExecutionProvider",
+    "ROCMExecutionProvider",
+    "QNNExecutionProvider",
+    "CoreMLExecutionProvider",
+    "DmlExecutionProvider",
+    "OpenVINOExecutionProvider",
+    "WebGpuExecutionProvider",
+)
+_CPU = "CPUExecutionProvider"
+_PRECISIONS = {_CPU: ("int8", "int4", "fp32", "bf16", "fp16")}
+_ACCELERATOR_PRECISIONS = ("fp16", "bf16", "int8", "int4", "fp32")
+
+_LOG_ERRORS_ONLY = 3
+
+
+class Backend(Protocol):
+    """What runs a graph: all that the encoder knows of an inference engine."""
+
+    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """The graph's one output for these inputs; may be called from several threads."""
+
+    def close(self) -> None:
+        """Let go of the graph and its memory; calling it twice is fine."""
+
+
+class OnnxSession:
+    """A graph loaded by ONNX Runtime.
+
+    `threads` (None: the physical cores) is how many threads one `run` uses. They sleep between
+    runs: ONNX Runtime's default is to spin, which keeps an idle desktop app at full load.
+    Graph optimisation is on in full; for a graph that was fused beforehand it costs nothing.
+
+    Raises ProviderError where `provider` is not here, and BundleError where the file is no graph
+    that this ONNX Runtime can run.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        provider: str = _CPU,
+        threads: int | None = None,
+        output: str | None = None,
+    ) -> None:
+        if threads is not None and (
+            isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+        ):
+            raise ValueError(f"threads should be a whole number from 1 or None, found {threads!r}")
+        _require(provider)
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads = threads or physical_cores()
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        if provider == _CPU:
+            # the arena and the planned buffers keep the memory of the largest batch ever seen
+            options.enable_cpu_mem_arena = False
+            options.enable_mem_pattern = False
+        self.path = os.fspath(path)
+        try:
+            session = ort.InferenceSession(
+                self.path, options, providers=[provider], enable_fallback=0
+            )
+        # ONNX Runtime's exceptions share no base below Exception
+        except Exception as error:
+            raise BundleError(
+                f"ONNX Runtime {ort.__version__} cannot load {self.path}: {error}"
+            ) from error
+        # a provider whose libraries do not load is dropped with a warning only
+        if provider not in session.get_providers():
+            raise ProviderError(
+                f"{provider} was asked for and could not start; this session would run on "
+                f"{', '.join(session.get_providers())}. Check its driver and libraries, or "
+                "choose another variant"
+            )
+        outputs = {item.name: item for item in session.get_outputs()}
+        if output is None:
+            output = next(iter(outputs))
+        if output not in outputs:
+            raise BundleError(f"{self.path} has no output {output!r}; it has: {', '.join(outputs)}")
+        self.provider = provider
+        self.inputs = {item.name: str(item.type) for item in session.get_inputs()}
+        self.output = output
+        self.output_shape: tuple[int | str | None, ...] = tuple(outputs[output].shape)
+        self._session: Any = session
+
+    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """The output for `inputs`; BundleError where the graph fails."""
+        session = self._session
+        if session is None:
+            raise RuntimeError(f"the session of {self.path} is closed")
+        try:
+            result: NDArray[np.float32] = session.run([self.output], dict(inputs))[0]
+        except Exception as error:
+            raise BundleError(f"{self.path} failed while running: {error}") from error
+        return result
+
+    def close(self) -> None:
+        """Free the graph; a run under way in another thread ends first."""
+        self._session = None
+
+
+def available_providers() -> tuple[str, ...]:
+    """The execution providers of the installed ONNX Runtime."""
+    import onnxruntime
+
+    return tuple(onnxruntime.get_available_providers())
+
+
+def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
+    """The name of the best variant that one of `providers` runs.
+
+    Accelerators come before the CPU; on the CPU int8 comes first, on an accelerator fp16.
+    Raises ProviderError, with what each variant wants and what is here, where none can run.
+    """
+    here = {name: item for name, item in manifest.variants.items() if item.provider in providers}
+    if not here:
+        wants = ", ".join(f"{name} ({item.provider})" for name, item in manifest.variants.items())
+        raise ProviderError(
+            f"no variant of bundle {manifest.name!r} runs here. It has: {wants}. "
+            f"ONNX Runtime here has: {', '.join(providers)}"
+        )
+
+    def rank(name: str) -> tuple[int, int, str]:
+        variant = here[name]
+        precisions = _PRECISIONS.get(variant.provider, _ACCELERATOR_PRECISIONS)
+        return (
+            _place(variant.provider, (*_ACCELERATORS, _CPU)),
+            _place(variant.precision, precisions),
+            name,
+        )
+
+    return min(here, key=rank)
+
+
+def _place(item: str, order: tuple[str, ...]) -> int:
+    return order.index(item) if item in order else len(order)
+
+
+def _require(provider: str) -> None:
+    here = available_providers()
+    if provider not in here:
+        raise ProviderError(
+            f"{provider} was asked for and is not here. This ONNX Runtime has: {', '.join(here)}. "
+            "Choose a variant made for one of these, or install the onnxruntime package that "
+            "has it; another provider is never taken in its place"
+        )

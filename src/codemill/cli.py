@@ -1,0 +1,76 @@
+"""The entry point of `compress` (also installed as `codemill`): runs the command, ends the process.
+
+What a command does is in `codemill.compress.commands`. Here every way it can end becomes an exit
+code and, where it failed, one message on stderr:
+
+    0 done; 1 input or environment, with what to do; 2 wrong usage; 3 refused, a bound not met;
+    70 a bug of codemill; 130 interrupted
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from codemill.compress.commands import Options, compress
+from codemill.errors import CodemillError
+
+__all__ = ["main"]
+
+BUG = 70
+INTERRUPTED = 130
+
+# an untranslated OSError of these kinds is the machine's state, not a mistake in the program
+_ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (None: the process's own) and return its exit code."""
+    options = Options()
+    try:
+        return _run(arguments, options)
+    except Exception as error:
+        code, message = _ending(error)
+        if options.debug:
+            traceback.print_exc(file=sys.stderr)
+        click.echo(message, err=True)
+        return code
+
+
+def _run(arguments: Sequence[str] | None, options: Options) -> int:
+    """The exit code where click says it; whatever else a command raises passes through."""
+    try:
+        code = compress.main(
+            None if arguments is None else list(arguments), standalone_mode=False, obj=options
+        )
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    # click makes Abort of a Ctrl-C that reaches it
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again to continue", err=True)
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _ending(error: Exception) -> tuple[int, str]:
+    """Exit code and message of an exception."""
+    if isinstance(error, CodemillError):
+        return error.exit_code, f"error: {error}"
+    if isinstance(error, MemoryError):
+        return 1, "error: out of memory; close other programs, or ask for smaller batches"
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        return 1, f"error: {error}"
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return BUG, (
+        f"error: this is a bug of codemill: {line}\n"
+        "Run `compress --debug ...` with the same arguments and report what it prints"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,354 @@
+"""Measure engines against each other on this machine: cold start, latency, memory, quality.
+
+Every engine runs in a process of its own and no two are alive at once: two engines in one process,
+or one that spins beside another, spoil each other's figures several times over. Processes
+alternate round by round, the order turned round every other time, and ratios are formed between
+measurements of the same round, so that what slows the machine for a while slows both. The first
+pass, round zero, is not timed: it measures quality, chooses the texts and warms the file cache.
+
+Leaves to others: what an engine is (worker.py), the statistics (metrics.py), how it looks.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codemill.errors import InputError, MachineError
+from codemill.targets.energy import WATTS_PER_CORE
+from codemill.targets.engine import Engine, EngineProcess, Role
+from codemill.targets.environment import this_environment
+from codemill.targets.evaluation import CountTokens, Evaluation, texts_of_length
+from codemill.targets.figures import (
+    BenchmarkResult,
+    ColdStart,
+    Comparison,
+    Energy,
+    EngineResult,
+    Latency,
+    Memory,
+    Quality,
+    Size,
+)
+from codemill.targets.metrics import Ratio, paired_ratio, percentile, ranks, ratio_of_means
+from codemill.targets.profile import DEFAULT_SHAPES, Shape
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["BenchmarkResult", "Progress", "benchmark"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a benchmark is: a share from 0 to 1 that never falls, seconds left, its step."""
+
+    fraction: float
+    left_s: float | None
+    message: str
+
+
+@dataclass
+class _Measured:
+    """One engine's raw measurements; each list has an entry a round."""
+
+    engine: Engine
+    info: dict[str, Any] = field(default_factory=dict)
+    cold_start_ms: list[float] = field(default_factory=list)
+    load_ms: list[float] = field(default_factory=list)
+    first_encode_ms: list[float] = field(default_factory=list)
+    cold_peak: list[float] = field(default_factory=list)
+    peak: list[float] = field(default_factory=list)
+    calls: dict[Shape, list[dict[str, Any]]] = field(default_factory=dict)
+    tokens: dict[int, float | None] = field(default_factory=dict)
+    ranks: npt.NDArray[np.int64] | None = None
+    functions_per_s: float | None = None
+
+    def round_p50(self, shape: Shape) -> list[float]:
+        """Median milliseconds of a call, a round."""
+        return [percentile(call["ms"], 50) for call in self.calls[shape]]
+
+
+def benchmark(
+    engines: Sequence[Engine],
+    evaluation: Evaluation,
+    shapes: Sequence[Shape] = DEFAULT_SHAPES,
+    rounds: int = 3,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    repeats: int = 20,
+    warmup: int = 2,
+    max_s: float = 5.0,
+    count_tokens: CountTokens | None = None,
+) -> BenchmarkResult:
+    """Measure `engines` in `rounds` rounds, on texts made of the evaluation set's functions.
+
+    Each round starts each engine afresh (one cold start), then makes up to `repeats` calls at each
+    shape, after `warmup` untimed ones and stopping after `max_s` seconds (three calls at least).
+    Every engine gets the same texts. Their length is in tokens of `count_tokens`, or of the first
+    teacher, reference or engine, in that order. The same texts at batch 1 are gone round.
+
+    Raises InputError for settings that make no sense, and what `EngineProcess` raises when a
+    process fails; no process is left alive.
+    """
+    _check(engines, shapes, rounds, repeats)
+    environment, started = this_environment(), time.perf_counter()
+    clock = _Clock(engines, shapes, rounds, progress)
+    measured = {engine.name: _Measured(engine) for engine in engines}
+    counter = _token_counter(engines)
+    texts: dict[int, list[str]] = {}
+    for engine in (counter, *(e for e in engines if e is not counter)):
+        with clock.step(engine.name, "quality", 0), EngineProcess(engine) as process:
+            if not texts:
+                texts = _texts(process, evaluation, shapes, count_tokens)
+            _measure_quality(process, measured[engine.name], evaluation, texts)
+    order = [tuple(engines) if i % 2 == 0 else tuple(reversed(engines)) for i in range(rounds)]
+    for number, turn in enumerate(order, start=1):
+        for engine in turn:
+            now = measured[engine.name]
+            with _started(clock, engine, number, now) as process:
+                for shape in shapes:
+                    with clock.step(engine.name, _said(shape), number):
+                        request: dict[str, Any] = {"op": "time", "texts": texts[shape.tokens]}
+                        request |= {"batch": shape.batch, "repeats": repeats}
+                        request |= {"warmup": warmup, "max_s": max_s}
+                        now.calls.setdefault(shape, []).append(process.ask(request))
+                now.info = process.ask({"op": "info"})
+                now.peak.append(now.info["peak_rss_bytes"])
+    return BenchmarkResult(
+        engines=tuple(_summary(m, evaluation, shapes) for m in measured.values()),
+        comparisons=tuple(_comparisons(tuple(measured.values()), shapes)),
+        environment=environment,
+        rounds=rounds,
+        repeats=repeats,
+        token_counter="given" if count_tokens else counter.name,
+        order=tuple(tuple(engine.name for engine in turn) for turn in order),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check(engines: Sequence[Engine], shapes: Sequence[Shape], rounds: int, repeats: int) -> None:
+    names = [engine.name for engine in engines]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"a benchmark needs engines with names of their own, found {names}")
+    if not shapes or len(set(shapes)) < len(shapes):
+        raise InputError(f"a benchmark needs latency shapes, each once, found {list(shapes)}")
+    if rounds < 1 or repeats < 1:
+        raise InputError(f"rounds and repeats are 1 or more, found {rounds} and {repeats}")
+
+
+def _token_counter(engines: Sequence[Engine]) -> Engine:
+    roles: tuple[Role, ...] = ("teacher", "reference", "bundle")
+    return min(engines, key=lambda engine: roles.index(engine.role))
+
+
+def _texts(
+    process: EngineProcess,
+    evaluation: Evaluation,
+    shapes: Sequence[Shape],
+    count_tokens: CountTokens | None,
+) -> dict[int, list[str]]:
+    """For each length, as many texts as the largest batch (8 at least), the same for all."""
+
+    def count(texts: Sequence[str]) -> list[int]:
+        counts = process.ask({"op": "count", "texts": list(texts)})["tokens"]
+        if counts is None:
+            raise MachineError(
+                "the engine that texts are measured by does not count tokens: give its worker a "
+                "count_tokens, or benchmark() one"
+            )
+        return list(counts)
+
+    n = max(8, *(shape.batch for shape in shapes))
+    lengths = sorted({shape.tokens for shape in shapes})
+    counter = count_tokens or count
+    return {tokens: texts_of_length(evaluation.codes, counter, tokens, n) for tokens in lengths}
+
+
+def _measure_quality(
+    process: EngineProcess,
+    measured: _Measured,
+    evaluation: Evaluation,
+    texts: dict[int, list[str]],
+) -> None:
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(prefix="codemill-") as folder:
+        rows = []
+        for name, asked in (("queries", evaluation.queries), ("codes", evaluation.codes)):
+            out = Path(folder) / f"{name}.npy"
+            answer = process.ask({"op": "encode", "texts": list(asked), "out": str(out)})
+            rows.append(np.load(out, allow_pickle=False))
+    measured.ranks = ranks(*rows)
+    if answer.get("ms"):
+        measured.functions_per_s = len(evaluation.codes) / (answer["ms"] / 1e3)
+    for tokens, chosen in texts.items():
+        counts = process.ask({"op": "count", "texts": chosen})["tokens"]
+        measured.tokens[tokens] = sum(counts) / len(counts) if counts else None
+
+
+@contextmanager
+def _started(
+    clock: _Clock, engine: Engine, number: int, measured: _Measured
+) -> Iterator[EngineProcess]:
+    """The engine's process, its cold start noted."""
+    with clock.step(engine.name, "start", number):
+        process = EngineProcess(engine)
+    with process:
+        measured.cold_start_ms.append(process.cold_start_ms)
+        ready = process.ready
+        for key, into in (
+            ("load_ms", measured.load_ms),
+            ("first_encode_ms", measured.first_encode_ms),
+            ("peak_rss_bytes", measured.cold_peak),
+        ):
+            if ready.get(key) is not None:
+                into.append(float(ready[key]))
+        yield process
+
+
+def _summary(m: _Measured, evaluation: Evaluation, shapes: Sequence[Shape]) -> EngineResult:
+    quality = None
+    if m.ranks is not None:
+        quality = Quality(
+            evaluation=evaluation.name,
+            functions=len(m.ranks),
+            mrr=float((1.0 / m.ranks).mean()),
+            recall_at_10=float((m.ranks <= 10).mean()),
+            functions_per_s=m.functions_per_s,
+        )
+    return EngineResult(
+        name=m.engine.name,
+        role=m.engine.role,
+        provider=m.info.get("provider"),
+        precision=m.info.get("precision"),
+        threads=m.info.get("threads"),
+        size=Size(m.engine.size_bytes),
+        cold_start=ColdStart(
+            cold_start_ms_p50=percentile(m.cold_start_ms, 50),
+            cold_start_ms_max=max(m.cold_start_ms),
+            load_ms_p50=percentile(m.load_ms, 50) if m.load_ms else None,
+            first_encode_ms_p50=percentile(m.first_encode_ms, 50) if m.first_encode_ms else None,
+            starts=len(m.cold_start_ms),
+        ),
+        memory=Memory(percentile(m.cold_peak, 50), percentile(m.peak, 50)),
+        latencies=tuple(_latency(m, shape) for shape in shapes),
+        quality=quality,
+        energy=_energy(m, shapes),
+        packages=dict(m.info.get("packages") or {}),
+    )
+
+
+def _latency(m: _Measured, shape: Shape) -> Latency:
+    per_function = [ms / shape.batch for call in m.calls[shape] for ms in call["ms"]]
+    return Latency(
+        tokens=shape.tokens,
+        batch=shape.batch,
+        engine_tokens=m.tokens.get(shape.tokens),
+        latency_ms_p50=percentile(per_function, 50),
+        latency_ms_p90=percentile(per_function, 90),
+        latency_ms_p99=percentile(per_function, 99),
+        functions_per_s=1e3 * len(per_function) / sum(per_function),
+        calls=len(per_function),
+        round_latency_ms_p50=tuple(ms / shape.batch for ms in m.round_p50(shape)),
+    )
+
+
+def _energy(m: _Measured, shapes: Sequence[Shape]) -> Energy | None:
+    """At the shape nearest to 128 tokens, batch 1. None on a GPU without a counter of its own."""
+    shape = min(shapes, key=lambda s: (abs(s.tokens - 128), s.batch))
+    calls = m.calls[shape]
+    functions = shape.batch * sum(len(call["ms"]) for call in calls)
+    on_cpu = "CPU" in str(m.info.get("provider") or "CPU")
+    if on_cpu and all(call.get("energy_j") is not None for call in calls):
+        joules = sum(call["energy_j"] for call in calls) / functions
+        how = "RAPL counter of the CPU packages, idle draw and other processes included"
+        return Energy(joules, shape.tokens, shape.batch, how, "measured")
+    if on_cpu and all(call.get("cpu_ms") is not None for call in calls):
+        joules = sum(call["cpu_ms"] for call in calls) / 1e3 * WATTS_PER_CORE / functions
+        how = f"CPU seconds of the process x {WATTS_PER_CORE:g} W a busy core (an assumption)"
+        return Energy(joules, shape.tokens, shape.batch, how, "estimate")
+    return None
+
+
+def _comparisons(measured: Sequence[_Measured], shapes: Sequence[Shape]) -> Iterator[Comparison]:
+    """Every engine against every teacher and reference that is not itself."""
+    for base in measured:
+        if base.engine.role == "bundle":
+            continue
+        for m in measured:
+            if m is base:
+                continue
+            names = (m.engine.name, base.engine.name)
+            for shape in shapes:
+                ratio = paired_ratio(base.round_p50(shape), m.round_p50(shape))
+                yield Comparison(*names, "latency", shape.tokens, shape.batch, ratio)
+            starts = paired_ratio(base.cold_start_ms, m.cold_start_ms)
+            yield Comparison(*names, "cold_start", None, None, starts)
+            yield Comparison(*names, "peak_rss", None, None, paired_ratio(base.peak, m.peak))
+            if base.engine.size_bytes and m.engine.size_bytes:
+                times = base.engine.size_bytes / m.engine.size_bytes
+                exact = Ratio(times, times, times, 1)
+                yield Comparison(*names, "size", None, None, exact)
+            if base.ranks is not None and m.ranks is not None:
+                mrr = ratio_of_means(1.0 / m.ranks, 1.0 / base.ranks)
+                recall = ratio_of_means(1.0 * (m.ranks <= 10), 1.0 * (base.ranks <= 10))
+                if mrr:
+                    yield Comparison(*names, "mrr", None, None, mrr)
+                if recall:
+                    yield Comparison(*names, "recall_at_10", None, None, recall)
+
+
+def _said(shape: Shape) -> str:
+    return f"{shape.tokens} tokens, batch {shape.batch}"
+
+
+class _Clock:
+    """Turns finished steps into a share done and the time left.
+
+    A step still to come is taken to last as long as the same engine's same step did before; one
+    not seen yet, as long as the mean of those seen.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        shapes: Sequence[Shape],
+        rounds: int,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        steps = ["start", *(_said(shape) for shape in shapes)]
+        self._left = [(engine.name, "quality") for engine in engines]
+        self._left += [(e.name, step) for e in engines for step in steps] * rounds
+        self._took: dict[tuple[str, str], float] = {}
+        self._rounds, self._progress = rounds, progress
+        self._started, self._fraction = time.perf_counter(), 0.0
+
+    @contextmanager
+    def step(self, engine: str, step: str, number: int) -> Iterator[None]:
+        """Time one step of one engine and report before and after it."""
+        where = f"round {number} of {self._rounds}: " if number else ""
+        message = f"{where}{engine}, {step}"
+        self._report(message)
+        began = time.perf_counter()
+        yield
+        self._took[engine, step] = time.perf_counter() - began
+        self._left.remove((engine, step))
+        self._report(message)
+
+    def _report(self, message: str) -> None:
+        if self._progress is None:
+            return
+        left_s = None
+        if self._took:
+            mean = sum(self._took.values()) / len(self._took)
+            left_s = sum(self._took.get(step, mean) for step in self._left)
+            done_s = time.perf_counter() - self._started
+            self._fraction = max(self._fraction, done_s / (done_s + left_s))
+        self._progress(Progress(self._fraction, left_s, message))

@@ -1,0 +1,92 @@
+"""Frozen dataclasses to JSON and back, checked, with the path of what is wrong in the message.
+
+Just what report.json needs: numbers, strings, None, enums, literals, tuples, dicts and dataclasses
+of those. Not pydantic, which the `bench` extra does not install on the laptop being measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from codemill.errors import DataError
+
+__all__ = ["from_json", "to_json"]
+
+T = TypeVar("T")
+
+
+def to_json(value: object) -> Any:
+    """`value` as plain JSON data: dataclasses become objects, tuples lists, enums their values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: type[T], data: object, where: str = "") -> T:
+    """The dataclass `kind` made from JSON `data`; `where` is the path that messages start with.
+
+    Keys that `kind` does not have are passed over, so that a figure can be added within a schema
+    version. Raises DataError for a missing key or a value of the wrong type.
+    """
+    return cast(T, _value(kind, data, where or kind.__name__))
+
+
+def _value(kind: Any, data: Any, where: str) -> Any:
+    origin = get_origin(kind)
+    if kind is Any or kind is object:
+        return data
+    if origin in (Union, types.UnionType):
+        if data is None and type(None) in get_args(kind):
+            return None
+        (inner,) = (option for option in get_args(kind) if option is not type(None))
+        return _value(inner, data, where)
+    if origin is Literal:
+        return _known(data in get_args(kind), data, where, f"one of {list(get_args(kind))}")
+    if origin is tuple:
+        _known(isinstance(data, list), data, where, "a list")
+        inner = get_args(kind)[0]
+        return tuple(_value(inner, item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is dict:
+        _known(isinstance(data, dict), data, where, "an object")
+        inner = get_args(kind)[1]
+        return {key: _value(inner, item, f"{where}.{key}") for key, item in data.items()}
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(cast(type, kind), data, where)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        members = [member.value for member in kind]
+        return kind(_known(data in members, data, where, f"one of {members}"))
+    if kind is float:
+        is_number = isinstance(data, (int, float)) and not isinstance(data, bool)
+        return float(_known(is_number, data, where, "a number"))
+    right = isinstance(data, kind) and (kind is bool or not isinstance(data, bool))
+    return _known(right, data, where, f"a value of type {kind.__name__}")
+
+
+def _dataclass(kind: type, data: Any, where: str) -> Any:
+    _known(isinstance(data, dict), data, where, "an object")
+    hints = get_type_hints(kind)
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.name in data:
+            values[field.name] = _value(
+                hints[field.name], data[field.name], f"{where}.{field.name}"
+            )
+        elif field.default is dataclasses.MISSING:
+            raise DataError(f"{where}: the key {field.name!r} is missing")
+    return kind(**values)
+
+
+def _known(right: bool, data: Any, where: str, expected: str) -> Any:
+    if not right:
+        raise DataError(f"{where}: expected {expected}, found {data!r:.80}")
+    return data

@@ -1,0 +1,65 @@
+"""What a measurement was made on: the machine, the packages, how busy it was, and when."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+__all__ = ["Environment", "machine_id", "this_environment"]
+
+PACKAGES = ("codemill", "numpy", "onnxruntime", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """`machine` is `codemill.runtime.machine.Machine` as plain data; `machine_id` tells two apart.
+
+    `cpu_busy_share` is how busy all cores were, 0 to 1, in the half second before the first engine
+    was started: well above 0 says that something else was running, and that the milliseconds are
+    to be doubted. (Not the load average: it remembers the training that ended a minute ago.)
+    """
+
+    machine: dict[str, Any]
+    machine_id: str
+    packages: dict[str, str]
+    cpu_busy_share: float | None
+    measured_at: str
+
+
+def this_environment() -> Environment:
+    """This machine, now."""
+    from codemill.runtime.machine import this_machine
+    from codemill.targets.codec import to_json
+
+    packages = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return Environment(
+        machine=to_json(this_machine()),
+        machine_id=machine_id(),
+        packages=packages,
+        cpu_busy_share=_cpu_busy_share(),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _cpu_busy_share() -> float | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return float(psutil.cpu_percent(interval=0.5)) / 100
+
+
+def machine_id() -> str:
+    """Twelve hex digits that stay the same on one machine and do not give its name away."""
+    known = (platform.node(), platform.machine(), platform.system(), str(os.cpu_count()))
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]

@@ -1,0 +1,127 @@
+"""The labelled queries that quality is measured on, and the texts that latency is measured on.
+
+Both are real functions, and the same for every engine. The evaluation set travels beside a bundle
+(`evaluation.jsonl.gz`), so that another machine can measure quality too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from codemill.errors import DataError
+
+__all__ = [
+    "CountTokens",
+    "Evaluation",
+    "read_evaluation",
+    "texts_of_length",
+    "write_evaluation",
+]
+
+CountTokens = Callable[[Sequence[str]], list[int]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Query i's one right answer is code i. `name` says what set this is, for the report."""
+
+    name: str
+    queries: tuple[str, ...]
+    codes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.queries) != len(self.codes) or not self.queries:
+            raise DataError(
+                f"evaluation {self.name!r} needs as many queries as codes and at least one, "
+                f"found {len(self.queries)} and {len(self.codes)}"
+            )
+
+
+def read_evaluation(path: str | os.PathLike[str], name: str | None = None) -> Evaluation:
+    """Read lines of {"query": ..., "code": ...}, gzipped when the name ends so.
+
+    Raises DataError naming the file and the line.
+    """
+    file = Path(path)
+    try:
+        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        lines = raw.decode("utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise DataError(f"there is no evaluation file {file}") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    queries: list[str] = []
+    codes: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{file}, line {number}: not JSON: {error}") from error
+        for key, into in (("query", queries), ("code", codes)):
+            value = item.get(key) if isinstance(item, dict) else None
+            if not isinstance(value, str):
+                raise DataError(f"{file}, line {number}: expected a text under {key!r}")
+            into.append(value)
+    return Evaluation(name or file.name.split(".")[0], tuple(queries), tuple(codes))
+
+
+def write_evaluation(path: str | os.PathLike[str], evaluation: Evaluation) -> None:
+    """Write `read_evaluation`'s format, gzipped; the same set gives the same bytes."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as packed:
+        for query, code in zip(evaluation.queries, evaluation.codes, strict=True):
+            line = json.dumps({"query": query, "code": code}, ensure_ascii=False)
+            packed.write(line.encode("utf-8", errors="replace") + b"\n")
+    Path(path).write_bytes(buffer.getvalue())
+
+
+def texts_of_length(
+    functions: Sequence[str], count_tokens: CountTokens, tokens: int, n: int
+) -> list[str]:
+    """`n` texts of `tokens` tokens each, by `count_tokens`, made from real functions.
+
+    The functions of at least that length which are nearest to it, cut after the shortest prefix
+    that reaches it; where too few are that long, the longest of the others joined; where that is
+    too few texts still, some of them twice. A length that the tokenizer steps over (one more
+    character, two more tokens) is exceeded by that step. Counting may saturate (a tokenizer that
+    truncates): only "at least" is asked of it. Deterministic. Raises DataError when all the
+    functions together are too short.
+    """
+    counts = count_tokens(functions)
+    by_length = sorted(range(len(functions)), key=lambda i: (counts[i], len(functions[i]), i))
+    long_enough = [functions[i] for i in by_length if counts[i] >= tokens]
+    chosen = long_enough[:n]
+    short = [functions[i] for i in by_length if counts[i] < tokens and functions[i].strip()]
+    while len(chosen) < n and short:
+        joined = short.pop()
+        while short and count_tokens([joined])[0] < tokens:
+            joined += "\n\n" + short.pop()
+        if count_tokens([joined])[0] >= tokens:
+            chosen.append(joined)
+    if not chosen:
+        raise DataError(
+            f"{len(functions)} functions are too few or too short for a text of {tokens} tokens"
+        )
+    texts = [_cut(text, count_tokens, tokens) for text in chosen]
+    # fewer than asked for: go round them again, since a batch of like texts is still that batch
+    return [texts[i % len(texts)] for i in range(n)]
+
+
+def _cut(text: str, count_tokens: CountTokens, tokens: int) -> str:
+    """The shortest prefix of at least `tokens` tokens, by bisection (counts grow with prefixes)."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high) // 2
+        if count_tokens([text[:middle]])[0] >= tokens:
+            high = middle
+        else:
+            low = middle + 1
+    return text[:low]

@@ -1,0 +1,173 @@
+"""The figures of a benchmark, as report.json holds them: frozen, typed, units in their names.
+
+Each group says where it comes from (`source`): measured where the report was made, estimated, or,
+once another machine shows the report, imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from codemill.errors import InputError
+from codemill.targets.engine import Role
+from codemill.targets.environment import Environment
+from codemill.targets.metrics import Ratio
+from codemill.targets.profile import Shape
+
+__all__ = [
+    "BenchmarkResult",
+    "ColdStart",
+    "Comparison",
+    "Energy",
+    "EngineResult",
+    "Latency",
+    "Memory",
+    "Quality",
+    "Quantity",
+    "Size",
+    "Source",
+]
+
+Source = Literal["measured", "imported", "estimate"]
+# The first four are baseline / engine (times less), the last two engine / baseline (share kept).
+Quantity = Literal["latency", "cold_start", "peak_rss", "size", "mrr", "recall_at_10"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per function (a call's time over its batch) at one shape, over all rounds.
+
+    `tokens` are the token counter's (the teacher's), `engine_tokens` the mean that this engine
+    makes of the same texts: a pruned vocabulary makes functions longer.
+    """
+
+    tokens: int
+    batch: int
+    engine_tokens: float | None
+    latency_ms_p50: float
+    latency_ms_p90: float
+    latency_ms_p99: float
+    functions_per_s: float
+    calls: int
+    round_latency_ms_p50: tuple[float, ...]
+    source: Source = "measured"
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """From making the process to having read its first answer, file cache warm."""
+
+    cold_start_ms_p50: float
+    cold_start_ms_max: float
+    load_ms_p50: float | None
+    first_encode_ms_p50: float | None
+    starts: int
+    source: Source = "measured"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The most a process held: after its first answer, and after every shape. Medians of rounds."""
+
+    cold_peak_rss_bytes: float
+    peak_rss_bytes: float
+    source: Source = "measured"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the engine takes on disk."""
+
+    size_bytes: int
+    source: Source = "measured"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Retrieval over `functions` functions by the very engine that was timed.
+
+    `functions_per_s` is its rate over those functions at their own lengths.
+    """
+
+    evaluation: str
+    functions: int
+    mrr: float
+    recall_at_10: float
+    functions_per_s: float | None
+    source: Source = "measured"
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules per function at one shape; `how` says by what counter, or on what assumption."""
+
+    energy_j_per_function: float
+    tokens: int
+    batch: int
+    how: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """All that was measured of one engine."""
+
+    name: str
+    role: Role
+    provider: str | None
+    precision: str | None
+    threads: int | None
+    size: Size
+    cold_start: ColdStart
+    memory: Memory
+    latencies: tuple[Latency, ...]
+    quality: Quality | None
+    energy: Energy | None
+    packages: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An engine against a baseline. The ratio is above 1 when the engine is faster, smaller,
+    or better: baseline / engine for what should be small, engine / baseline for quality.
+    """
+
+    engine: str
+    baseline: str
+    quantity: Quantity
+    tokens: int | None
+    batch: int | None
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What `benchmark` found. `order` is the order of the processes, round by round."""
+
+    engines: tuple[EngineResult, ...]
+    comparisons: tuple[Comparison, ...]
+    environment: Environment
+    rounds: int
+    repeats: int
+    token_counter: str
+    order: tuple[tuple[str, ...], ...]
+    seconds: float
+
+    def engine(self, name: str) -> EngineResult:
+        """The result of the engine called `name`; InputError when there is none."""
+        for engine in self.engines:
+            if engine.name == name:
+                return engine
+        raise InputError(f"no engine {name!r} was measured: {[e.name for e in self.engines]}")
+
+    def ratio(
+        self, engine: str, baseline: str, quantity: Quantity, shape: Shape | None = None
+    ) -> Ratio | None:
+        """The ratio of `engine` against `baseline`, or None where it was not formed."""
+        where = (shape.tokens, shape.batch) if shape else (None, None)
+        wanted = (engine, baseline, quantity, *where)
+        for c in self.comparisons:
+            if (c.engine, c.baseline, c.quantity, c.tokens, c.batch) == wanted:
+                return c.ratio
+        return None

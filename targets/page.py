@@ -1,0 +1,220 @@
+"""report.html: one file that opens anywhere, from one report or from several machines' reports.
+
+No script, no request to anywhere: the style and the plots are inside. What is said about a figure
+is decided in tables.py, the layout in report.html.j2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from codemill.errors import InputError, MachineError
+from codemill.targets.environment import machine_id
+from codemill.targets.figures import EngineResult, Quantity, Source
+from codemill.targets.report import Report, imported
+from codemill.targets.tables import (
+    Cell,
+    Row,
+    amount,
+    cards,
+    cold_memory_cell,
+    engine_rows,
+    headline_shape,
+    in_bytes,
+    kept,
+    latency_cell,
+    limit_value,
+    quality_cell,
+    ratio_of,
+    size_cell,
+    start_cell,
+    times,
+    words,
+)
+
+__all__ = ["render"]
+
+
+def render(reports: Sequence[Report], out: str | os.PathLike[str]) -> Path:
+    """Write the page for `reports` to `out`: one in full, or several side by side, then in full.
+
+    Figures of a report that another machine made are marked imported. Raises InputError for no
+    report, MachineError when the `bench` extra is missing.
+    """
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MachineError(
+            "report.html needs Jinja2, which is not installed: pip install 'codemill[bench]'"
+        ) from error
+    if not reports:
+        raise InputError("a page needs at least one report")
+    here = machine_id()
+    shown = [r if r.benchmark.environment.machine_id == here else imported(r) for r in reports]
+    house = files("codemill.targets")
+    template = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).from_string(house.joinpath("report.html.j2").read_text(encoding="utf-8"))
+    page = template.render(
+        title=shown[0].title if len(shown) == 1 else f"{shown[0].title}: {len(shown)} reports",
+        style=Markup(house.joinpath("report.css").read_text(encoding="utf-8")),
+        comparison=_side_by_side(shown) if len(shown) > 1 else None,
+        sections=[_section(report, number) for number, report in enumerate(shown)],
+    )
+    path = Path(out)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _section(report: Report, number: int) -> dict[str, Any]:
+    """One report, as the template takes it."""
+    from markupsafe import Markup
+
+    from codemill.targets import plots
+
+    environment = report.benchmark.environment
+    engines = _ordered(report)
+    students = [e for e in engines if e.name == report.bundle_engine]
+    others = [e for e in engines if e.name != report.bundle_engine]
+    series = [plots.Series(e.name, i, e) for i, e in enumerate([*students, *others])]
+    shape = headline_shape(report.student)
+    drawn: list[tuple[str, str, str | None]] = [
+        (
+            "wide",
+            "Quality against size and speed (dashed: the Pareto front)",
+            plots.pareto(series, shape),
+        ),
+        ("wide", "Latency by length", plots.latency_by_tokens(series)),
+        ("half", "Quality", plots.quality_bars(series)),
+        ("half", "Where the time went", plots.stage_times(report.stages)),
+        ("half", "Training", plots.training_curve(report.training)),
+        ("half", "Architecture search", plots.search_points(report.search)),
+    ]
+    return {
+        "report": report,
+        "machine": _machine_name(report),
+        "is_imported": report.student.size.source == "imported",
+        "cards": list(cards(report, shape)),
+        "warnings": list(_warnings(report)),
+        "limits": [(x, amount(x.name, x.limit), limit_value(x)) for x in report.limits],
+        "engines": engines,
+        "rows": list(engine_rows(report, engines)),
+        "legend": [
+            (s.label, s.engine.role, s.number % 8, plots.GLYPHS[s.number % len(plots.GLYPHS)])
+            for s in series
+        ],
+        # ids stay apart when several reports share a page
+        "plots": [
+            (width, name, Markup(plots.with_ids(svg, f"r{number}")))
+            for width, name, svg in drawn
+            if svg
+        ],
+        "environment": list(_environment_rows(report)),
+        "busy": environment.cpu_busy_share,
+        "recipe": _pretty(report.recipe),
+        "provenance": _pretty(report.provenance),
+        "architecture": _pretty(report.bundle.architecture or None),
+        "shape": shape,
+        "seconds": f"{report.benchmark.seconds:,.0f}",
+        "order": " | ".join(" → ".join(turn) for turn in report.benchmark.order),
+    }
+
+
+def _ordered(report: Report) -> list[EngineResult]:
+    """Engines as columns: what the bundle is compared with first, the bundle last."""
+    return sorted(
+        report.benchmark.engines,
+        key=lambda e: (e.name == report.bundle_engine, e.name != report.baseline),
+    )
+
+
+def _warnings(report: Report) -> Iterator[str]:
+    """What a reader should not have to find in the table."""
+    for x in report.limits:
+        if x.met is False:
+            found = limit_value(x)
+            note = f" ({x.note})" if x.note else ""
+            allowed = f"{x.bound} {amount(x.name, x.limit)}"
+            yield f"Limit not met: {words(x.name)}{note} is {found}, allowed is {allowed}."
+    for c in report.benchmark.comparisons:
+        mine = (c.engine, c.baseline) == (report.bundle_engine, report.baseline)
+        if mine and c.quantity == "latency" and c.ratio.below_parity:
+            yield (
+                f"The bundle is slower than {c.baseline} at {c.tokens} tokens, batch {c.batch}: "
+                f"{times(c.ratio)} its speed."
+            )
+
+
+def _side_by_side(reports: Sequence[Report]) -> dict[str, Any]:
+    """The bundles of several reports, a column each."""
+    shape = headline_shape(reports[0].student)
+
+    def row(name: str, cell: Callable[[Report], Cell | None]) -> Row:
+        return Row(name, tuple(cell(report) for report in reports))
+
+    def compared(report: Report, quantity: Quantity) -> Cell | None:
+        at = shape if quantity == "latency" else None
+        ratio = ratio_of(report, report.student, quantity, at)
+        if ratio is None:
+            return None
+        return Cell(kept(ratio) if quantity == "mrr" else times(ratio), source=_source(report))
+
+    at = f"{shape.tokens} tokens, batch {shape.batch}"
+    return {
+        "columns": [
+            (report.title, report.bundle.variant or report.bundle_engine, _machine_name(report))
+            for report in reports
+        ],
+        "rows": [
+            row("baseline", lambda r: Cell(r.baseline) if r.baseline else None),
+            row("size on disk", lambda r: size_cell(r.student)),
+            row("MRR", lambda r: quality_cell(r.student, "mrr", None)),
+            row("MRR against the baseline", lambda r: compared(r, "mrr")),
+            row(f"a function, {at}", lambda r: latency_cell(r.student, shape)),
+            row("speed against the baseline", lambda r: compared(r, "latency")),
+            row("cold start", lambda r: start_cell(r.student)),
+            row("peak memory, first answer", lambda r: cold_memory_cell(r.student)),
+        ],
+    }
+
+
+def _source(report: Report) -> Source:
+    return report.student.size.source
+
+
+def _environment_rows(report: Report) -> Iterator[tuple[str, str]]:
+    environment, machine = report.benchmark.environment, report.benchmark.environment.machine
+    cores = f"{machine.get('physical_cores')} physical, {machine.get('logical_cores')} logical"
+    memory = machine.get("memory_bytes")
+    yield "processor", str(machine.get("cpu"))
+    yield "cores this process may use", cores
+    yield "instruction sets", ", ".join(machine.get("instruction_sets") or ()) or "unknown"
+    yield "memory", in_bytes(memory) if memory else "unknown"
+    yield "execution providers", ", ".join(machine.get("providers") or ()) or "none"
+    yield "system", str(machine.get("os"))
+    yield "packages", ", ".join(f"{n} {v}" for n, v in sorted(environment.packages.items()))
+    for engine in report.benchmark.engines:
+        how = [engine.provider, engine.precision]
+        if engine.threads:
+            how.append(f"{engine.threads} thread" + ("s" if engine.threads > 1 else ""))
+        how += [f"{n} {v}" for n, v in engine.packages.items() if n in ("torch", "transformers")]
+        yield f"engine {engine.name}", ", ".join(x for x in how if x) or engine.role
+    if environment.cpu_busy_share is not None:
+        yield "CPU busy before the start", f"{environment.cpu_busy_share:.0%}"
+    yield "measured at", environment.measured_at
+    yield "machine", environment.machine_id
+
+
+def _machine_name(report: Report) -> str:
+    machine = report.benchmark.environment.machine
+    return f"{machine.get('cpu')}, {machine.get('physical_cores')} cores"
+
+
+def _pretty(data: object) -> str | None:
+    return None if data is None else json.dumps(data, indent=2, ensure_ascii=False, default=str)

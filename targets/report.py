@@ -1,0 +1,262 @@
+"""report.json: what a run or a benchmark found, typed and versioned. How it looks is page.py.
+
+One file is one machine's measurements of one bundle. The search, the training and the stages are
+there when the bundle was made in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from codemill.errors import DataError
+from codemill.targets.codec import from_json, to_json
+from codemill.targets.figures import BenchmarkResult, EngineResult, Source
+
+__all__ = [
+    "SCHEMA",
+    "BundleSummary",
+    "Limit",
+    "Report",
+    "SearchPoint",
+    "Stage",
+    "TrainingPoint",
+    "limit",
+    "make_report",
+    "read_report",
+    "write_report",
+]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class BundleSummary:
+    """Which bundle: its name, its digest and the variant that was measured."""
+
+    name: str
+    digest: str | None
+    variant: str | None
+    size_bytes: int
+    architecture: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound that was set, what was found, and whether it is met; `met` None: not measured.
+
+    `name` carries the unit (`size_bytes`, `latency_ms_p50`), `note` says at what shape, or
+    against what.
+    """
+
+    name: str
+    bound: Literal["at most", "at least"]
+    limit: float
+    value: float | None
+    met: bool | None
+    note: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline and its wall time; `cached`: taken from an earlier run, whose time
+    `seconds` is.
+    """
+
+    name: str
+    seconds: float
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """One point of the training curve; `quality` is the validation's metric."""
+
+    step: int
+    loss: float | None = None
+    quality: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchPoint:
+    """One architecture that the search looked at; `gflops` a function."""
+
+    label: str
+    size_bytes: float
+    gflops: float
+    quality: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of report.json. `bundle_engine` and `baseline` name engines of `benchmark`."""
+
+    schema: int
+    codemill: str
+    created_at: str
+    title: str
+    task: str
+    bundle: BundleSummary
+    bundle_engine: str
+    baseline: str | None
+    benchmark: BenchmarkResult
+    limits: tuple[Limit, ...] = ()
+    recipe: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    stages: tuple[Stage, ...] = ()
+    training: tuple[TrainingPoint, ...] = ()
+    search: tuple[SearchPoint, ...] = ()
+
+    @property
+    def student(self) -> EngineResult:
+        """The result of the engine that runs the bundle."""
+        return self.benchmark.engine(self.bundle_engine)
+
+    @property
+    def teacher(self) -> EngineResult | None:
+        """The result of the engine that the bundle is compared with first, if there is one."""
+        return self.benchmark.engine(self.baseline) if self.baseline else None
+
+    @property
+    def quality_kept(self) -> float | None:
+        """MRR of the bundle over MRR of the baseline."""
+        if self.baseline is None:
+            return None
+        ratio = self.benchmark.ratio(self.bundle_engine, self.baseline, "mrr")
+        return ratio.value if ratio else None
+
+
+def limit(
+    name: str,
+    bound: Literal["at most", "at least"],
+    limit: float,
+    value: float | None,
+    note: str = "",
+    source: Source = "measured",
+) -> Limit:
+    """A `Limit` with `met` worked out; a value equal to its limit meets it."""
+    met = None
+    if value is not None:
+        met = value <= limit if bound == "at most" else value >= limit
+    return Limit(name, bound, limit, value, met, note, source)
+
+
+def make_report(
+    benchmark: BenchmarkResult,
+    *,
+    title: str,
+    task: str,
+    bundle: BundleSummary | None = None,
+    bundle_engine: str | None = None,
+    baseline: str | None = None,
+    limits: Sequence[Limit] = (),
+    recipe: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    stages: Sequence[Stage] = (),
+    training: Sequence[TrainingPoint] = (),
+    search: Sequence[SearchPoint] = (),
+) -> Report:
+    """Put a report together.
+
+    `bundle_engine` defaults to the first engine of role bundle, `baseline` to the first teacher,
+    else the first reference. Raises DataError when there is no bundle among the engines, and
+    InputError when a name is not an engine's.
+    """
+    from codemill import __version__
+
+    roles: dict[str, str] = {}
+    for engine in benchmark.engines:
+        roles.setdefault(engine.role, engine.name)
+    chosen = bundle_engine or roles.get("bundle")
+    if chosen is None:
+        raise DataError("a report needs an engine of role 'bundle' among those measured")
+    against = baseline or roles.get("teacher") or roles.get("reference")
+    student = benchmark.engine(chosen)
+    if against is not None:
+        benchmark.engine(against)
+    return Report(
+        schema=SCHEMA,
+        codemill=__version__,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        title=title,
+        task=task,
+        bundle=bundle or BundleSummary(title, None, None, student.size.size_bytes, {}),
+        bundle_engine=chosen,
+        baseline=against,
+        benchmark=benchmark,
+        limits=tuple(limits),
+        recipe=dict(recipe) if recipe is not None else None,
+        provenance=dict(provenance) if provenance is not None else None,
+        stages=tuple(stages),
+        training=tuple(training),
+        search=tuple(search),
+    )
+
+
+def write_report(path: str | os.PathLike[str], report: Report) -> None:
+    """Write report.json, by rename, so that a reader never sees half of it."""
+    try:
+        text = json.dumps(to_json(report), indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the report holds what JSON cannot: {error}") from error
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(target)
+
+
+def read_report(path: str | os.PathLike[str]) -> Report:
+    """Read a report.json of this schema; DataError naming the file and what is wrong."""
+    file = Path(path)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"there is no report {file}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is not a report: {error}") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, int):
+        raise DataError(f"{file} is not a report: it has no schema number")
+    if schema != SCHEMA:
+        made = data.get("codemill", "another version")
+        raise DataError(
+            f"{file} is of schema {schema}, made by codemill {made}; this version reads {SCHEMA}"
+        )
+    report = from_json(Report, data, file.name)
+    # names are followed when the page is drawn: better to say here what they miss
+    report.benchmark.engine(report.bundle_engine)
+    if report.baseline is not None:
+        report.benchmark.engine(report.baseline)
+    return report
+
+
+def imported(report: Report) -> Report:
+    """The same report as another machine shows it: what was measured there is imported here."""
+    engines = tuple(
+        replace(
+            engine,
+            size=replace(engine.size, source=_seen(engine.size.source)),
+            cold_start=replace(engine.cold_start, source=_seen(engine.cold_start.source)),
+            memory=replace(engine.memory, source=_seen(engine.memory.source)),
+            latencies=tuple(replace(x, source=_seen(x.source)) for x in engine.latencies),
+            quality=engine.quality and replace(engine.quality, source=_seen(engine.quality.source)),
+            energy=engine.energy and replace(engine.energy, source=_seen(engine.energy.source)),
+        )
+        for engine in report.benchmark.engines
+    )
+    return replace(
+        report,
+        benchmark=replace(report.benchmark, engines=engines),
+        limits=tuple(replace(x, source=_seen(x.source)) for x in report.limits),
+    )
+
+
+def _seen(source: Source) -> Source:
+    return "imported" if source == "measured" else source

@@ -1,0 +1,268 @@
+"""The cards and the table of the report's page: which figures, in what words and units, from where.
+
+Every figure becomes a `Cell` with its source; how cells are laid out is report.html.j2's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from codemill.targets.figures import EngineResult, Quantity, Source
+from codemill.targets.metrics import Ratio
+from codemill.targets.profile import Shape
+from codemill.targets.report import Limit, Report
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure in a table or on a card; `worse`: its ratio is on the wrong side of 1."""
+
+    main: str
+    small: str = ""
+    ratio: str = ""
+    source: Source = "measured"
+    worse: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; a heading when it has no cells."""
+
+    name: str
+    cells: tuple[Cell | None, ...] = ()
+
+
+def cards(report: Report, shape: Shape) -> Iterator[tuple[str, Cell, str]]:
+    """(label, figure, the baseline's figure), the headline figures first."""
+    student, teacher = report.student, report.teacher
+
+    def card(
+        label: str, cell: Callable[[EngineResult], Cell | None]
+    ) -> Iterator[tuple[str, Cell, str]]:
+        mine, theirs = cell(student), cell(teacher) if teacher else None
+        if mine is not None:
+            yield label, mine, f"{teacher.name}: {theirs.main}" if teacher and theirs else ""
+
+    def less(cell: Cell | None, quantity: Quantity, word: str) -> Cell | None:
+        """`cell` with how many times less it is than the baseline's, in words."""
+        ratio = ratio_of(report, student, quantity, shape if quantity == "latency" else None)
+        return cell and with_ratio(cell, ratio, word)
+
+    yield from card("size on disk", lambda e: less(size_cell(e), "size", "smaller"))
+    if student.quality:
+        kept_share = ratio_of(report, student, "mrr")
+        yield from card(
+            f"MRR over {student.quality.functions:,} functions",
+            lambda e: quality_cell(e, "mrr", kept_share),
+        )
+    yield from card(
+        f"a function of {shape.tokens} tokens, batch {shape.batch}",
+        lambda e: less(latency_cell(e, shape), "latency", "faster"),
+    )
+    yield from card(
+        "cold start, process to first answer", lambda e: less(start_cell(e), "cold_start", "faster")
+    )
+    yield from card("peak memory after the first answer", cold_memory_cell)
+
+
+def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row]:
+    """The table of all engines: one figure a row, one engine a column."""
+
+    def row(name: str, cell: Callable[[EngineResult], Cell | None]) -> Row:
+        return Row(name, tuple(cell(engine) for engine in engines))
+
+    def less(
+        cell: Cell | None, engine: EngineResult, quantity: Quantity, shape: Shape | None = None
+    ) -> Cell | None:
+        return cell and with_ratio(cell, ratio_of(report, engine, quantity, shape))
+
+    yield Row("Size and quality")
+    yield row("size on disk", lambda e: less(size_cell(e), e, "size"))
+    counts = [e.quality.functions for e in engines if e.quality]
+    if counts:
+        yield row(f"MRR@{counts[0]}", lambda e: quality_cell(e, "mrr", ratio_of(report, e, "mrr")))
+        yield row(
+            "Recall@10",
+            lambda e: quality_cell(e, "recall_at_10", ratio_of(report, e, "recall_at_10")),
+        )
+    yield Row("Latency a function, p50")
+    for shape in dict.fromkeys(Shape(x.tokens, x.batch) for e in engines for x in e.latencies):
+        cells = [less(latency_cell(e, shape), e, "latency", shape) for e in engines]
+        yield Row(f"{shape.tokens} tokens, batch {shape.batch}", tuple(cells))
+    lengths = sorted({x.tokens for e in engines for x in e.latencies})
+    written = " / ".join(map(str, lengths))
+    yield row(f"its own tokens for {written}", lambda e: tokens_cell(e, lengths))
+    yield Row("Start, memory, throughput, energy")
+    yield row("cold start", lambda e: less(start_cell(e), e, "cold_start"))
+    yield row("peak memory, first answer", cold_memory_cell)
+    yield row("peak memory, all shapes", lambda e: less(memory_cell(e), e, "peak_rss"))
+    if any(e.quality and e.quality.functions_per_s for e in engines):
+        yield row("functions a second, evaluation set", throughput_cell)
+    energies = [e.energy for e in engines if e.energy]
+    if energies:
+        at = f"{energies[0].tokens} tokens, batch {energies[0].batch}"
+        yield row(f"energy a function, {at}", energy_cell)
+
+
+def size_cell(engine: EngineResult) -> Cell:
+    """What it takes on disk."""
+    return Cell(in_bytes(engine.size.size_bytes), source=engine.size.source)
+
+
+def quality_cell(
+    engine: EngineResult, name: Literal["mrr", "recall_at_10"], ratio: Ratio | None
+) -> Cell | None:
+    """MRR or Recall@10, with the share kept of the baseline's."""
+    if engine.quality is None:
+        return None
+    value = engine.quality.mrr if name == "mrr" else engine.quality.recall_at_10
+    return Cell(f"{value:.3f}", ratio=kept(ratio), source=engine.quality.source)
+
+
+def start_cell(engine: EngineResult) -> Cell:
+    """Cold start, and the parts of it that the worker timed."""
+    start = engine.cold_start
+    named = (("load", start.load_ms_p50), ("first encode", start.first_encode_ms_p50))
+    small = " · ".join(f"{name} {in_ms(ms)}" for name, ms in named if ms is not None)
+    return Cell(in_ms(start.cold_start_ms_p50), small, source=start.source)
+
+
+def cold_memory_cell(engine: EngineResult) -> Cell:
+    """Peak memory after the first answer."""
+    return Cell(in_bytes(engine.memory.cold_peak_rss_bytes), source=engine.memory.source)
+
+
+def memory_cell(engine: EngineResult) -> Cell:
+    """Peak memory after every shape."""
+    return Cell(in_bytes(engine.memory.peak_rss_bytes), source=engine.memory.source)
+
+
+def throughput_cell(engine: EngineResult) -> Cell | None:
+    """Functions a second over the evaluation set."""
+    quality = engine.quality
+    if quality is None or quality.functions_per_s is None:
+        return None
+    return Cell(f"{quality.functions_per_s:,.0f}", source=quality.source)
+
+
+def energy_cell(engine: EngineResult) -> Cell | None:
+    """Joules a function."""
+    energy = engine.energy
+    if energy is None:
+        return None
+    return Cell(in_joules(energy.energy_j_per_function), source=energy.source)
+
+
+def latency_cell(engine: EngineResult, shape: Shape) -> Cell | None:
+    """p50 at `shape`, with the tail."""
+    for x in engine.latencies:
+        if (x.tokens, x.batch) == (shape.tokens, shape.batch):
+            small = f"p90 {in_ms(x.latency_ms_p90)} · p99 {in_ms(x.latency_ms_p99)}"
+            return Cell(in_ms(x.latency_ms_p50), small, source=x.source)
+    return None
+
+
+def tokens_cell(engine: EngineResult, lengths: Sequence[int]) -> Cell | None:
+    """How many tokens this engine makes of the texts of each length: more, with fewer words."""
+    seen = {x.tokens: x.engine_tokens for x in engine.latencies}
+    counts = [seen.get(tokens) for tokens in lengths]
+    if all(count is None for count in counts):
+        return None
+    return Cell(" / ".join("?" if count is None else f"{count:.0f}" for count in counts))
+
+
+def with_ratio(cell: Cell, ratio: Ratio | None, word: str = "") -> Cell:
+    """`cell` with how many times less it is, marked where the interval is wholly below 1."""
+    if ratio is None:
+        return cell
+    return replace(cell, ratio=times(ratio, word), worse=ratio.below_parity)
+
+
+def headline_shape(engine: EngineResult) -> Shape:
+    """The measured shape nearest to 128 tokens, batch 1."""
+    x = min(engine.latencies, key=lambda x: (abs(x.tokens - 128), x.batch))
+    return Shape(x.tokens, x.batch)
+
+
+def ratio_of(
+    report: Report, engine: EngineResult, quantity: Quantity, shape: Shape | None = None
+) -> Ratio | None:
+    """`engine` against the report's baseline, where that was formed."""
+    if report.baseline is None:
+        return None
+    return report.benchmark.ratio(engine.name, report.baseline, quantity, shape)
+
+
+# an en dash that no line breaks at
+DASH = "\u2060–\u2060"
+OPPOSITES = {"faster": "slower", "smaller": "larger"}
+
+
+def times(ratio: Ratio | None, word: str = "") -> str:
+    """As "8.91× faster [8.52–9.40]"; empty without a ratio.
+
+    Below 1, a word is turned round with its number: "1.20× slower", not "0.83× faster".
+    """
+    if ratio is None:
+        return ""
+    value, low, high = ratio.value, ratio.low, ratio.high
+    if word and value < 1:
+        word, value = OPPOSITES[word], 1 / value
+        low, high = (1 / high if high else None), (1 / low if low else None)
+    text = f"{digits(value)}×" + (f" {word}" if word else "")
+    if low is None or high is None or low == high:
+        return text
+    return f"{text} [{digits(low)}{DASH}{digits(high)}]"
+
+
+def kept(ratio: Ratio | None) -> str:
+    """As "92.1% kept [90.0%–94.0%]"; empty without a ratio."""
+    if ratio is None:
+        return ""
+    text = f"{ratio.value:.1%} kept"
+    if ratio.low is None or ratio.high is None:
+        return text
+    return f"{text} [{ratio.low:.1%}{DASH}{ratio.high:.1%}]"
+
+
+def limit_value(x: Limit) -> str:
+    """What was found under a limit."""
+    return "not measured" if x.value is None else amount(x.name, x.value)
+
+
+def amount(name: str, value: float) -> str:
+    """A value under a key whose name carries its unit."""
+    if "bytes" in name:
+        return f"{value:,.0f} bytes"
+    if "_ms" in name:
+        return in_ms(value)
+    return f"{value:.3f}" if value < 10 else f"{value:,.1f}"
+
+
+def words(name: str) -> str:
+    """The name of a limit without its unit."""
+    return name.replace("_bytes", "").replace("_ms", "").replace("_", " ")
+
+
+def digits(value: float) -> str:
+    """Three significant digits or so."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def in_bytes(value: float) -> str:
+    """Decimal megabytes, as sizes are advertised: 3 MB is 3,000,000 bytes."""
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.{2 - (value >= 1e8)}f} MB"
+
+
+def in_ms(value: float) -> str:
+    """Milliseconds, or seconds from one on."""
+    if value >= 1000:
+        return f"{value / 1000:.2f} s"
+    return f"{digits(value)} ms"
+
+
+def in_joules(value: float) -> str:
+    """Joules, or millijoules below one."""
+    return f"{value:.2f} J" if value >= 1 else f"{value * 1e3:.{0 if value >= 0.1 else 1}f} mJ"

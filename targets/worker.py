@@ -1,0 +1,266 @@
+"""One engine in a process of its own, answering JSON lines: what the benchmark times.
+
+    -> {"op": "time", "texts": [...], "batch": 8, "repeats": 5, "warmup": 1, "max_s": 10}
+    <- {"ms": [...], "cpu_ms": 812.0, "energy_j": null}
+    -> {"op": "encode", "texts": [...], "out": "path.npy"}       <- {"rows": 1000, "ms": 5123.0}
+    -> {"op": "count", "texts": [...]}                           <- {"tokens": [...] or null}
+    -> {"op": "info"}       <- {"engine": ..., "peak_rss_bytes": ..., "load_ms": ..., ...}
+    -> {"op": "close"}      (or the end of stdin)
+
+On start it loads, encodes one short text and says {"ready": true, ...info}. What fails answers
+{"error": "...", "kind": "BundleError"} and goes on; a load that fails ends the process. `serve`
+runs this for anything that encodes; run as a module, it serves a bundle. A PyTorch teacher is
+served by `codemill.compress.teacher_worker` through the same function: there is no torch here.
+
+Imports at the top are the standard library's light ones: the start of this process is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["Encode", "Loaded", "main", "peak_rss_bytes", "serve"]
+
+Encode = Callable[[Sequence[str]], "npt.NDArray[np.float32]"]
+
+FIRST_TEXT = "def add(first, second):\n    return first + second\n"
+ENCODE_BATCH = 32
+FEWEST_REPEATS = 3
+NAMED_PACKAGES = ("codemill", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An engine that is ready: `encode(texts) -> [n, dim]` and, where it has one, its tokenizer.
+
+    `count_tokens` counts without truncation where it can, special tokens included. `details` joins
+    the engine's info: provider, precision, threads.
+    """
+
+    encode: Encode
+    count_tokens: Callable[[Sequence[str]], list[int]] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def serve(
+    name: str,
+    load: Callable[[], Loaded | Encode],
+    *,
+    threads: int | None = None,
+    stdin: IO[str] | None = None,
+) -> int:
+    """Load the engine and answer requests until `close` or the end of stdin; returns the exit code.
+
+    Takes over stdout for the protocol: from here on, whatever a library prints goes to stderr.
+    """
+    with _ProtocolStdout() as out:
+
+        def say(message: Mapping[str, Any]) -> None:
+            out.write(json.dumps(message) + "\n")
+            out.flush()
+
+        try:
+            started = time.perf_counter()
+            loaded = load()
+            engine = loaded if isinstance(loaded, Loaded) else Loaded(loaded)
+            ready = time.perf_counter()
+            engine.encode([FIRST_TEXT])
+            first = time.perf_counter()
+        except Exception as error:
+            _log_traceback()
+            say(_error(error))
+            return 1
+        info: dict[str, Any] = {
+            "engine": name,
+            "threads": threads,
+            "load_ms": (ready - started) * 1e3,
+            "first_encode_ms": (first - ready) * 1e3,
+            **engine.details,
+        }
+        say({"ready": True, **info, "peak_rss_bytes": peak_rss_bytes()})
+        for line in stdin or sys.stdin:
+            try:
+                request = json.loads(line)
+                if request["op"] == "close":
+                    break
+                say(_answer(engine, info, request))
+            except Exception as error:
+                _log_traceback()
+                say(_error(error))
+    return 0
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held at once, in bytes.
+
+    On Linux from VmHWM: `ru_maxrss` survives exec, so a worker started by a process that holds
+    torch would report torch.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def _answer(engine: Loaded, info: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    match request["op"]:
+        case "time":
+            return _time(engine.encode, request)
+        case "encode":
+            return _encode(engine.encode, request["texts"], request["out"])
+        case "count":
+            count = engine.count_tokens
+            return {"tokens": None if count is None else [int(n) for n in count(request["texts"])]}
+        case "info":
+            return {**info, "peak_rss_bytes": peak_rss_bytes(), "packages": _packages()}
+        case other:
+            raise ValueError(f"unknown op {other!r}")
+
+
+def _time(encode: Encode, request: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of each call: `batch` texts a call, going round the texts.
+
+    `repeats` calls are timed after `warmup` that are not; past `max_s` seconds it stops early,
+    never before FEWEST_REPEATS calls.
+    """
+    from codemill.targets.energy import rapl_counter
+
+    texts, batch = request["texts"], request.get("batch") or len(request["texts"])
+    max_s = request.get("max_s") or float("inf")
+    batches = [texts[start : start + batch] for start in range(0, len(texts) - batch + 1, batch)]
+    if not batches:
+        raise ValueError(f"{len(texts)} texts do not fill one batch of {batch}")
+    for call in range(request.get("warmup", 1)):
+        encode(batches[call % len(batches)])
+    counter = rapl_counter()
+    joules_before = counter.read_uj() if counter else ()
+    cpu_before, start, ms = time.process_time(), time.perf_counter(), []
+    for call in range(request["repeats"]):
+        if call >= FEWEST_REPEATS and time.perf_counter() - start > max_s:
+            break
+        texts_now, before = batches[call % len(batches)], time.perf_counter()
+        encode(texts_now)
+        ms.append((time.perf_counter() - before) * 1e3)
+    return {
+        "ms": ms,
+        "cpu_ms": (time.process_time() - cpu_before) * 1e3,
+        "energy_j": counter.spent_j(joules_before, counter.read_uj()) if counter else None,
+    }
+
+
+def _encode(encode: Encode, texts: list[str], out: str) -> dict[str, Any]:
+    """Embeddings of `texts` [n, dim] into the file `out`, in batches of texts of like length.
+
+    Batched here, so that an engine which takes every list as one batch keeps its memory.
+    """
+    import numpy as np
+
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    start, parts = time.perf_counter(), []
+    for first in range(0, len(order), ENCODE_BATCH):
+        parts.append(encode([texts[i] for i in order[first : first + ENCODE_BATCH]]))
+    ms = (time.perf_counter() - start) * 1e3
+    sorted_rows = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+    rows = np.empty_like(sorted_rows)
+    rows[order] = sorted_rows
+    np.save(out, rows, allow_pickle=False)
+    return {"rows": len(rows), "ms": ms}
+
+
+def _packages() -> dict[str, str]:
+    """Versions of the named packages that this process has imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in NAMED_PACKAGES:
+        if name in sys.modules:
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
+    return found
+
+
+def _error(error: Exception) -> dict[str, Any]:
+    return {"error": str(error) or type(error).__name__, "kind": type(error).__name__}
+
+
+def _log_traceback() -> None:
+    import traceback
+
+    traceback.print_exc(file=sys.stderr)
+
+
+class _ProtocolStdout:
+    """Moves file descriptor 1 aside for the protocol; prints, of C libraries too, go to stderr."""
+
+    def __enter__(self) -> IO[str]:
+        sys.stdout.flush()
+        self.own = os.dup(1)
+        os.dup2(2, 1)
+        self.file = os.fdopen(self.own, "w", encoding="utf-8")
+        return self.file
+
+    def __exit__(self, *failure: object) -> None:
+        self.file.close()
+
+
+def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loaded:
+    from codemill.runtime import load
+    from codemill.runtime.machine import physical_cores
+
+    encoder = load(bundle, variant=variant, threads=threads)
+    record = encoder.manifest.variants[encoder.variant]
+    return Loaded(
+        # what is asked for as one batch is one batch, of whatever size
+        encode=lambda texts: encoder.encode(texts, batch_size=max(1, len(texts))),
+        count_tokens=encoder.count_tokens,
+        details={
+            "variant": encoder.variant,
+            "provider": record.provider,
+            "precision": record.precision,
+            "threads": threads or physical_cores(),
+        },
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m codemill.targets.worker BUNDLE [--variant V] [--threads N] [--name NAME]`."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="codemill.targets.worker", description="Serve a bundle.")
+    parser.add_argument("bundle")
+    parser.add_argument("--variant")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--name", default="bundle")
+    asked = parser.parse_args(arguments)
+    return serve(
+        asked.name,
+        lambda: _load_bundle(asked.bundle, asked.variant, asked.threads),
+        threads=asked.threads,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from codemill.errors import DataError, InputError, MachineError
+from codemill.runtime import Encoder, Index, load
+
+PARSE = 'def parse(text):\n    """Read it."""\n    return json(text)\n'
+SOCKET = "class Client:\n    def connect(self):\n        return open(socket)\n"
+MATRIX = "def product(a, b):\n    return matrix(multiply(a, b))\n"
+
+
+class Counting(Encoder):
+    """An encoder that keeps the code it embedded."""
+
+    embedded: list[str]
+
+    def encode(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
+        self.embedded.extend(text for text in texts if text.startswith(("def", "class", "@")))
+        return super().encode(texts, batch_size)
+
+
+@pytest.fixture
+def encoder(built: Path) -> Iterator[Counting]:
+    with load(built, threads=1) as encoder:
+        encoder.__class__ = Counting
+        assert isinstance(encoder, Counting)
+        encoder.embedded = []
+        yield encoder
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    folder = tmp_path / "code"
+    (folder / "net").mkdir(parents=True)
+    write(folder / "a.py", PARSE)
+    write(folder / "net/client.py", SOCKET)
+    write(folder / "b.py", MATRIX)
+    return folder
+
+
+def write(path: Path, text: str, age_s: float = 100) -> None:
+    """Write a file as if it were older than the index has to mistrust."""
+    path.write_text(text)
+    written = time.time_ns() - int(age_s * 1e9) + len(text)
+    os.utime(path, ns=(written, written))
+
+
+def names(index: Index, query: str = "parse json") -> list[str]:
+    return [hit.qualified_name for hit in index.search(query, top=99)]
+
+
+def table(cache: Path) -> Path:
+    (found,) = cache.glob("indexes/*/index.json")
+    return found
+
+
+def test_the_nearest_function_comes_first_with_its_place_and_code(
+    code: Path, encoder: Counting
+) -> None:
+    index = Index.open(code, encoder)
+    hit = index.search("connect a socket", top=1)[0]
+    assert (hit.path, hit.line, hit.qualified_name) == (code / "net/client.py", 2, "Client.connect")
+    assert hit.code == "def connect(self):\n    return open(socket)"
+    assert index.search("multiply a matrix", top=1)[0].qualified_name == "product"
+    assert (len(index), index.files) == (3, 3)
+
+
+def test_scores_are_cosines_in_falling_order(code: Path, encoder: Counting) -> None:
+    hits = Index.open(code, encoder).search("parse json")
+    vectors = encoder.encode(["parse json", *(hit.code for hit in hits)])
+    np.testing.assert_allclose([hit.score for hit in hits], vectors[1:] @ vectors[0], atol=2e-3)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_what_is_embedded_is_the_code_without_its_docstring(code: Path, encoder: Counting) -> None:
+    Index.open(code, encoder)
+    assert "def parse(text):\n    return json(text)" in encoder.embedded
+
+
+def test_a_second_opening_embeds_and_reads_nothing(
+    code: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Index.open(code, encoder)
+    encoder.embedded.clear()
+    monkeypatch.setattr(Path, "write_bytes", None)
+    calls: list[tuple[int, int]] = []
+    index = Index.open(code, encoder, progress=lambda done, total: calls.append((done, total)))
+    assert (encoder.embedded, calls) == ([], [(0, 0)])
+    assert names(index)[0] == "parse"
+
+
+def test_only_a_file_that_changed_is_embedded_again(code: Path, encoder: Counting) -> None:
+    Index.open(code, encoder)
+    encoder.embedded.clear()
+    write(code / "b.py", MATRIX.replace("product", "times"))
+    index = Index.open(code, encoder)
+    assert encoder.embedded == ["def times(a, b):\n    return matrix(multiply(a, b))"]
+    assert sorted(names(index)) == ["Client.connect", "parse", "times"]
+
+
+def test_a_file_that_was_only_touched_or_moved_is_not_embedded_again(
+    code: Path, encoder: Counting
+) -> None:
+    Index.open(code, encoder)
+    encoder.embedded.clear()
+    write(code / "a.py", PARSE, age_s=50)
+    (code / "b.py").rename(code / "net/c.py")
+    index = Index.open(code, encoder)
+    assert encoder.embedded == []
+    assert index.search("multiply a matrix")[0].path == code / "net/c.py"
+
+
+def test_an_edit_that_keeps_time_and_size_is_seen_while_the_file_is_young(
+    code: Path, encoder: Counting
+) -> None:
+    (code / "a.py").write_text(PARSE)
+    status = (code / "a.py").stat()
+    Index.open(code, encoder)
+    (code / "a.py").write_text(PARSE.replace("parse", "spare"))
+    os.utime(code / "a.py", ns=(status.st_mtime_ns, status.st_mtime_ns))
+    assert "spare" in names(Index.open(code, encoder))
+
+
+def test_functions_of_deleted_files_are_forgotten(
+    code: Path, encoder: Counting, cache: Path
+) -> None:
+    Index.open(code, encoder)
+    (code / "a.py").unlink()
+    assert "parse" not in names(Index.open(code, encoder))
+    assert "a.py" not in json.loads(table(cache).read_text())["files"]
+
+
+def test_a_hit_in_a_file_that_changed_since_is_never_shown(code: Path, encoder: Counting) -> None:
+    index = Index.open(code, encoder)
+    write(code / "a.py", "\n" + PARSE.replace("parse", "read"))
+    (code / "b.py").unlink()
+    hits = {hit.qualified_name: hit for hit in index.search("parse json")}
+    assert sorted(hits) == ["Client.connect", "read"]
+    assert hits["read"].line == 2
+
+
+def test_folders_that_hold_other_peoples_code_are_not_looked_into(
+    code: Path, encoder: Counting
+) -> None:
+    for folder in (".git", "__pycache__", "node_modules", "venv", "x/site-packages", "my-env"):
+        (code / folder).mkdir(parents=True)
+        (code / folder / "m.py").write_text("def hidden(): pass")
+    (code / "my-env/pyvenv.cfg").write_text("")
+    (code / "link.py").symlink_to(code / "a.py")
+    (code / "text.txt").write_text("def hidden(): pass")
+    assert sorted(names(Index.open(code, encoder))) == ["Client.connect", "parse", "product"]
+
+
+def test_a_folder_that_is_asked_for_is_looked_into_whatever_its_name(
+    tmp_path: Path, encoder: Counting
+) -> None:
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "a.py").write_text(PARSE)
+    assert names(Index.open(folder, encoder)) == ["parse"]
+
+
+def test_files_that_cannot_be_read_are_told_and_the_rest_is_found(
+    code: Path, encoder: Counting
+) -> None:
+    (code / "wrong.py").write_text("def f(:")
+    (code / "bytes.py").write_bytes(b"def f(): '\xff'")
+    (code / "large.py").write_bytes(b"def f(): pass\n" + b"#" * (4 * 2**20))
+    index = Index.open(code, encoder)
+    assert {path.name for path in index.unreadable} == {"wrong.py", "bytes.py", "large.py"}
+    assert "syntax" in index.unreadable[code / "wrong.py"]
+    assert len(index) == 3
+    (code / "wrong.py").write_text("def right(): pass")
+    assert "right" in names(Index.open(code, encoder))
+
+
+@pytest.mark.parametrize("damage", ["table", "matrix", "matrix gone", "rows", "other"])
+def test_an_index_that_was_damaged_is_built_again(
+    code: Path, encoder: Counting, cache: Path, damage: str
+) -> None:
+    expected = names(Index.open(code, encoder))
+    (matrix,) = cache.glob("indexes/*/*.npy")
+    data = json.loads(table(cache).read_text())
+    if damage == "table":
+        table(cache).write_text("{")
+    elif damage == "matrix":
+        matrix.write_bytes(matrix.read_bytes()[:-1] + b"x")
+    elif damage == "matrix gone":
+        matrix.unlink()
+    elif damage == "rows":
+        data["files"]["a.py"]["functions"] = []
+        table(cache).write_text(json.dumps(data))
+    else:
+        table(cache).write_text('{"embeddings": 3}')
+    encoder.embedded.clear()
+    assert names(Index.open(code, encoder)) == expected
+    assert len(encoder.embedded) == 3
+
+
+def test_saving_leaves_one_table_and_one_matrix(code: Path, encoder: Counting, cache: Path) -> None:
+    Index.open(code, encoder)
+    write(code / "b.py", "def other(): pass")
+    Index.open(code, encoder)
+    assert len(list(cache.glob("indexes/*/*"))) == 2
+
+
+def test_an_interrupted_update_keeps_what_it_embedded(
+    code: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codemill.runtime.find._CHUNK", 1)
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Index.open(code, encoder, progress=stop)
+    assert len(encoder.embedded) == 2
+    index = Index.open(code, encoder)
+    assert len(encoder.embedded) == 3
+    assert len(names(index)) == 3
+
+
+def test_progress_counts_the_files_to_read(code: Path, encoder: Counting) -> None:
+    calls: list[tuple[int, int]] = []
+    Index.open(code, encoder, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_folders_have_indexes_of_their_own(code: Path, encoder: Counting, cache: Path) -> None:
+    Index.open(code, encoder)
+    assert names(Index.open(code / "net", encoder)) == ["Client.connect"]
+    assert len(list(cache.glob("indexes/*"))) == 2
+
+
+def test_an_empty_folder_has_no_hits(tmp_path: Path, encoder: Counting) -> None:
+    (tmp_path / "empty").mkdir()
+    assert Index.open(tmp_path / "empty", encoder).search("parse") == []
+
+
+def test_what_cannot_be_searched_is_an_error_that_says_why(
+    code: Path, encoder: Counting, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        Index.open(tmp_path / "none", encoder)
+    index = Index.open(code, encoder)
+    with pytest.raises(InputError, match="the query is empty"):
+        index.search(" ")
+    with pytest.raises(ValueError, match="top"):
+        index.search("parse", top=0)
+
+
+def test_a_cache_that_cannot_be_made_is_a_machine_error(
+    code: Path, encoder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CODEMILL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(MachineError, match="CODEMILL_CACHE"):
+        Index.open(code, encoder)

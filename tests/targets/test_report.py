@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codemill.errors import DataError, InputError, MachineError
+from codemill.targets import (
+    BenchmarkResult,
+    BundleSummary,
+    Report,
+    SearchPoint,
+    Stage,
+    TrainingPoint,
+    limit,
+    make_report,
+    read_report,
+    render,
+    write_report,
+)
+from codemill.targets.codec import to_json
+from codemill.targets.metrics import Ratio
+
+
+@pytest.fixture
+def report(result: tuple[BenchmarkResult, list[str]]) -> Report:
+    found = result[0]
+    return make_report(
+        found,
+        title="code <search>",
+        task="retrieval",
+        bundle=BundleSummary("code-search", "sha256:00", "cpu-int8", 3_000_000, {"layers": 1}),
+        limits=[
+            limit("size_bytes", "at most", 3_000_000, found.engine("bundle").size.size_bytes),
+            limit("mrr_kept", "at least", 2.0, 0.9, note="against teacher"),
+            limit("gflops", "at most", 0.1, None),
+        ],
+        recipe={"seed": 0},
+        provenance={"teacher": "</pre><script>alert(1)</script>"},
+        stages=[Stage("data", 40.0, cached=True), Stage("distil", 400.5)],
+        training=[TrainingPoint(1, 2.0, 0.1), TrainingPoint(2, 1.0), TrainingPoint(3, 0.5, 0.4)],
+        search=[SearchPoint("a", 2.9e6, 0.1, chosen=True), SearchPoint("b", 2e6, 0.05)],
+    )
+
+
+def keys(data: Any) -> set[str]:
+    if isinstance(data, dict):
+        return set(data) | {key for value in data.values() for key in keys(value)}
+    if isinstance(data, list):
+        return {key for value in data for key in keys(value)}
+    return set()
+
+
+def test_a_report_survives_being_written_and_read(report: Report, tmp_path: Path) -> None:
+    write_report(tmp_path / "report.json", report)
+    assert read_report(tmp_path / "report.json") == report
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_names_in_the_json_carry_their_units(report: Report) -> None:
+    data = to_json(report)
+    assert data["schema"] == 1
+    assert {
+        *("size_bytes", "latency_ms_p50", "cold_start_ms_p50", "peak_rss_bytes"),
+        *("functions_per_s", "energy_j_per_function", "mrr", "recall_at_10"),
+    } <= keys(data)
+
+
+def test_every_group_of_figures_says_where_it_comes_from(report: Report) -> None:
+    for engine in to_json(report)["benchmark"]["engines"]:
+        groups = [engine[name] for name in ("size", "cold_start", "memory", "quality", "energy")]
+        for group in [*groups, *engine["latencies"]]:
+            assert group["source"] in ("measured", "estimate")
+
+
+def test_the_teacher_is_the_baseline_and_quality_kept_is_against_it(report: Report) -> None:
+    assert (report.bundle_engine, report.baseline) == ("bundle", "teacher")
+    assert report.teacher is not None
+    assert report.teacher.quality is not None
+    assert report.student.quality is not None
+    kept = report.student.quality.mrr / report.teacher.quality.mrr
+    assert report.quality_kept == pytest.approx(kept)
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "met"),
+    [
+        ("at most", 3.0, True),
+        ("at most", 3.1, False),
+        ("at least", 3.0, True),
+        ("at least", 2, False),
+    ],
+)
+def test_a_limit_is_met_up_to_and_with_its_value(bound: Any, value: float, met: bool) -> None:
+    assert limit("x", bound, 3.0, value).met is met
+    assert limit("x", bound, 3.0, None).met is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"schema": 2, "codemill": "9.9"},
+            r"schema 2, made by codemill 9\.9; this version reads 1",
+        ),
+        ({"schema": None}, "no schema number"),
+        ({"title": 3}, r"report\.json\.title: expected a value of type str, found 3"),
+        ({"bundle_engine": "gone"}, "no engine 'gone'"),
+        ({"stages": [{"name": "data"}]}, r"stages\[0\]: the key 'seconds' is missing"),
+        ({"limits": 3}, r"limits: expected a list"),
+    ],
+)
+def test_what_is_wrong_with_a_report_is_named(
+    report: Report, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(to_json(report) | change))
+    with pytest.raises(InputError, match=message):
+        read_report(path)
+
+
+def test_a_file_that_is_no_report_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("[1, 2")
+    with pytest.raises(DataError, match="is not a report"):
+        read_report(tmp_path / "report.json")
+    with pytest.raises(DataError, match="there is no report"):
+        read_report(tmp_path / "none.json")
+
+
+def test_a_key_of_a_later_minor_version_is_passed_over(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(to_json(report) | {"robustness": 0.9}))
+    assert read_report(path) == report
+
+
+def test_the_page_is_one_file_that_fetches_nothing(report: Report, tmp_path: Path) -> None:
+    page = render([report, report], tmp_path / "report.html").read_text()
+    assert "http:" not in page
+    assert "https:" not in page
+    assert not re.search(r"<(script|link|iframe|img|object|embed)\b", page)
+    # what an href or url() names is in the page itself, once
+    targets = set(re.findall(r'href="([^"]*)"', page)) | set(re.findall(r"url\(([^)]*)\)", page))
+    ids = re.findall(r'\sid="([^"]*)"', page)
+    assert targets
+    assert all(target.startswith("#") and target[1:] in ids for target in targets)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_is_well_formed_and_escapes_what_it_is_given(
+    report: Report, tmp_path: Path
+) -> None:
+    from html.parser import HTMLParser
+
+    open_tags: list[str] = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in ("meta", "br", "hr"):
+                open_tags.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: object) -> None:
+            pass
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    page = render([report], tmp_path / "report.html").read_text()
+    Checker().feed(page)
+    assert not open_tags
+    assert "<h1>code &lt;search&gt;</h1>" in page
+
+
+def test_the_page_shows_the_headline_figures_and_the_limits(report: Report, tmp_path: Path) -> None:
+    page = render([report], tmp_path / "report.html").read_text()
+    assert "3.00 MB" in page
+    assert "30.0× smaller" in page
+    assert "Limit not met: mrr kept (against teacher) is 0.900, allowed is at least 2.000." in page
+    assert page.count("✓ met") == 1
+    for name in ("Quality against size", "Latency by length", "Where the time went", "Training"):
+        assert name in page
+
+
+def test_colours_of_the_plots_follow_the_page(report: Report, tmp_path: Path) -> None:
+    page = render([report], tmp_path / "report.html").read_text()
+    body = page[page.index("<body>") :]
+    assert "var(--series-0)" in body
+    assert not re.findall(r"#0102[0-9a-f]{2}", body)
+    assert not re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", body)
+
+
+def test_a_report_from_another_machine_is_marked_imported(report: Report, tmp_path: Path) -> None:
+    here = render([report], tmp_path / "here.html").read_text()
+    assert "imported</span>" not in here
+    assert 'data-source="imported"' not in here
+    environment = replace(report.benchmark.environment, machine_id="0" * 12)
+    other = replace(report, benchmark=replace(report.benchmark, environment=environment))
+    page = render([report, other], tmp_path / "both.html").read_text()
+    assert 'data-source="imported"' in page
+    assert 'data-source="measured"' in page
+    assert "2 reports" in page
+
+
+def test_a_bundle_that_is_slower_than_its_teacher_says_so(report: Report, tmp_path: Path) -> None:
+    slower = tuple(
+        replace(c, ratio=Ratio(0.8, 0.75, 0.85, 3)) if c.quantity == "latency" else c
+        for c in report.benchmark.comparisons
+    )
+    bad = replace(report, benchmark=replace(report.benchmark, comparisons=slower))
+    page = render([bad], tmp_path / "bad.html").read_text()
+    assert "The bundle is slower than teacher at 8 tokens, batch 1" in page
+    assert "1.25× slower" in page
+
+
+def test_a_report_of_a_bundle_alone_has_no_ratios(
+    result: tuple[BenchmarkResult, list[str]], tmp_path: Path
+) -> None:
+    alone = replace(result[0], engines=(result[0].engine("bundle"),), comparisons=())
+    report = make_report(alone, title="alone", task="retrieval")
+    assert report.baseline is None
+    assert report.quality_kept is None
+    page = render([report], tmp_path / "alone.html").read_text()
+    assert "Ratios are against" not in page
+
+
+def test_a_report_without_a_bundle_or_a_page_without_reports_is_an_error(
+    result: tuple[BenchmarkResult, list[str]], tmp_path: Path
+) -> None:
+    teacher = replace(result[0], engines=(result[0].engine("teacher"),), comparisons=())
+    with pytest.raises(DataError, match="role 'bundle'"):
+        make_report(teacher, title="x", task="retrieval")
+    with pytest.raises(InputError, match="at least one report"):
+        render([], tmp_path / "none.html")
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_a_missing_extra_says_what_to_install(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(MachineError, match=re.escape("pip install 'codemill[bench]'")):
+        render([report], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_importing_targets_and_the_worker_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, codemill.targets, codemill.targets.worker\n"
+        "heavy = {'numpy', 'matplotlib', 'jinja2', 'yaml', 'psutil', 'onnxruntime', 'torch'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_public_name_is_there() -> None:
+    import codemill.targets
+
+    for name in codemill.targets.__all__:
+        assert getattr(codemill.targets, name).__name__ == name
+    assert sorted(codemill.targets.__all__) == codemill.targets.__all__
