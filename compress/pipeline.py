@@ -52,6 +52,9 @@ class Progress(Protocol):
     def finished(self, name: str, seconds: float) -> None:
         """A stage has ended."""
 
+    def say(self, line: str) -> None:
+        """What a stage found, for people."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -69,6 +72,8 @@ class Stage:
     libraries: tuple[str, ...]
     work: Callable[[Folders, Path, Report], None]
     machine: str | None = None
+    findings: Callable[[Path], str] | None = None
+    """A line for people on what a finished folder holds."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ def _read_done(stage: Stage, folder: Path, key: str) -> Done | None:
         value = read_done(folder)
         if value["key"] != key:
             return None
-        return Done(stage.name, key, folder, value["seconds"], value["peak_rss_bytes"], True)
+        seconds, peak = float(value["seconds"]), int(value["peak_rss_bytes"])
+        return Done(stage.name, key, folder, seconds, peak, True)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -146,6 +152,8 @@ def run_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[
             _release_memory()
         done[stage.name] = finished
         progress.finished(stage.name, finished.seconds)
+        if stage.findings is not None:
+            progress.say(stage.findings(finished.folder))
     return done
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from codemill.compress.models.load import load_teacher, resolve_model
 from codemill.compress.recipe import Recipe
-from codemill.errors import CodemillError, MachineError
+from codemill.errors import CodemillError, MachineError, RecipeError
 from codemill.runtime.machine import this_machine
 from codemill.targets.profile import availability, target_named
 
@@ -61,10 +61,14 @@ class Preflight:
 
 
 def preflight(recipe: Recipe, work: Path) -> Preflight:
-    """Look at teacher, target, memory and disk. Raises what opening the teacher raises."""
+    """Look at teacher, target, memory and disk.
+
+    Raises what opening the teacher raises, and RecipeError for inputs longer than it takes.
+    """
     teacher = load_teacher(resolve_model(recipe.teacher.model))
     parameters = sum(value.numel() for value in teacher.model.parameters())
     config = teacher.model.config
+    _check_lengths(recipe, config.max_position_embeddings)
     memory = _memory_bytes(recipe, parameters, config.hidden_size, config.num_hidden_layers)
     disk = _disk_bytes(recipe, parameters, config.hidden_size)
     checks = [
@@ -78,6 +82,19 @@ def preflight(recipe: Recipe, work: Path) -> Preflight:
         _disk(disk, work),
     ]
     return Preflight(tuple(checks), memory, disk)
+
+
+def _check_lengths(recipe: Recipe, positions: int) -> None:
+    for key, tokens in (
+        ("teacher.max_tokens", recipe.teacher.max_tokens),
+        ("data.max_tokens", recipe.data.max_tokens),
+        ("student.max_tokens", recipe.student.max_tokens),
+    ):
+        if tokens > positions:
+            raise RecipeError(
+                f"{key} is {tokens}, but the teacher takes inputs of {positions} tokens at most; "
+                f"set --set {key}={positions} or less"
+            )
 
 
 def _memory_bytes(recipe: Recipe, parameters: int, hidden_size: int, layers: int) -> int:
@@ -128,6 +145,10 @@ def _disk(needed: int, work: Path) -> Check:
     folder = work.absolute()
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        return Check(
+            "disk", False, f"{folder} is a file and no folder to work in; choose another --work"
+        )
     free = shutil.disk_usage(folder).free
     found = f"about {needed / 1e9:.1f} GB needed under {work}, {free / 1e9:.1f} GB free"
     return Check(

@@ -35,6 +35,9 @@ class Silent:
     def finished(self, name: str, seconds: float) -> None:
         """Nothing."""
 
+    def say(self, line: str) -> None:
+        """Nothing."""
+
 
 class Lines:
     """One line when a stage begins and ends, and at most one every few seconds between."""
@@ -71,6 +74,10 @@ class Lines:
         """A stage has ended, or was found finished: `seconds` is what it took."""
         place, cached = self._places.pop(name, (name, False))
         self._say(f"{place}: " + (_cached(seconds) if cached else f"done in {duration(seconds)}"))
+
+    def say(self, line: str) -> None:
+        """What a stage found, on a line of its own."""
+        self._say(f"    {line}")
 
     def _say(self, line: str) -> None:
         self._stream.write(line + "\n")
@@ -121,6 +128,10 @@ class Bars:
             task, cached = self._tasks.pop(name)
             message = _cached(seconds) if cached else f"done in {duration(seconds)}"
             self._progress.update(task, completed=1.0, message=message)
+
+    def say(self, line: str) -> None:
+        """What a stage found, above the bars."""
+        self._progress.console.print(f"  {line}", markup=False, highlight=False)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from codemill.compress.budget import parse_size
 from codemill.errors import RecipeError
@@ -39,7 +48,13 @@ _FOLDER = Path(__file__).with_name("recipes")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, value: Any) -> Any:
+        """A section whose keys are all commented out is None in YAML: the defaults."""
+        return {} if value is None else value
 
 
 def _size(value: Any) -> Any:
@@ -160,6 +175,12 @@ class Losses(_Section):
         1.0, ge=0, description="in-batch contrastive loss on the pairs themselves"
     )
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Losses:
+        if not (self.cosine or self.similarity or self.contrastive):
+            raise ValueError("all losses are 0; one at least must be above")
+        return self
+
 
 class Distill(_Section):
     """The student's training."""
@@ -210,7 +231,17 @@ class Bench(_Section):
     tokens: tuple[int, ...] = Field(
         (32, 128, 256), description="input lengths, in the teacher's tokens"
     )
+    repeats: int = Field(
+        10, ge=3, description="timed calls of each engine in a round, at each shape"
+    )
     batches: tuple[int, ...] = Field((1, 8), description="functions a call")
+
+    @field_validator("tokens", "batches")
+    @classmethod
+    def _above_zero(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 1:
+            raise ValueError("must list at least one number, all of them above 0")
+        return value
 
 
 class Recipe(_Section):
@@ -222,6 +253,10 @@ class Recipe(_Section):
     seed: int = Field(0, ge=0, description="of every random choice")
     threads: int | None = Field(
         None, ge=1, description="threads to compute with; by default all cores"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="of the products in training; `auto`: bf16 where this processor multiplies it natively",
     )
     target: Text = Field(
         "cpu-int8", description="the kind of machine to ship to (`compress targets`)"
@@ -261,7 +296,7 @@ def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {path} cannot be read: {error}") from error
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a 31 February
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise RecipeError(f"recipe {path}: expected keys and values, found {type(value).__name__}")
@@ -279,12 +314,14 @@ def parse_recipe(
             raise RecipeError(f"--set {setting!r}: expected key=value, such as distill.epochs=2")
         try:
             parsed = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise RecipeError(f"--set {setting!r}: the value is not valid YAML: {error}") from error
         node = merged
         *parents, last = key.split(".")
         for parent in parents:
-            node = node.setdefault(parent, {})
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
             if not isinstance(node, dict):
                 raise RecipeError(f"--set {setting!r}: {parent!r} is a value, not a section")
         node[last] = parsed

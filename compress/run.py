@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codemill.compress import pipeline
+from codemill.compress.compute import compute_of
 from codemill.compress.pipeline import Done, Folders, Progress, Stage
 from codemill.compress.preflight import Preflight, preflight
 from codemill.compress.recipe import Recipe
@@ -27,7 +28,6 @@ from codemill.compress.stages import (
 from codemill.errors import InputError, RefusedError
 from codemill.runtime import pack
 from codemill.runtime.bundle import MANIFEST
-from codemill.runtime.machine import physical_cores
 from codemill.targets.environment import machine_id
 from codemill.targets.figures import EngineResult
 from codemill.targets.report import Report as BenchReport
@@ -38,16 +38,16 @@ __all__ = ["Plan", "RunResult", "plan", "run", "stages_of"]
 
 def stages_of(recipe: Recipe) -> list[Stage]:
     """The ordered stages. What can fail early comes early: nothing before `teacher` takes long."""
-    threads = recipe.threads or physical_cores()
-    machine = machine_id()
+    compute, machine = compute_of(recipe), machine_id()
+    threads = compute.threads
     stages = [
         corpus.stage(recipe, threads),
         search.stage(recipe),
-        rehearsal.stage(recipe, threads, machine),
-        finetune.stage(recipe, threads),
+        rehearsal.stage(recipe, compute, machine),
+        finetune.stage(recipe, compute),
         graphs.stage(recipe),
         labels.stage(recipe, threads),
-        student.stage(recipe, threads),
+        student.stage(recipe, compute),
         export.stage(recipe, threads, machine),
     ]
     keys = pipeline.keys_of(stages)
@@ -148,7 +148,7 @@ def run(recipe: Recipe, work: Path, out: Path, progress: Progress) -> RunResult:
     checked = preflight(recipe, work)
     checked.raise_if_impossible()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _use_threads(recipe)
+    _use_threads(compute_of(recipe).threads)
     done = pipeline.run_stages(stages_of(recipe), work, progress)
     folders: Folders = {name: finished.folder for name, finished in done.items()}
     report = read_report(folders["benchmark"] / bench.REPORT)
@@ -157,10 +157,10 @@ def run(recipe: Recipe, work: Path, out: Path, progress: Progress) -> RunResult:
     return RunResult(made, html, json_path, report.bundle.size_bytes, report, tuple(done.values()))
 
 
-def _use_threads(recipe: Recipe) -> None:
+def _use_threads(threads: int) -> None:
     import torch
 
-    torch.set_num_threads(recipe.threads or physical_cores())
+    torch.set_num_threads(threads)
 
 
 def _refuse_missed(report: BenchReport, folder: Path) -> None:
@@ -176,7 +176,9 @@ def _refuse_missed(report: BenchReport, folder: Path) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse to write over what is not a bundle of ours, before hours of work rather than after."""
+    """Refuse what cannot be written, or is not a bundle of ours, before hours of work rather than after."""
+    if out.name in ("", ".."):
+        raise InputError(f"--out {out} names no new folder; give one, such as {out / 'my-bundle'}")
     if out.suffix == ".mill":
         if out.is_dir():
             raise InputError(f"{out} is a folder; a .mill is a file: choose another --out")
@@ -187,7 +189,14 @@ def _check_out(out: Path) -> None:
     ):
         raise InputError(f"{out} exists and is not a bundle; choose another --out or remove it")
     parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{parent} cannot be made ({error.strerror or error}); choose another --out"
+        ) from error
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{parent} cannot be written to; choose another --out")
 
 
 def _deliver(made: Path, reports: Path, out: Path) -> tuple[Path, Path, Path]:

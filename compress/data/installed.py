@@ -1,9 +1,9 @@
 """Docstring-and-function pairs mined from the code that is installed on this machine.
 
-Train and validation come from third-party packages (validation is whole packages), the test from the
-standard library: 1,000 functions named in `stdlib_test.txt`, so that figures can be compared between
-machines of one Python version. Functions are read with `codemill.runtime.functions`, the very code
-that `compress find` uses on a user's folder.
+Train and validation come from third-party packages (validation is whole packages, or whole files
+where few packages were named), the test from the standard library: 1,000 functions named in
+`stdlib_test.txt`, so that figures can be compared between machines of one Python version. Functions
+are read with `codemill.runtime.functions`, the very code that `compress find` uses on a user's folder.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def installed_packages(
         for name in names:
             try:
                 found[_canonical(name)] = metadata.version(name)
-            except metadata.PackageNotFoundError as error:
+            except (metadata.PackageNotFoundError, ValueError) as error:  # ValueError: no name
                 raise DataError(
                     f"data.packages names {name!r}, which is not installed here"
                 ) from error
@@ -113,7 +113,8 @@ def query_of(docstring: str) -> str | None:
     words = re.findall(r"[A-Za-z]{2,}", text)
     if not _MIN_WORDS <= len(words) <= _MAX_WORDS or text.startswith((">>>", ":", "@")):
         return None
-    return text
+    # a docstring may spell half a surrogate pair, which no tokenizer takes
+    return None if any("\ud800" <= letter <= "\udfff" for letter in text) else text
 
 
 def _usable(function: Function) -> str | None:
@@ -151,13 +152,16 @@ def _files_of_package(name: str) -> list[tuple[str, str]]:
         if file.suffix != ".py" or ".." in parts or {"tests", "test", "testing"} & set(parts):
             continue
         items.append((str(distribution.locate_file(file)), f"{name}:{file.as_posix()}"))
-    return sorted(items)
+    # by name in the package: where it is installed must not change the order
+    return sorted(items, key=lambda item: item[1])
 
 
 def _stdlib_test() -> tuple[list[Pair], int]:
     """The test pairs, in the list's order, and how many of the list this Python lacks."""
     wanted = [
-        line for line in TEST_LIST.read_text().splitlines() if line and not line.startswith("#")
+        line
+        for line in TEST_LIST.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
     ]
     root = Path(sysconfig.get_path("stdlib"))
     found: dict[str, Pair] = {}
@@ -183,6 +187,23 @@ def _validation_packages(sizes: dict[str, int]) -> list[str]:
             chosen.append(name)
             held += sizes[name]
     return sorted(chosen)
+
+
+def _validation_files(pairs: list[Pair]) -> set[str]:
+    """Where no package is small enough to be held out: files, drawn alike, for the same share."""
+    sizes = Counter(_file_of(pair) for pair in pairs)
+    chosen: set[str] = set()
+    held = 0
+    for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if held >= _VALIDATION_SHARE * len(pairs):
+            break
+        chosen.add(name)
+        held += sizes[name]
+    return chosen
+
+
+def _file_of(pair: Pair) -> str:
+    return pair.origin.rpartition(":")[0]
 
 
 def _limit_same_query(pairs: list[Pair]) -> list[Pair]:
@@ -218,6 +239,10 @@ def mine(
     held = set(_validation_packages({name: len(pairs) for name, pairs in by_package.items()}))
     train = [pair for name in packages if name not in held for pair in by_package[name]]
     validation = [pair for name in packages if name in held for pair in by_package[name]]
+    if not held:
+        files_held = _validation_files(train)
+        validation = [pair for pair in train if _file_of(pair) in files_held]
+        train = [pair for pair in train if _file_of(pair) not in files_held]
     test, missing = _stdlib_test()
 
     train, dropped_train = remove_duplicates(train)

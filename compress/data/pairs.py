@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,17 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     ):
         for pair in pairs:
             row = {"query": pair.query, "code": pair.code, "origin": pair.origin}
-            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            text = json.dumps(row, ensure_ascii=False)
+            # half a surrogate pair, which an origin may hold, has no UTF-8
+            stream.write(text.encode(errors="replace") + b"\n")
 
 
 def read_pairs(path: Path, query_field: str = "query", code_field: str = "code") -> Iterator[Pair]:
     """Yield the pairs of a `.jsonl` or `.jsonl.gz` file.
 
     Raises DataError with file and line for a line that is not a JSON object, lacks a field, or
-    holds an empty or non-text value, and for a file without any pair.
+    holds an empty or non-text value, for a file that cannot be read to its end, and for one without
+    any pair.
     """
     if not path.is_file():
         raise DataError(
@@ -53,7 +57,7 @@ def read_pairs(path: Path, query_field: str = "query", code_field: str = "code")
                 if line.strip():
                     yield _pair(line, f"{path}:{number}", query_field, code_field)
                     count += 1
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"data file {path} cannot be read: {error}") from error
     if count == 0:
         raise DataError(f"data file {path} is empty; expected one JSON object a line")
@@ -76,4 +80,17 @@ def _pair(line: bytes, where: str, query_field: str, code_field: str) -> Pair:
                 f"{where}: expected text under {field!r}, {found}; "
                 "name the fields with --set data.query_field= and data.code_field="
             )
+        if not _is_utf8(value):
+            raise DataError(
+                f"{where}: the text under {field!r} holds half a surrogate pair (\\ud800 to \\udfff), "
+                "which is no character; write the whole character or leave it out"
+            )
     return Pair(row[query_field], row[code_field], str(row.get("origin", row.get("repo", ""))))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

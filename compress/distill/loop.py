@@ -7,6 +7,7 @@ continued from its checkpoint gives the very student an undisturbed one gives.
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from codemill.compress.distill.losses import contrastive, cosine_distance, similarity_divergence
-from codemill.compress.models.pooling import Tokenized, embed, pad
+from codemill.compress.models.pooling import Tokenized, embed, pad, positions
 from codemill.compress.pipeline import Report
 from codemill.compress.recipe import Distill, Losses
 from codemill.errors import TrainingError
@@ -67,30 +68,36 @@ class Schedule:
     losses: Losses
     validations: int
     patience: int
+    bf16: bool = False
 
     @classmethod
-    def of(cls, settings: Distill) -> Schedule:
+    def of(cls, settings: Distill, bf16: bool) -> Schedule:
         """The schedule of a recipe's `distill` section."""
-        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
+        names = set(cls.__dataclass_fields__) - {"bf16"}
+        return cls(**{name: getattr(settings, name) for name in names}, bf16=bf16)
 
 
 def plan_batches(
     lengths: Sequence[int], batch_size: int, epochs: float, seed: int
 ) -> list[np.ndarray]:
-    """The pairs of every step: shuffled, then sorted by length within pools, then the batches shuffled."""
+    """The pairs of every step: shuffled, then sorted by length within pools, then the batches shuffled.
+
+    Every pair is in one batch of each whole epoch. A batch holds `batch_size` pairs, or a few less
+    (half of them at worst) where a pool does not divide: to leave the rest out would be to leave
+    the longest pairs out, each time.
+    """
     generator = np.random.default_rng(seed)
     count = len(lengths)
     size = min(batch_size, count)
-    steps = max(1, round(count * epochs / size))
+    steps = max(1, math.ceil(count * epochs / size))
+    # the last pool takes in a rest that would not fill a batch
+    bounds = list(range(0, count - size + 1, size * _POOL))[1:]
     batches: list[np.ndarray] = []
     while len(batches) < steps:
-        order = generator.permutation(count)
-        pools = [order[start : start + size * _POOL] for start in range(0, count, size * _POOL)]
         epoch: list[np.ndarray] = []
-        for pool in pools:
+        for pool in np.split(generator.permutation(count), bounds):
             by_length = pool[np.argsort([lengths[index] for index in pool], kind="stable")]
-            # the few pairs left over at a pool's end wait for another epoch
-            epoch += [by_length[at : at + size] for at in range(0, len(pool) - size + 1, size)]
+            epoch += np.array_split(by_length, math.ceil(len(pool) / size))
         batches += [epoch[index] for index in generator.permutation(len(epoch))]
     return batches[:steps]
 
@@ -168,8 +175,9 @@ def _step(
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = _rate(step, steps, schedule)
-    query = embed(model, *pad([targets.queries[index] for index in batch]))
-    code = embed(model, *pad([targets.codes[index] for index in batch]))
+    most = positions(model)
+    query = embed(model, *pad([targets.queries[index] for index in batch], most), schedule.bf16)
+    code = embed(model, *pad([targets.codes[index] for index in batch], most), schedule.bf16)
     loss = _loss(query, code, targets, batch, schedule)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -226,10 +234,13 @@ class _State:
         self.saved = time.monotonic()
 
     def restore(self) -> None:
-        """Continue from the checkpoint, if there is a whole one."""
+        """Continue from the checkpoint, if there is a whole one; a damaged one is as good as none."""
         if not self.path.is_file():
             return
-        value: dict[str, Any] = torch.load(self.path, weights_only=True)
+        try:
+            value: dict[str, Any] = torch.load(self.path, weights_only=True)
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
+            return
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(value["model"][name])
@@ -274,18 +285,19 @@ class _State:
 
 
 def seconds_per_pair(
-    model: nn.Module, queries: Tokenized, codes: Tokenized, losses: Losses
+    model: nn.Module, queries: Tokenized, codes: Tokenized, losses: Losses, bf16: bool
 ) -> tuple[float, float]:
     """Time of a training step and of a mere forward pass on this machine, per pair. Changes no weights."""
     trained = [value for value in model.parameters() if value.requires_grad]
     batches = plan_batches([len(code) for code in codes], 32, 1.0, seed=0)
     timings: dict[str, list[float]] = {"training": [], "forward": []}
     for batch in batches * 2:
-        sides = [pad([texts[index] for index in batch]) for texts in (queries, codes)]
+        most = positions(model)
+        sides = [pad([texts[index] for index in batch], most) for texts in (queries, codes)]
         for kind, taken in timings.items():
             start = time.perf_counter()
             with torch.set_grad_enabled(kind == "training"):
-                query, code = (embed(model, *side) for side in sides)
+                query, code = (embed(model, *side, bf16) for side in sides)
                 loss = contrastive(query, code, 0.05) + losses.cosine * cosine_distance(
                     query, code.detach()
                 )

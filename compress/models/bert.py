@@ -163,17 +163,25 @@ def cut_student(
             f"a student of width {wanted[0]} and head size {wanted[1]} cannot be cut out of a teacher of "
             f"width {config.hidden_size} and head size {head_size}; keep the teacher's"
         )
+    if not architecture.copied_layers:
+        raise ModelError("the architecture names no layers of the teacher to copy")
     for name, have, most in (
         ("heads", architecture.heads, config.num_attention_heads),
         ("intermediate_size", architecture.intermediate_size, config.intermediate_size),
         ("max_tokens", architecture.max_tokens, config.max_position_embeddings),
         ("vocab_size", architecture.vocab_size, config.vocab_size),
         ("copied_layers", max(architecture.copied_layers) + 1, config.num_hidden_layers),
+        ("embedding_rank", architecture.embedding_rank or 0, config.hidden_size),
     ):
         if have > most:
             raise ModelError(
                 f"a student with {name} {have} cannot be cut out of a teacher with {most}"
             )
+    if (architecture.embedding_rank or 0) > architecture.vocab_size:
+        raise ModelError(
+            f"an embedding of rank {architecture.embedding_rank} cannot be made of "
+            f"{architecture.vocab_size} tokens; a rank is at most their number"
+        )
     if len(kept_tokens) != architecture.vocab_size:
         raise ModelError(
             f"{len(kept_tokens)} tokens kept for a vocabulary of {architecture.vocab_size}"

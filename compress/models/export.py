@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from codemill.compress.models.pooling import embed, pad
+from codemill.compress.models.pooling import embed, pad, positions
 from codemill.compress.models.tokenize import tokenize
 from codemill.export.candidates import write_candidates
 
@@ -35,7 +35,7 @@ def export_bundle(
     architecture: Mapping[str, Any] | None = None,
 ) -> None:
     """Export with `export.candidates`, on a sample of two texts of unlike length."""
-    ids, mask = pad(tokenize(tokenizer_json, _SAMPLE, max_tokens))
+    ids, mask = pad(tokenize(tokenizer_json, _SAMPLE, max_tokens), positions(model))
     with torch.inference_mode():
         expected = embed(model, ids, mask).numpy()
     write_candidates(

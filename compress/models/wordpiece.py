@@ -17,7 +17,8 @@ from codemill.errors import ModelError
 
 __all__ = ["PrunedVocabulary", "count_tokens", "keep_order", "prune_tokenizer"]
 
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_NEEDED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+_SPECIAL = (*_NEEDED, "[MASK]")
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class PrunedVocabulary:
 
 
 def count_tokens(tokenizer_json: str, texts: Sequence[str]) -> np.ndarray:
-    """How often each token of the full vocabulary occurs in `texts`: int64 [vocab]."""
+    """How often each token of the full vocabulary occurs in `texts`: int64 [highest id + 1]."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    # ids may have gaps
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
     for start in range(0, len(texts), 1024):
         batch = tokenizer.encode_batch(list(texts[start : start + 1024]), add_special_tokens=False)
         ids = np.concatenate(
@@ -50,22 +52,28 @@ def count_tokens(tokenizer_json: str, texts: Sequence[str]) -> np.ndarray:
 
 
 def keep_order(tokenizer_json: str, counts: np.ndarray) -> list[int]:
-    """All token ids, those to keep first: special tokens, single characters, then by use.
+    """All token ids, those to keep first: special tokens, single ASCII characters, then by use.
 
     Characters of a script that the data never show are not kept first. The order depends on the
-    counts only; a vocabulary of n tokens is its first n.
+    counts only; a vocabulary of n tokens is its first n. Tokens that were added beside WordPiece's
+    own vocabulary are left out: their texts are split like any other.
     """
-    model = _wordpiece(tokenizer_json)
-    vocab: dict[str, int] = model["vocab"]
+    vocab: dict[str, int] = _wordpiece(tokenizer_json)["vocab"]
+    first = dict.fromkeys(_indispensable(vocab))
+    known = set(vocab.values()) - set(first)
+    rest = (int(index) for index in np.argsort(-counts, kind="stable") if int(index) in known)
+    return [*first, *rest]
+
+
+def _indispensable(vocab: dict[str, int]) -> list[int]:
+    """Ids of the special tokens, then of the single ASCII characters that words fall back to."""
     special = [vocab[token] for token in _SPECIAL if token in vocab]
     ascii_pieces = [
         index
         for token, index in vocab.items()
         if len(token.removeprefix("##")) == 1 and token.isascii() and token.isprintable()
     ]
-    first = dict.fromkeys([*special, *sorted(ascii_pieces)])
-    rest = (int(index) for index in np.argsort(-counts, kind="stable") if int(index) not in first)
-    return [*first, *rest]
+    return [*special, *sorted(ascii_pieces)]
 
 
 def prune_tokenizer(
@@ -73,7 +81,8 @@ def prune_tokenizer(
 ) -> PrunedVocabulary:
     """The tokenizer with the first `vocab_size` tokens of `order`, compact JSON.
 
-    Raises ModelError where the vocabulary does not even hold the single characters.
+    Raises ModelError where the vocabulary does not even hold the single characters, and for a
+    tokenizer that cannot be pruned.
     """
     value = json.loads(tokenizer_json)
     model = _wordpiece(tokenizer_json)
@@ -85,9 +94,15 @@ def prune_tokenizer(
     kept = [int(index) for index in order[:vocab_size]]
     value["model"]["vocab"] = {tokens[index]: new for new, index in enumerate(kept)}
     ids = value["model"]["vocab"]
-    missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in ids]
-    if missing:
-        raise ModelError(f"a vocabulary of {vocab_size} has no room for {', '.join(missing)}")
+    absent = [token for token in _NEEDED if token not in model["vocab"]]
+    if absent:
+        raise ModelError(f"the teacher's tokenizer has no {', '.join(absent)}")
+    needed = len(set(_indispensable(model["vocab"])))
+    if vocab_size < needed:
+        raise ModelError(
+            f"a vocabulary of {vocab_size} has no room for the special tokens and single characters, "
+            f"which words fall back to; it takes {needed} at least"
+        )
     value["added_tokens"] = [
         {**token, "id": ids[token["content"]]}
         for token in value.get("added_tokens", [])
@@ -114,6 +129,12 @@ def _renumber(post_processor: dict[str, Any] | None, ids: dict[str, int]) -> Non
         return
     if post_processor["type"] == "TemplateProcessing":
         for token in post_processor["special_tokens"].values():
+            lost = [name for name in token["tokens"] if name not in ids]
+            if lost:
+                raise ModelError(
+                    f"the tokenizer's template adds {', '.join(lost)}, which is not in its vocabulary; "
+                    "such a tokenizer cannot be pruned"
+                )
             token["ids"] = [ids[name] for name in token["tokens"]]
     elif post_processor["type"] == "BertProcessing":
         for key in ("sep", "cls"):

@@ -123,7 +123,8 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     def say(progress: Progress) -> None:
         report(progress.fraction, progress.message)
 
-    result = benchmark(engines, evaluation, shapes, recipe.bench.rounds, say)
+    rounds, repeats = recipe.bench.rounds, recipe.bench.repeats
+    result = benchmark(engines, evaluation, shapes, rounds, say, repeats=repeats)
     summary = make_report(
         result,
         title=recipe.name,

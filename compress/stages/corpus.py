@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import random
-from dataclasses import asdict, replace
 from pathlib import Path
 
 from codemill.compress.data.installed import installed_packages, mine
@@ -26,11 +25,13 @@ _INSTALLED = "installed"
 def stage(recipe: Recipe, threads: int) -> Stage:
     """Depends on the source: the packages' versions, or the file's contents."""
     data = recipe.data
-    settings: dict[str, object] = {"source": data.source, "seed": recipe.seed}
+    settings: dict[str, object] = {"seed": recipe.seed}
     if data.source == _INSTALLED:
-        settings["packages"] = installed_packages(data.packages)
+        settings |= {"source": _INSTALLED, "packages": installed_packages(data.packages)}
     else:
+        # not where the file lies: one that was moved is read no second time
         settings |= {
+            "source": "file",
             "sha256": _hash(Path(data.source)),
             "fields": [data.query_field, data.code_field],
             "held_out": [data.validation_pairs, data.test_pairs],
@@ -42,7 +43,16 @@ def stage(recipe: Recipe, threads: int) -> Stage:
         else:
             _given(data, recipe.seed, folder, report)
 
-    return Stage("corpus", VERSION, (), settings, (), work)
+    return Stage("corpus", VERSION, (), settings, (), work, findings=_findings)
+
+
+def _findings(folder: Path) -> str:
+    found = json.loads((folder / "corpus.json").read_text())
+    leaked = sum(found["removed_from_train"].values())
+    return (
+        f"{found['train']:,} training, {found['validation']:,} validation, {found['test']:,} test pairs; removed "
+        f"{found['duplicates_removed']:,} duplicates and {leaked:,} that validation or test has too"
+    )
 
 
 def _hash(path: Path) -> str:
@@ -113,7 +123,11 @@ def _write(
         "validation": len(validation),
         "test": len(test),
         "duplicates_removed": duplicates_removed,
-        "removed_from_train": asdict(replace(overlap, examples=())),
+        "removed_from_train": {
+            "same_code": overlap.same_code,
+            "similar_code": overlap.similar_code,
+            "same_query": overlap.same_query,
+        },
         "examples": overlap.examples,
         **facts,
     }

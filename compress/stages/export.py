@@ -60,8 +60,18 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
         (folder / _FACTS).write_text(json.dumps(found, indent=1))
 
     libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
-    return Stage(
-        "export", VERSION, ("student", "search", "corpus"), settings, libraries, work, machine
+    inputs = ("student", "search", "corpus")
+    return Stage("export", VERSION, inputs, settings, libraries, work, machine, _findings)
+
+
+def _findings(folder: Path) -> str:
+    found = accepted(folder)
+    if found["gates"] is None:
+        return f"{found['accepted']} ships: the recipe asks for no quantization"
+    speed, quality = found["gates"]["speed"], found["gates"]["quality"]
+    return (
+        f"{found['accepted']} ships: int8 is {speed['times_faster']:.2f} times as fast as fp32 "
+        f"({speed['low']:.2f} to {speed['high']:.2f}) and loses {quality['lost']:.1%} of validation MRR"
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from codemill.compress.compute import Compute
 from codemill.compress.models.load import TeacherModel, fingerprint, load_teacher, resolve_model
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Losses, Recipe
@@ -22,26 +23,40 @@ _FACTS = "teacher.json"
 _WEIGHTS = "finetuned.safetensors"
 
 
-def stage(recipe: Recipe, threads: int) -> Stage:
+def stage(recipe: Recipe, compute: Compute) -> Stage:
     """Depends on the teacher's files, the pairs and the `teacher.finetune` section."""
     source = resolve_model(recipe.teacher.model)
     settings = {
         "model": fingerprint(source),
         "finetune": recipe.teacher.finetune.model_dump(),
-        "max_tokens": recipe.data.max_tokens,
+        "max_tokens": [recipe.data.max_tokens, recipe.teacher.max_tokens],
         "validation_pairs": recipe.data.validation_pairs,
         "seed": recipe.seed,
-        "threads": threads,
+        "compute": asdict(compute),
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
-        _finetune(recipe, load_teacher(source), inputs["corpus"], folder, report)
+        _finetune(recipe, compute, load_teacher(source), inputs["corpus"], folder, report)
 
-    return Stage("teacher", VERSION, ("corpus",), settings, ("torch", "transformers"), work)
+    libraries = ("torch", "transformers")
+    return Stage("teacher", VERSION, ("corpus",), settings, libraries, work, findings=_findings)
+
+
+def _findings(folder: Path) -> str:
+    found = facts(folder)
+    tuned = "not fine-tuned"
+    if found["finetuned_mrr"] is not None:
+        tuned = f"{found['finetuned_mrr']:.3f} fine-tuned"
+    return f"validation MRR {found['original_mrr']:.3f} as it was, {tuned}: the {found['teaches']} one teaches"
 
 
 def _finetune(
-    recipe: Recipe, teacher: TeacherModel, corpus: Path, folder: Path, report: Report
+    recipe: Recipe,
+    compute: Compute,
+    teacher: TeacherModel,
+    corpus: Path,
+    folder: Path,
+    report: Report,
 ) -> None:
     from safetensors.torch import save_file
 
@@ -52,7 +67,9 @@ def _finetune(
     settings, max_tokens = recipe.teacher.finetune, recipe.data.max_tokens
     held_out = read_split(corpus, "validation", recipe.data.validation_pairs)
     validate = validator(
-        teacher.model, tokenize_pairs(held_out, teacher.tokenizer_json, recipe.teacher.max_tokens)
+        teacher.model,
+        tokenize_pairs(held_out, teacher.tokenizer_json, recipe.teacher.max_tokens),
+        compute.bf16,
     )
     report(0.0, "validating the original teacher")
     found: dict[str, Any] = {
@@ -73,6 +90,7 @@ def _finetune(
             losses=Losses(cosine=0.0, similarity=0.0, contrastive=1.0),
             validations=1,
             patience=1,
+            bf16=compute.bf16,
         )
         targets = Targets(tokens.queries, tokens.codes)
         points = train(teacher.model, targets, schedule, recipe.seed, validate, folder, report)

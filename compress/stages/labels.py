@@ -53,7 +53,8 @@ def _label(teacher: Encoder, sides: dict[str, list[str]], folder: Path, report: 
                 _write_shard(teacher, shard, path)
                 labelled += len(shard)
             done += sum(map(len, shard))
-            rate = labelled / (time.monotonic() - started)
+            # a coarse clock may not have moved yet
+            rate = labelled / max(time.monotonic() - started, 1e-3)
             report(
                 done / total, f"{side} {start + len(shard)}/{len(texts)}, {rate:.0f} texts a second"
             )

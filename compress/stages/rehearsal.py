@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from codemill import load
+from codemill.compress.compute import Compute
 from codemill.compress.data.pairs import Pair
 from codemill.compress.models.export import export_bundle
 from codemill.compress.models.load import TeacherModel, load_teacher, resolve_model
@@ -51,7 +52,7 @@ class Prediction:
         return sum(self.seconds.values())
 
 
-def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
+def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
     """Depends on the architecture, the recipe's amounts, and the machine."""
     settings = {
         "finetune": recipe.teacher.finetune.model_dump(),
@@ -62,21 +63,32 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
         "distill": recipe.distill.model_dump(),
         "quantize": recipe.quantize.method,
         "rounds": recipe.bench.rounds,
-        "threads": threads,
+        "compute": asdict(compute),
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
-        prediction = _rehearse(recipe, threads, inputs, folder, report)
+        prediction = _rehearse(recipe, compute, inputs, folder, report)
         _check(recipe, prediction)
         (folder / _FACTS).write_text(json.dumps(asdict(prediction), indent=1))
 
     libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
-    return Stage("rehearsal", VERSION, ("corpus", "search"), settings, libraries, work, machine)
+    return Stage(
+        "rehearsal", VERSION, ("corpus", "search"), settings, libraries, work, machine, _findings
+    )
+
+
+def _findings(folder: Path) -> str:
+    found = read_prediction(folder)
+    return (
+        f"predicted: {found.size_bytes / 1e6:.2f} MB, {found.latency_ms:.2f} ms a function of 128 tokens, "
+        f"{found.total_seconds / 60:.0f} minutes from here if nothing is cached"
+    )
 
 
 def _rehearse(
-    recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report
+    recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report
 ) -> Prediction:
+    threads = compute.threads
     chosen = read_chosen(inputs["search"])
     teacher = load_teacher(resolve_model(recipe.teacher.model))
     pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
@@ -106,10 +118,10 @@ def _rehearse(
     )
     seconds = {
         "labels": _label_seconds(folder / "teacher", threads, pairs),
-        "teacher": _finetune_seconds(recipe, teacher, pairs),
+        "teacher": _finetune_seconds(recipe, compute, teacher, pairs),
     }
     report(0.8, "timing a few training steps")
-    seconds["student"] = _distill_seconds(recipe, teacher, chosen, pairs)
+    seconds["student"] = _distill_seconds(recipe, compute, teacher, chosen, pairs)
     seconds["export, bundle, benchmark"] = _FIXED_SECONDS + recipe.bench.rounds * _SECONDS_PER_ROUND
     size = size_bytes(folder / "student", f"cpu-{precision}") + _MANIFEST_ALLOWANCE
     return Prediction(
@@ -143,7 +155,9 @@ def _label_seconds(bundle: Path, threads: int, pairs: list[Pair]) -> float:
         return _timed(lambda: teacher.encode(texts)) * len(pairs) / len(sample)
 
 
-def _finetune_seconds(recipe: Recipe, teacher: TeacherModel, pairs: list[Pair]) -> float:
+def _finetune_seconds(
+    recipe: Recipe, compute: Compute, teacher: TeacherModel, pairs: list[Pair]
+) -> float:
     from codemill.compress.distill.loop import seconds_per_pair
     from codemill.compress.freeze.freeze import freeze_bottom
     from codemill.compress.tasks.retrieval import tokenize_pairs
@@ -155,21 +169,26 @@ def _finetune_seconds(recipe: Recipe, teacher: TeacherModel, pairs: list[Pair]) 
     tokens = tokenize_pairs(pairs[:64], teacher.tokenizer_json, recipe.data.max_tokens)
     contrastive_only = Losses(cosine=0.0, similarity=0.0, contrastive=1.0)
     training, forward = seconds_per_pair(
-        teacher.model, tokens.queries, tokens.codes, contrastive_only
+        teacher.model, tokens.queries, tokens.codes, contrastive_only, compute.bf16
     )
     return training * min(settings.pairs, len(pairs)) + 2 * forward * recipe.data.validation_pairs
 
 
 def _distill_seconds(
-    recipe: Recipe, teacher: TeacherModel, chosen: Chosen, pairs: list[Pair]
+    recipe: Recipe,
+    compute: Compute,
+    teacher: TeacherModel,
+    chosen: Chosen,
+    pairs: list[Pair],
 ) -> float:
     from codemill.compress.distill.loop import seconds_per_pair
     from codemill.compress.tasks.retrieval import tokenize_pairs
 
     settings = recipe.distill
-    tokens = tokenize_pairs(pairs[:256], chosen.tokenizer_json, recipe.data.max_tokens)
+    longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
+    tokens = tokenize_pairs(pairs[:128], chosen.tokenizer_json, longest)
     training, forward = seconds_per_pair(
-        cut(teacher, chosen), tokens.queries, tokens.codes, settings.losses
+        cut(teacher, chosen), tokens.queries, tokens.codes, settings.losses, compute.bf16
     )
     return (
         training * len(pairs) * settings.epochs

@@ -74,7 +74,17 @@ def stage(recipe: Recipe) -> Stage:
             recipe, teacher.model.config, teacher.tokenizer_json, inputs["corpus"], folder, report
         )
 
-    return Stage("search", VERSION, ("corpus",), settings, ("pygad", "tokenizers", "numpy"), work)
+    libraries = ("pygad", "tokenizers", "numpy")
+    return Stage("search", VERSION, ("corpus",), settings, libraries, work, findings=_findings)
+
+
+def _findings(folder: Path) -> str:
+    best = json.loads((folder / "search.json").read_text())["best"]
+    return (
+        f"{best['layers']} layers of width {best['hidden_size']} from {best['copied_layers']}, {best['heads']} heads, "
+        f"{best['intermediate_size']} inner, {best['vocab_size']:,} tokens at rank {best['embedding_rank']}: "
+        f"{best['gflops']:.2f} GFLOPs, {best['size_bytes'] / 1e6:.2f} MB"
+    )
 
 
 def _search(
@@ -91,7 +101,7 @@ def _search(
         tokenizer_json, [text for pair in pairs for text in (pair.query, pair.code)]
     )
     order = keep_order(tokenizer_json, counts)
-    space = _space(recipe, config)
+    space = _space(recipe, config, len(order))
     report(0.3, "measuring vocabularies")
     codes = [pair.code for pair in pairs[:_SAMPLE]]
     costs = _cost_model(recipe, tokenizer_json, counts, order, space, codes)
@@ -142,14 +152,15 @@ def _search(
     )
 
 
-def _space(recipe: Recipe, config: BertConfig) -> Space:
+def _space(recipe: Recipe, config: BertConfig, tokens: int) -> Space:
+    """`tokens`: of the tokenizer. A model's table is often padded beyond them."""
     wanted = recipe.search
     return default_space(
         hidden_size=config.hidden_size,
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         intermediate_size=config.intermediate_size,
-        vocab_size=config.vocab_size,
+        vocab_size=min(config.vocab_size, tokens),
         max_tokens=recipe.student.max_tokens,
         choices=Choices(
             vocab_sizes=wanted.vocab_sizes,

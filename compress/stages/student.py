@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codemill.compress.compute import Compute
 from codemill.compress.models.load import TeacherModel
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
@@ -25,7 +26,7 @@ STUDENT = "student"
 HISTORY = "history.json"
 
 
-def stage(recipe: Recipe, threads: int) -> Stage:
+def stage(recipe: Recipe, compute: Compute) -> Stage:
     """Depends on the data, the labels, the architecture, the teacher's weights and the `distill` section."""
     settings = {
         "distill": recipe.distill.model_dump(),
@@ -33,11 +34,11 @@ def stage(recipe: Recipe, threads: int) -> Stage:
         "validation_pairs": recipe.data.validation_pairs,
         "max_tokens": recipe.data.max_tokens,
         "seed": recipe.seed,
-        "threads": threads,
+        "compute": asdict(compute),
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
-        _distill(recipe, inputs, folder, report)
+        _distill(recipe, compute, inputs, folder, report)
 
     inputs = ("corpus", "search", "teacher", "labels")
     return Stage(
@@ -52,7 +53,9 @@ def cut(teacher: TeacherModel, chosen: Chosen) -> BertModel:
     return cut_student(teacher.model, chosen.architecture, chosen.kept, chosen.counts)
 
 
-def _distill(recipe: Recipe, inputs: Folders, folder: Path, report: Report) -> None:
+def _distill(
+    recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report
+) -> None:
     from codemill.compress.distill.loop import Schedule, Targets, train
     from codemill.compress.models.bert import save_student
     from codemill.compress.tasks.retrieval import tokenize_pairs, validator
@@ -60,15 +63,24 @@ def _distill(recipe: Recipe, inputs: Folders, folder: Path, report: Report) -> N
     chosen = read_chosen(inputs["search"])
     student = cut(teaching_model(recipe, inputs["teacher"]), chosen)
     pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
-    tokens = tokenize_pairs(pairs, chosen.tokenizer_json, recipe.data.max_tokens)
+    longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
+    tokens = tokenize_pairs(pairs, chosen.tokenizer_json, longest)
     labels = {side: read_labels(inputs["labels"], side) for side in ("queries", "codes")}
     targets = Targets(tokens.queries, tokens.codes, labels["queries"], labels["codes"])
     held_out = read_split(inputs["corpus"], "validation", recipe.data.validation_pairs)
     validate = validator(
-        student, tokenize_pairs(held_out, chosen.tokenizer_json, recipe.student.max_tokens)
+        student,
+        tokenize_pairs(held_out, chosen.tokenizer_json, recipe.student.max_tokens),
+        compute.bf16,
     )
     points = train(
-        student, targets, Schedule.of(recipe.distill), recipe.seed, validate, folder, report
+        student,
+        targets,
+        Schedule.of(recipe.distill, compute.bf16),
+        recipe.seed,
+        validate,
+        folder,
+        report,
     )
     save_student(student, chosen.architecture, folder / STUDENT)
     (folder / HISTORY).write_text(json.dumps([asdict(point) for point in points]))

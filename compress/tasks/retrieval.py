@@ -31,10 +31,13 @@ def tokenize_pairs(pairs: Sequence[Pair], tokenizer_json: str, max_tokens: int) 
     )
 
 
-def validator(model: nn.Module, held_out: TokenizedPairs) -> Callable[[], float]:
+def validator(
+    model: nn.Module, held_out: TokenizedPairs, bf16: bool = False
+) -> Callable[[], float]:
     """A function that gives the model's MRR on the held-out pairs as it stands."""
 
     def validate() -> float:
-        return mrr(embed_all(model, held_out.queries), embed_all(model, held_out.codes))
+        queries = embed_all(model, held_out.queries, bf16=bf16)
+        return mrr(queries, embed_all(model, held_out.codes, bf16=bf16))
 
     return validate
