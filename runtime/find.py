@@ -15,7 +15,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,11 @@ class Index:
     tables, and the last one stays.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder, cache: Path) -> None:
+    def __init__(
+        self, folder: Path, encoder: Encoder, cache: Path, exclude: frozenset[str] = frozenset()
+    ) -> None:
         self.folder = folder
+        self.exclude = exclude
         self._encoder = encoder
         self._cache = cache
         self._files: dict[str, _File] = _load(cache, encoder.dim)
@@ -89,11 +92,16 @@ class Index:
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike[str], encoder: Encoder, progress: Progress | None = None
+        cls,
+        folder: str | os.PathLike[str],
+        encoder: Encoder,
+        progress: Progress | None = None,
+        exclude: Iterable[str] = (),
     ) -> Index:
         """The index of `folder`, made or brought up to date.
 
-        `progress(done, total)` counts the files that have to be read. Raises DataError where
+        `progress(done, total)` counts the files that have to be read. Folders named in `exclude`,
+        at any depth, are left out; each choice of them is an index of its own. Raises DataError where
         there is no such folder, and MachineError where the cache cannot be written.
         """
         from codemill import __version__
@@ -101,9 +109,13 @@ class Index:
         root = Path(folder)
         if not root.is_dir():
             raise DataError(f"there is no folder {os.fspath(folder)!r} to search")
+        without = frozenset(exclude)
         # the version stands for how functions are read: another reading is another index
         key = "\0".join(
-            (os.fspath(root.resolve()), encoder.digest, encoder.variant, __version__, str(_SCHEMA))
+            (
+                *(os.fspath(root.resolve()), encoder.digest, encoder.variant),
+                *(__version__, str(_SCHEMA), *sorted(without)),
+            )
         )
         name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         cache = cache_folder("indexes") / name
@@ -111,7 +123,7 @@ class Index:
             cache.mkdir(exist_ok=True)
         except OSError as error:
             raise MachineError(f"cannot make {cache}: {error.strerror or error}") from error
-        index = cls(root, encoder, cache)
+        index = cls(root, encoder, cache, without)
         index.update(progress)
         return index
 
@@ -140,7 +152,7 @@ class Index:
         content does. What was embedded is saved every half minute, so that an update that is
         interrupted continues.
         """
-        present = dict(python_files(self.folder))
+        present = dict(python_files(self.folder, self.exclude))
         stale = [name for name, status in present.items() if not self._is_current(name, status)]
         changed = bool(stale) or present.keys() != self._files.keys()
         # a file that was moved or copied keeps its embeddings
@@ -336,14 +348,17 @@ class Index:
             ) from error
 
 
-def python_files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+def python_files(
+    folder: Path, exclude: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, os.stat_result]]:
     """The Python files below `folder` as relative POSIX paths, in order; links are not followed."""
+    skipped = SKIPPED_FOLDERS | exclude
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(
             name
             for name in folders
             if not name.startswith(".")
-            and name not in SKIPPED_FOLDERS
+            and name not in skipped
             and not (Path(parent) / name / "pyvenv.cfg").exists()
         )
         for name in sorted(files):

@@ -28,8 +28,21 @@ _CODE_LINES = 5
     help=f"The bundle to search with, a folder or a .mill file. [default: ./{_DEFAULT_BUNDLE}]",
 )
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="NAME",
+    help="Leave out folders of this name, such as tests; may be given several times.",
+)
 @json_option
-def find_command(query: str, folder: Path, bundle: Path | None, top: int, as_json: bool) -> None:
+def find_command(
+    query: str,
+    folder: Path,
+    bundle: Path | None,
+    top: int,
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Find the functions below DIR that do what QUERY says.
 
     The first search of a folder reads all of it; later ones read what has changed.
@@ -44,7 +57,7 @@ def find_command(query: str, folder: Path, bundle: Path | None, top: int, as_jso
         )
     with load(bundle or _DEFAULT_BUNDLE) as encoder:
         with counting("reading functions", "files") as progress:
-            index = Index.open(folder, encoder, progress)
+            index = Index.open(folder, encoder, progress, exclude)
         hits = index.search(query, top=top)
     if as_json:
         print_json(

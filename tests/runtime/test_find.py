@@ -266,3 +266,9 @@ def test_a_cache_that_cannot_be_made_is_a_machine_error(
     monkeypatch.setenv("CODEMILL_CACHE", str(tmp_path / "file"))
     with pytest.raises(MachineError, match="CODEMILL_CACHE"):
         Index.open(code, encoder)
+
+
+def test_folders_named_in_exclude_are_left_out_at_any_depth(code: Path, encoder: Counting) -> None:
+    write(code / "net/extra.py", PARSE.replace("parse", "extra"))
+    assert names(Index.open(code, encoder, exclude=["net"]), "json") == ["parse", "product"]
+    assert "Client.connect" in names(Index.open(code, encoder), "json")
