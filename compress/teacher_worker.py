@@ -9,14 +9,44 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codemill.targets.engine import Engine
 from codemill.targets.worker import Loaded, serve
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["main"]
+__all__ = ["main", "teacher_engine"]
+
+_MAX_TOKENS = 256
+
+
+def teacher_engine(
+    model: str,
+    name: str,
+    max_tokens: int = _MAX_TOKENS,
+    threads: int | None = None,
+    weights: Path | None = None,
+) -> Engine:
+    """The engine that runs a torch model in this worker; its size is that of weights, tokenizer and config.
+
+    weights: safetensors laid over the model's own, as a fine-tuned teacher's are.
+    """
+    from codemill.compress.models.load import resolve_model
+
+    folder = resolve_model(model)
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    files += [folder / file for file in ("tokenizer.json", "config.json")]
+    argv = [sys.executable, "-m", "codemill.compress.teacher_worker", str(folder), "--name", name]
+    argv += ["--max-tokens", str(max_tokens)]
+    if threads is not None:
+        argv += ["--threads", str(threads)]
+    if weights is not None:
+        argv += ["--weights", str(weights)]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return Engine(name, tuple(argv), "teacher", size)
 
 
 def _load(model: str, max_tokens: int, threads: int | None, weights: str | None) -> Loaded:
@@ -60,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="codemill.compress.teacher_worker", description=__doc__)
     parser.add_argument("model", help="folder, Hugging Face id or package:NAME")
     parser.add_argument("--name", default="teacher")
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--weights", help="safetensors laid over the model's own")
     chosen = parser.parse_args(arguments)

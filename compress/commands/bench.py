@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -156,26 +155,17 @@ def _evaluation_of(bundle: Path) -> Path:
 
 def _reference(model: str, threads: int) -> Engine:
     """The engine to compare with: another bundle through the runtime, or a model in PyTorch."""
-    from codemill.targets import Engine, bundle_engine
+    from codemill.targets import bundle_engine
 
     path = Path(model)
     if path.is_file() or (path / "manifest.json").is_file():
         other = bundle_engine(model, threads=threads, name=f"bundle {path.name}")
         return replace(other, role="reference")
     require_extra("compress", f"`compress bench --against {model}`")
-    from codemill.compress.models.load import resolve_model
+    from codemill.compress.teacher_worker import teacher_engine
 
-    folder = resolve_model(model)
-    weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
-    files = [*weights, *folder.glob("tokenizer.json")]
     name = f"{model.removeprefix('package:').rstrip('/').rsplit('/', 1)[-1]}, PyTorch"
-    argv = (sys.executable, "-m", "codemill.compress.teacher_worker", str(folder))
-    return Engine(
-        name=name,
-        argv=(*argv, "--name", name, "--threads", str(threads)),
-        role="reference",
-        size_bytes=sum(file.stat().st_size for file in files),
-    )
+    return replace(teacher_engine(model, name, threads=threads), role="reference")
 
 
 @contextlib.contextmanager

@@ -7,22 +7,21 @@ taught (PyTorch), and the bundle. Each in processes of its own, alternating (`ta
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from codemill.compress.models.load import resolve_model
 from codemill.compress.pipeline import Folders, Report, Stage, read_done
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.bundle import BUNDLE, EVALUATION
 from codemill.compress.stages.finetune import facts
 from codemill.compress.stages.graphs import REFERENCE
 from codemill.compress.stages.student import HISTORY
+from codemill.compress.teacher_worker import teacher_engine
 from codemill.runtime import read_manifest, size_bytes, verify_bundle
 from codemill.targets.benchmark import Progress, benchmark
-from codemill.targets.engine import Engine, bundle_engine
+from codemill.targets.engine import bundle_engine
 from codemill.targets.evaluation import read_evaluation
 from codemill.targets.figures import BenchmarkResult
 from codemill.targets.page import render
@@ -47,7 +46,6 @@ __all__ = [
     "STUDENT",
     "VERSION",
     "stage",
-    "teacher_engine",
 ]
 
 VERSION = 1
@@ -57,22 +55,6 @@ FUSED = "teacher, fused ONNX fp32"
 FINETUNED = "fine-tuned teacher, PyTorch fp32"
 STUDENT = "bundle"
 HEADLINE = Shape(128, 1)
-
-
-def teacher_engine(
-    model: str, max_tokens: int, threads: int, name: str = BASELINE, weights: Path | None = None
-) -> Engine:
-    """The engine that runs a torch model; its size is that of its weights, tokenizer and config."""
-    folder = resolve_model(model)
-    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
-    size = sum(
-        path.stat().st_size for path in (*files, folder / "tokenizer.json", folder / "config.json")
-    )
-    argv = [sys.executable, "-m", "codemill.compress.teacher_worker", str(folder), "--name", name]
-    argv += ["--max-tokens", str(max_tokens), "--threads", str(threads)]
-    if weights is not None:
-        argv += ["--weights", str(weights)]
-    return Engine(name, tuple(argv), "teacher", size)
 
 
 def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) -> Stage:
@@ -98,7 +80,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     (variant,) = read_manifest(bundle).variants
     fused = bundle_engine(inputs["teacher-graphs"] / REFERENCE, None, threads, name=FUSED)
     engines = [
-        teacher_engine(recipe.teacher.model, recipe.teacher.max_tokens, threads),
+        teacher_engine(recipe.teacher.model, BASELINE, recipe.teacher.max_tokens, threads),
         replace(fused, role="reference"),
         bundle_engine(bundle, variant, threads, name=STUDENT),
     ]
@@ -107,7 +89,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         engines.insert(
             1,
             teacher_engine(
-                recipe.teacher.model, recipe.teacher.max_tokens, threads, FINETUNED, weights
+                recipe.teacher.model, FINETUNED, recipe.teacher.max_tokens, threads, weights
             ),
         )
     shapes = tuple(

@@ -40,7 +40,7 @@ _PACKAGES = (
 def stage(recipe: Recipe, threads: int, keys: dict[str, str]) -> Stage:
     """Depends on what was accepted; `keys` (earlier stages' hashes) go into the provenance."""
     settings = {
-        "recipe": recipe.model_dump(mode="json", exclude={"bench", "threads"}),
+        "recipe": _shown(recipe),
         "threads": threads,
         "codemill": __version__,
     }
@@ -108,11 +108,8 @@ def _test_name(recipe: Recipe) -> str:
 
 def _provenance(recipe: Recipe, keys: dict[str, str], teaches: str) -> dict[str, Any]:
     # short forms: the manifest ships, and counts against the budget
-    shown = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"bench", "threads"})
-    shown.setdefault("data", {})["source"] = _file_name(recipe.data.source)
-    shown.setdefault("teacher", {})["model"] = _file_name(recipe.teacher.model)
     return {
-        "recipe": shown,
+        "recipe": _shown(recipe),
         "teacher": {
             "model": _file_name(recipe.teacher.model),
             "sha256": fingerprint(resolve_model(recipe.teacher.model)),
@@ -121,6 +118,14 @@ def _provenance(recipe: Recipe, keys: dict[str, str], teaches: str) -> dict[str,
         "stages": {name: key[:16] for name, key in keys.items()},
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _shown(recipe: Recipe) -> dict[str, Any]:
+    """What differs from the defaults, without where files lie on this machine."""
+    shown = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"bench", "threads"})
+    shown.setdefault("data", {})["source"] = _file_name(recipe.data.source)
+    shown.setdefault("teacher", {})["model"] = _file_name(recipe.teacher.model)
+    return shown
 
 
 def _file_name(value: str) -> str:

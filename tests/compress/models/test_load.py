@@ -51,7 +51,9 @@ def test_a_folder_is_its_own_model(made_model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "one", "a/b/c", "~/nowhere"])
 def test_a_folder_that_is_not_there_is_a_model_error(name: str) -> None:
-    with pytest.raises(ModelError, match="is not a folder here; expected a folder with config.json"):
+    with pytest.raises(
+        ModelError, match=r"is not a folder here; expected a folder with config\.json"
+    ):
         resolve_model(name)
 
 
@@ -81,7 +83,9 @@ def rewrite_config(folder: Path, **changes: object) -> None:
 
 def test_a_missing_tokenizer_says_how_to_save_one(model_folder: Path) -> None:
     (model_folder / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"has no tokenizer\.json; save the model's fast tokenizer"):
+    with pytest.raises(
+        ModelError, match=r"has no tokenizer\.json; save the model's fast tokenizer"
+    ):
         load_teacher(model_folder)
 
 
@@ -116,7 +120,9 @@ def test_a_tensor_that_is_missing_is_not_made_up(model_folder: Path) -> None:
     values = load_file(path)
     del values["encoder.layer.1.output.dense.weight"]
     save_file(values, path, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lack 1 tensors .*encoder\.layer\.1\.output\.dense\.weight"):
+    with pytest.raises(
+        ModelError, match=r"lack 1 tensors .*encoder\.layer\.1\.output\.dense\.weight"
+    ):
         load_teacher(model_folder)
 
 

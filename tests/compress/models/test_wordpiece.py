@@ -206,14 +206,18 @@ def test_more_tokens_than_there_are_is_a_model_error(
 
 
 def test_other_tokenizers_are_a_model_error(tokenizer_json: str, counts: np.ndarray) -> None:
-    with pytest.raises(ModelError, match="only WordPiece.*'BPE'"):
+    with pytest.raises(ModelError, match=r"only WordPiece.*'BPE'"):
         keep_order(changed(tokenizer_json, model={"type": "BPE", "vocab": {}}), counts)
     order = keep_order(tokenizer_json, counts)
     strange = changed(tokenizer_json, post_processor={"type": "ByteLevel"})
     with pytest.raises(ModelError, match="post-processor 'ByteLevel'"):
         prune_tokenizer(strange, counts, order, SIZE)
     value = json.loads(tokenizer_json)
-    value["post_processor"]["special_tokens"]["[Q]"] = {"id": "[Q]", "ids": [900], "tokens": ["[Q]"]}
+    value["post_processor"]["special_tokens"]["[Q]"] = {
+        "id": "[Q]",
+        "ids": [900],
+        "tokens": ["[Q]"],
+    }
     with pytest.raises(ModelError, match=r"template adds \[Q\]"):
         prune_tokenizer(json.dumps(value), counts, order, SIZE)
     value = json.loads(tokenizer_json)

@@ -1,0 +1,185 @@
+"""Recipes: read, overridden, refused with the key named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codemill.compress.recipe import Recipe, parse_recipe, read_recipe, shipped_recipes
+from codemill.errors import RecipeError
+
+
+def refused(value: dict[str, Any], *settings: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({"name": "mine", **value}, settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_recipe_that_ships_is_valid(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_recipes_ship() -> None:
+    assert "code-search" in shipped_recipes()
+
+
+def test_what_is_left_out_is_the_default() -> None:
+    recipe = parse_recipe({"name": "mine"})
+    assert recipe.distill.batch_size == 64
+    assert recipe.budget.size_bytes == 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
+        ({"distill": {"epoch": 1}}, "unknown key 'distill.epoch'; did you mean 'epochs'?"),
+        (
+            {"teacher": {"finetune": {"freeze_layer": 1}}},
+            "unknown key 'teacher.finetune.freeze_layer'; did you mean 'freeze_layers'?",
+        ),
+        ({"quality": {"zzz": 1}}, "unknown key 'quality.zzz'; known keys: min_kept"),
+        ({1: 2}, "1"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(value: dict[str, Any], message: str) -> None:
+    assert message in refused(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "found"),
+    [
+        ({"distill": {"epochs": "two"}}, "distill.epochs", "'two'"),
+        ({"distill": {"epochs": 0}}, "distill.epochs", "0"),
+        ({"distill": {"epochs": float("inf")}}, "distill.epochs", "inf"),
+        ({"distill": {"epochs": float("nan")}}, "distill.epochs", "nan"),
+        ({"distill": 3}, "distill", "3"),
+        ({"seed": -1}, "seed", "-1"),
+        ({"task": "poetry"}, "task", "'poetry'"),
+        ({"teacher": {"model": " "}}, "teacher.model", "' '"),
+        ({"budget": {"gflops": "some"}}, "budget.gflops", "'some'"),
+        ({"search": {"layers": [0, 5]}}, "search.layers", "0"),
+        ({"bench": {"tokens": []}}, "bench.tokens", "[]"),
+        ({"bench": {"batches": [1, 0]}}, "bench.batches", "[1, 0]"),
+        (
+            {"distill": {"losses": {"cosine": 0, "similarity": 0, "contrastive": 0}}},
+            "distill.losses",
+            "all losses are 0",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(value: dict[str, Any], key: str, found: str) -> None:
+    message = refused(value)
+    assert key in message
+    assert found in message
+
+
+def test_every_fault_is_named_at_once() -> None:
+    message = refused({"sed": 1, "distill": {"epochs": -1}})
+    assert len(message.splitlines()) == 2
+
+
+def test_a_recipe_needs_a_name() -> None:
+    with pytest.raises(RecipeError, match="'name' is missing"):
+        parse_recipe({})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("3MB", 3_000_000), ("2.5 MiB", 2_621_440), (1000, 1000), (None, None)]
+)
+def test_sizes_are_read_as_people_write_them(text: object, size: int | None) -> None:
+    recipe = parse_recipe({"name": "mine", "budget": {"size_bytes": text}})
+    assert recipe.budget.size_bytes == size
+
+
+def test_a_size_that_is_none_is_a_recipe_error() -> None:
+    assert "'3 potatoes' is not understood" in refused({"budget": {"size_bytes": "3 potatoes"}})
+    assert "budget.size_bytes" in refused({"budget": {"size_bytes": 0}})
+
+
+def test_settings_are_laid_over_the_recipe_as_yaml() -> None:
+    value = {"name": "mine", "distill": {"epochs": 2, "batch_size": 8}}
+    settings = [
+        "distill.epochs=3",
+        "search.layers=[[0, 2], [1]]",
+        "budget.size_bytes=1MB",
+        "budget.gflops=null",
+        "teacher.finetune.pairs=0",
+        "teacher.model=a=b",
+        "distill.epochs=0.5",
+    ]
+    recipe = parse_recipe(value, settings)
+    assert (recipe.distill.epochs, recipe.distill.batch_size) == (0.5, 8), "the last one counts"
+    assert recipe.search.layers == ((0, 2), (1,))
+    assert (recipe.budget.size_bytes, recipe.budget.gflops) == (1_000_000, None)
+    assert (recipe.teacher.finetune.pairs, recipe.teacher.model) == (0, "a=b")
+    assert value == {"name": "mine", "distill": {"epochs": 2, "batch_size": 8}}, "not changed"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("name.first=x", "'name' is a value, not a section"),
+        ("seed=[1", "not valid YAML"),
+        ("name=2024-02-31", "not valid YAML"),
+        ("seed=" + "[" * 5000, "not valid YAML"),
+        ("sed=3", "did you mean 'seed'"),
+        ("name=!!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
+    assert message in refused({}, setting)
+
+
+def test_a_section_whose_keys_are_all_commented_out_is_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ndistill:\n  # epochs: 2\nsearch:\n")
+    assert read_recipe(str(path)) == parse_recipe({"name": "mine"})
+    assert read_recipe(str(path), ["distill.epochs=2"]).distill.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected keys and values, found NoneType"),
+        (b"- a\n- b\n", "found list"),
+        (b"name: [", "not valid YAML"),
+        (b"name: 2024-02-31", "not valid YAML"),
+        (b"a: 1\n---\nb: 2\n", "not valid YAML"),
+        (b"[" * 20_000, "not valid YAML"),
+        (b"name: \xff\xfe", "cannot be read"),
+        (b"name: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        (b"name: !!python/name:os.system", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_a_recipe_error_with_its_name(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(str(path))
+    assert message in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+def test_a_python_object_in_yaml_is_not_made(tmp_path: Path) -> None:
+    path, marker = tmp_path / "mine.yaml", tmp_path / "it-ran"
+    path.write_text(f"name: !!python/object/apply:builtins.open [{str(marker)!r}, w]")
+    with pytest.raises(RecipeError):
+        read_recipe(str(path))
+    assert not marker.exists()
+
+
+def test_a_recipe_that_is_not_there_names_those_that_ship(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'code-search'"):
+        read_recipe("code-serch")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_recipe(str(tmp_path))

@@ -1,0 +1,268 @@
+"""One small run from a user's model and pairs to a bundle, every stage real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codemill import load
+from codemill.compress import pipeline
+from codemill.compress.data.pairs import Pair
+from codemill.compress.progress import Silent
+from codemill.compress.recipe import Recipe, parse_recipe
+from codemill.compress.run import RunResult, plan, run, stages_of
+from codemill.compress.stages import bench, export
+from codemill.errors import InputError, RefusedError
+from codemill.runtime import read_manifest, size_bytes, verify_bundle
+
+pytestmark = pytest.mark.slow
+
+BUDGET = 400_000
+STAGES = [
+    *("corpus", "search", "rehearsal", "teacher", "teacher-graphs", "labels", "student"),
+    *("export", "bundle", "benchmark"),
+]
+
+
+def recipe_of(model: Path, data: Path, *settings: str) -> Recipe:
+    value: dict[str, Any] = {
+        "name": "tiny",
+        "license": "MIT",
+        "threads": 1,
+        "precision": "fp32",
+        "teacher": {
+            "model": str(model),
+            "max_tokens": 60,
+            "finetune": {"freeze_layers": 1, "pairs": 64, "batch_size": 16},
+            "label_precision": "fp32",
+        },
+        "data": {"source": str(data), "max_tokens": 48},
+        "student": {"max_tokens": 40},  # below the length of the training texts
+        "budget": {"size_bytes": BUDGET, "gflops": None},
+        "search": {
+            "vocab_sizes": [200, 260],
+            "embedding_ranks": [8, 16],
+            "layers": [[0, 2], [1]],
+            "heads": [2, 4],
+            "intermediate_sizes": [32, 64],
+        },
+        "distill": {"batch_size": 16, "validations": 2, "epochs": 2},
+        "quantize": {"max_loss": 1.0},
+        "bench": {"rounds": 2, "tokens": [16], "batches": [1]},
+    }
+    return parse_recipe(value, settings)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, and where it worked."""
+
+    recipe: Recipe
+    work: Path
+    out: Path
+    result: RunResult
+
+    def folder(self, stage: str) -> Path:
+        (found,) = [done.folder for done in self.result.stages if done.name == stage]
+        return found
+
+
+@pytest.fixture(scope="module")
+def finished(
+    made_model: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Run]:
+    home = tmp_path_factory.mktemp("run")
+    rows = [json.dumps({"query": pair.query, "code": pair.code}) for pair in pairs]
+    (home / "pairs.jsonl").write_text("\n".join(rows))
+    recipe = recipe_of(made_model, home / "pairs.jsonl")
+    result = run(recipe, home / "work", home / "out/tiny", Silent())
+    yield Run(recipe, home / "work", home / "out/tiny", result)
+    shutil.rmtree(home)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_bundle_loads_verifies_and_finds_code(finished: Run, pairs: list[Pair]) -> None:
+    verify_bundle(finished.out)
+    with load(finished.out, threads=1) as model:
+        assert model.dim == 32
+        some = pairs[:40]
+        query = model.encode([pair.query for pair in some])
+        code = model.encode([pair.code for pair in some])
+    assert np.allclose(np.linalg.norm(query, axis=1), 1, atol=1e-5)
+    found = (query @ code.T).argmax(axis=1) == np.arange(40)
+    assert found.mean() > 5 / 40, "well above chance, which is 1 / 40"
+
+
+def test_the_bundle_keeps_to_its_budget(finished: Run) -> None:
+    manifest = read_manifest(finished.out)
+    (variant,) = manifest.variants
+    assert size_bytes(finished.out, variant) == finished.result.size_bytes <= BUDGET
+    shipped = [f for f in contents(finished.out) if not f.startswith(("report.", "evaluation."))]
+    assert sum(len(contents(finished.out)[f]) for f in shipped) == finished.result.size_bytes
+    assert manifest.license == "MIT"
+
+
+def test_the_rehearsal_predicted_the_size(finished: Run) -> None:
+    predicted = json.loads((finished.folder("rehearsal") / "predicted.json").read_text())
+    manifest = read_manifest(finished.out)
+    if "cpu-int8" in manifest.variants:
+        assert predicted["size_bytes"] == pytest.approx(finished.result.size_bytes, rel=0.05)
+
+
+def test_the_manifest_says_what_went_in_and_not_where_it_lay(finished: Run) -> None:
+    text = (finished.out / "manifest.json").read_text()
+    assert str(finished.work.parent) not in text
+    assert finished.recipe.teacher.model not in text
+    provenance = read_manifest(finished.out).provenance
+    assert provenance["recipe"]["data"]["source"] == "pairs.jsonl"
+    assert provenance["teacher"]["model"] == "tiny-bert"
+    assert provenance["teacher"]["weights"] in ("original", "finetuned")
+
+
+def test_the_result_has_everything_that_json_promises(finished: Run) -> None:
+    said = finished.result.to_json()
+    json.dumps(said)
+    assert said["bundle"] == str(finished.out)
+    assert [stage["name"] for stage in said["stages"]] == STAGES
+    assert not any(stage["cached"] for stage in said["stages"])
+    for engine in (said["teacher"], said["student"]):
+        assert 0 < engine["mrr"] <= 1
+        assert {(x["tokens"], x["batch"]) for x in engine["latencies"]} == {(16, 1), (128, 1)}
+    assert said["quality_kept"] == pytest.approx(said["student"]["mrr"] / said["teacher"]["mrr"])
+    assert Path(said["report_html"]).is_file()
+    assert Path(said["report_json"]).is_file()
+    shape = said["architecture"]
+    assert shape["vocab_size"] in (200, 260)
+    assert tuple(shape["copied_layers"]) in ((0, 2), (1,))
+
+
+def test_no_stage_is_run_twice_and_the_result_is_the_same(finished: Run, tmp_path: Path) -> None:
+    planned = plan(finished.recipe, finished.work)
+    assert planned.stages == [(name, True) for name in STAGES]
+    again = run(finished.recipe, finished.work, tmp_path / "again", Silent())
+    assert all(done.cached for done in again.stages)
+    assert contents(tmp_path / "again") == contents(finished.out)
+    assert again.report == finished.result.report
+
+
+def test_a_moved_model_and_data_file_take_the_same_stages(finished: Run, tmp_path: Path) -> None:
+    model = shutil.copytree(finished.recipe.teacher.model, tmp_path / "tiny-bert")
+    data = shutil.copy(finished.recipe.data.source, tmp_path / "pairs.jsonl")
+    moved = pipeline.status(stages_of(recipe_of(model, Path(data))), finished.work)
+    assert all(moved[name] for name in STAGES[:8])
+
+
+@pytest.mark.parametrize(
+    ("setting", "first"),
+    [
+        ("seed=1", "corpus"),
+        ("student.max_tokens=32", "search"),
+        ("teacher.max_tokens=50", "teacher"),
+        ("teacher.finetune.pairs=32", "rehearsal"),
+        ("teacher.label_precision=int8", "rehearsal"),
+        ("distill.temperature=0.1", "rehearsal"),
+        ("quantize.max_loss=0.5", "export"),
+        ("license=Apache-2.0", "bundle"),
+        ("quality.min_kept=0.1", "bundle"),
+    ],
+)
+def test_a_changed_setting_does_again_what_depends_on_it(
+    finished: Run, setting: str, first: str
+) -> None:
+    recipe = finished.recipe
+    changed = recipe_of(Path(recipe.teacher.model), Path(recipe.data.source), setting)
+    cached = pipeline.status(stages_of(changed), finished.work)
+    assert next(name for name in STAGES if not cached[name]) == first
+
+
+def test_the_same_recipe_elsewhere_gives_the_same_bundle(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # which variant is accepted hangs on a race against the clock; the rest must not
+    said = export.accepted(finished.folder("export"))
+    monkeypatch.setattr(export, "_gates", lambda *_: said)
+    stages = stages_of(finished.recipe)[:-1]
+    done = pipeline.run_stages(stages, tmp_path / "elsewhere", Silent())
+    for stage, name in (
+        ("corpus", "train.jsonl.gz"),
+        ("search", "architecture.json"),
+        ("labels", "codes-00000.npy"),
+        ("student", "student/model.safetensors"),
+    ):
+        theirs = (finished.folder(stage) / name).read_bytes()
+        assert (done[stage].folder / name).read_bytes() == theirs, f"{stage}: {name}"
+    theirs, ours = (
+        contents(f / "bundle") for f in (finished.folder("bundle"), done["bundle"].folder)
+    )
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_a_bound_that_is_missed_is_refused_and_nothing_is_shipped(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # measured once: the figures of the first run
+    monkeypatch.setattr(bench, "benchmark", lambda *_, **__: finished.result.report.benchmark)
+    recipe = finished.recipe.model_copy(
+        update={"quality": finished.recipe.quality.model_copy(update={"min_kept": 5.0})}
+    )
+    with pytest.raises(
+        RefusedError, match=r"quality_kept is .*, at least 5 was asked for"
+    ) as caught:
+        run(recipe, finished.work, tmp_path / "out", Silent())
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "out").exists()
+    assert "report.html" in str(caught.value)
+
+
+def test_a_budget_that_nothing_fits_is_refused_before_any_training(
+    finished: Run, tmp_path: Path
+) -> None:
+    recipe = finished.recipe.model_copy(
+        update={"budget": finished.recipe.budget.model_copy(update={"size_bytes": 5_000})}
+    )
+    with pytest.raises(RefusedError, match="5,000") as caught:
+        run(recipe, tmp_path / "work", tmp_path / "out", Silent())
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "out").exists()
+    worked = {path.name.rpartition("-")[0] for path in (tmp_path / "work").iterdir()}
+    assert worked == {"corpus", "search"}
+
+
+def test_a_bundle_can_be_one_file_with_its_report_beside_it(finished: Run, tmp_path: Path) -> None:
+    result = run(finished.recipe, finished.work, tmp_path / "out/tiny.mill", Silent())
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"tiny.mill", "tiny.report.html", "tiny.report.json"}
+    with load(result.bundle, threads=1) as model:
+        assert model.encode(["open the file"]).shape == (1, 32)
+
+
+def test_a_bundle_is_replaced_and_nothing_else_ever_is(finished: Run, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/thesis.tex").write_text("years")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.mill").mkdir()
+    for out in ("precious", "file", "folder.mill", "file/below", ".."):
+        with pytest.raises(InputError, match=r"--out"):
+            run(finished.recipe, finished.work, tmp_path / out, Silent())
+    assert (tmp_path / "precious/thesis.tex").read_text() == "years"
+    for _ in range(2):
+        run(finished.recipe, finished.work, tmp_path / "bundle", Silent())
+    verify_bundle(tmp_path / "bundle")
+    assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == [], (
+        "nothing half-done is left"
+    )
