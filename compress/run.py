@@ -25,9 +25,8 @@ from codemill.compress.stages import (
     search,
     student,
 )
-from codemill.errors import InputError, RefusedError
-from codemill.runtime import pack
-from codemill.runtime.bundle import MANIFEST
+from codemill.errors import BundleError, InputError, RefusedError
+from codemill.runtime import pack, verify_bundle
 from codemill.targets.environment import machine_id
 from codemill.targets.figures import EngineResult
 from codemill.targets.report import Report as BenchReport
@@ -182,12 +181,14 @@ def _check_out(out: Path) -> None:
     if out.suffix == ".mill":
         if out.is_dir():
             raise InputError(f"{out} is a folder; a .mill is a file: choose another --out")
-    elif (
-        out.exists()
-        and not (out / MANIFEST).is_file()
-        and not (out.is_dir() and not any(out.iterdir()))
-    ):
-        raise InputError(f"{out} exists and is not a bundle; choose another --out or remove it")
+    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        try:
+            # it will be replaced: nothing may be in it that is not a bundle's own
+            verify_bundle(out)
+        except BundleError as error:
+            raise InputError(
+                f"{out} exists and is not just a bundle ({error}); choose another --out or remove it"
+            ) from error
     parent = out.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)

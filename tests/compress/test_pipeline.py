@@ -34,6 +34,12 @@ class Log:
         return Stage(name=name, inputs=inputs, work=work, **values)
 
 
+@pytest.fixture(autouse=True)
+def unreleased_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch in the process a collection takes longer than all these stages."""
+    monkeypatch.setattr("codemill.compress.pipeline._release_memory", lambda: None)
+
+
 @pytest.fixture
 def log() -> Log:
     return Log()

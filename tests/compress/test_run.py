@@ -118,9 +118,9 @@ def test_the_bundle_keeps_to_its_budget(finished: Run) -> None:
 
 def test_the_rehearsal_predicted_the_size(finished: Run) -> None:
     predicted = json.loads((finished.folder("rehearsal") / "predicted.json").read_text())
-    manifest = read_manifest(finished.out)
-    if "cpu-int8" in manifest.variants:
-        assert predicted["size_bytes"] == pytest.approx(finished.result.size_bytes, rel=0.05)
+    trained = size_bytes(finished.folder("export") / "candidates", "cpu-int8")
+    # the allowance for what a trained bundle's manifest says more, and little else
+    assert trained <= predicted["size_bytes"] < trained + 3_000
 
 
 def test_the_manifest_says_what_went_in_and_not_where_it_lay(finished: Run) -> None:
