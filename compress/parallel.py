@@ -6,6 +6,8 @@ Labelling, mining and evaluating candidates go through here and know nothing els
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -25,5 +27,17 @@ def map_processes(
         return
     # spawn: a fork of a process with torch or onnxruntime threads may hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         yield from pool.map(function, items, chunksize=chunk)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, killed ones included."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -7,6 +7,7 @@ last and by rename: a folder without one is unfinished work, which the stage may
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import hashlib
@@ -146,6 +147,7 @@ def run_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[
         report = progress.stage(stage.name, number, len(stages), finished is not None)
         if finished is None:
             folder.mkdir(parents=True, exist_ok=True)
+            _forget_peak()
             start = time.monotonic()
             stage.work({name: done[name].folder for name in stage.inputs}, folder, report)
             finished = _write_done(stage, folder, keys[stage.name], time.monotonic() - start)
@@ -155,6 +157,12 @@ def run_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[
         if stage.findings is not None:
             progress.say(stage.findings(finished.folder))
     return done
+
+
+def _forget_peak() -> None:
+    """Let the peak of resident memory start anew, so that it is this stage's; where Linux allows it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _release_memory() -> None:

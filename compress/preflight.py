@@ -103,7 +103,7 @@ def _memory_bytes(recipe: Recipe, parameters: int, hidden_size: int, layers: int
     trained = max(0, layers - settings.freeze_layers) if settings.pairs else 0
     tokens = settings.batch_size * recipe.data.max_tokens * 1.3
     activations = int(tokens * trained * hidden_size * 4 * _ACTIVATION_BYTES)
-    return _BASE_MEMORY_BYTES + parameters * 4 * 2 + activations
+    return _BASE_MEMORY_BYTES + parameters * 4 * _OPTIMIZER_COPIES + activations
 
 
 def _disk_bytes(recipe: Recipe, parameters: int, hidden_size: int) -> int:
@@ -120,6 +120,14 @@ def _target(recipe: Recipe) -> Check:
     if not supported:
         return Check(
             "target", False, f"{recipe.target} cannot be built yet; choose cpu-int8 or cpu-fp32"
+        )
+    wanted = "cpu-int8" if recipe.quantize.method == "dynamic-int8" else "cpu-fp32"
+    if recipe.target != wanted:
+        return Check(
+            "target",
+            False,
+            f"target {recipe.target} and quantize.method {recipe.quantize.method!r} contradict each "
+            f"other; set target to {wanted}, or quantize.method to what {recipe.target} says",
         )
     return Check(
         "target", reason is None, recipe.target if reason is None else f"{recipe.target}: {reason}"

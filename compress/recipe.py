@@ -58,6 +58,8 @@ class _Section(BaseModel):
 
 
 def _size(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a size such as 3MB")
     return parse_size(value) if isinstance(value, str) else value
 
 
@@ -144,7 +146,7 @@ class Search(_Section):
     """The space of architectures; a key left out means what the teacher allows."""
 
     vocab_sizes: tuple[int, ...] | None = Field(None, description="vocabulary sizes to choose from")
-    embedding_ranks: tuple[int, ...] | None = Field(
+    embedding_ranks: tuple[int | None, ...] | None = Field(
         None, description="inner sizes of the factorised embedding"
     )
     layers: tuple[tuple[int, ...], ...] | None = Field(
@@ -247,7 +249,11 @@ class Bench(_Section):
 class Recipe(_Section):
     """One complete run."""
 
-    name: Text = Field(description="names the bundle")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="names the bundle: letters, digits, `.`, `_`, `-`",
+    )
     task: Literal["retrieval"] = Field("retrieval", description="what the bundle does")
     license: str | None = Field(None, description="licence of the bundle's weights, as an SPDX id")
     seed: int = Field(0, ge=0, description="of every random choice")
@@ -270,6 +276,21 @@ class Recipe(_Section):
     quantize: Quantize = Field(default_factory=Quantize)  # type: ignore[arg-type]
     quality: Quality = Field(default_factory=Quality)  # type: ignore[arg-type]
     bench: Bench = Field(default_factory=Bench)  # type: ignore[arg-type]
+
+    @property
+    def longest_common(self) -> int:
+        """The longest input that neither the teacher nor the student cuts."""
+        return min(self.teacher.max_tokens, self.student.max_tokens)
+
+    @model_validator(mode="after")
+    def _measured_at_uncut_lengths(self) -> Recipe:
+        asked = "tokens" in self.bench.model_fields_set
+        if asked and max(self.bench.tokens, default=0) > self.longest_common:
+            raise ValueError(
+                f"bench.tokens goes beyond {self.longest_common}, where teacher.max_tokens or "
+                "student.max_tokens cuts: the engines would not do the same work"
+            )
+        return self
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -49,7 +49,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         student.stage(recipe, compute),
         export.stage(recipe, threads, machine),
     ]
-    keys = pipeline.keys_of(stages)
+    # the rehearsal measures, and shapes nothing that ships
+    keys = {name: key for name, key in pipeline.keys_of(stages).items() if name != "rehearsal"}
     stages.append(bundle.stage(recipe, threads, keys))
     stages.append(bench.stage(recipe, threads, machine, [stage.name for stage in stages]))
     return stages
@@ -181,6 +182,8 @@ def _check_out(out: Path) -> None:
     if out.suffix == ".mill":
         if out.is_dir():
             raise InputError(f"{out} is a folder; a .mill is a file: choose another --out")
+    elif out.is_symlink():
+        raise InputError(f"{out} is a link; name the folder itself with --out")
     elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
         try:
             # it will be replaced: nothing may be in it that is not a bundle's own

@@ -18,8 +18,10 @@ def fuse_encoder(plain: Path, fused: Path, heads: int, hidden_size: int) -> None
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
-    logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
     options = FusionOptions("bert")
+    # its passes warn, on loggers of many names, of every pattern they look at and leave
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         model = optimize_model(
             str(plain),
@@ -31,6 +33,8 @@ def fuse_encoder(plain: Path, fused: Path, heads: int, hidden_size: int) -> None
         )
     except Exception as error:  # the optimizer raises whatever its passes raise
         raise CodemillError(f"ONNX Runtime's optimizer failed on {plain.name}: {error}") from error
+    finally:
+        logging.disable(disabled)
     model.save_model_to_file(str(fused))
 
 

@@ -92,6 +92,7 @@ def run_command(
                 result = run(recipe, work, target, progress)
     if dry_run:
         _say_plan(planned, as_json)
+        planned.preflight.raise_if_impossible()
         return
     if as_json:
         print_json(result.to_json())
@@ -130,7 +131,10 @@ def resolve(recipe_or_model: str, settings: list[str], has_data: bool) -> Recipe
 
 
 def _is_model(text: str) -> bool:
-    return text.startswith("package:") or "/" in text or Path(text).is_dir()
+    if text.startswith("package:") or Path(text).is_dir():
+        return True
+    # owner/name; a path that is not there is neither
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
 
 
 def _name_of(model: str) -> str:

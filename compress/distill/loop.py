@@ -137,11 +137,6 @@ def train(
             state.step,
             len(batches),
         )
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at step {state.step + 1} of {len(batches)}; "
-                "lower the learning rate or look for damaged data"
-            )
         state.step += 1
         state.losses.append(loss)
         if state.step % every == 0 or state.step == len(batches):
@@ -181,9 +176,16 @@ def _step(
     loss = _loss(query, code, targets, batch, schedule)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+    norm = float(torch.nn.utils.clip_grad_norm_(trained.values(), 1.0))
+    value = float(loss.detach())
+    # checked before the weights are touched: a checkpoint never holds a NaN
+    if not (math.isfinite(value) and math.isfinite(norm)):
+        raise TrainingError(
+            f"the loss is {value} and the gradient's norm {norm} at step {step + 1} of {steps}; "
+            "lower the learning rate or look for damaged data"
+        )
     optimizer.step()
-    return float(loss.detach())
+    return value
 
 
 def _loss(

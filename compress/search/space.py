@@ -130,12 +130,15 @@ def default_space(
     own = choices or Choices()
     _check(own, hidden_size, layers, heads, intermediate_size, vocab_size)
     return Space(
-        vocab_sizes=own.vocab_sizes or _vocab_sizes(vocab_size),
-        embedding_ranks=own.embedding_ranks or _embedding_ranks(hidden_size),
-        layers=own.layers or _spread_layers(layers),
-        heads=own.heads or _heads(heads, hidden_size),
-        intermediate_sizes=own.intermediate_sizes
-        or _multiples(intermediate_size, _step(intermediate_size, 32)),
+        vocab_sizes=_vocab_sizes(vocab_size) if own.vocab_sizes is None else own.vocab_sizes,
+        embedding_ranks=_embedding_ranks(hidden_size)
+        if own.embedding_ranks is None
+        else own.embedding_ranks,
+        layers=_spread_layers(layers) if own.layers is None else own.layers,
+        heads=_heads(heads, hidden_size) if own.heads is None else own.heads,
+        intermediate_sizes=_multiples(intermediate_size, _step(intermediate_size, 32))
+        if own.intermediate_sizes is None
+        else own.intermediate_sizes,
         hidden_size=hidden_size,
         head_size=hidden_size // heads,
         max_tokens=max_tokens,

@@ -41,7 +41,6 @@ __all__ = [
     "BASELINE",
     "FINETUNED",
     "FUSED",
-    "HEADLINE",
     "REPORT",
     "STUDENT",
     "VERSION",
@@ -54,7 +53,7 @@ BASELINE = "teacher, PyTorch fp32"
 FUSED = "teacher, fused ONNX fp32"
 FINETUNED = "fine-tuned teacher, PyTorch fp32"
 STUDENT = "bundle"
-HEADLINE = Shape(128, 1)
+_HEADLINE_TOKENS = 128
 
 
 def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) -> Stage:
@@ -92,11 +91,12 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
                 recipe.teacher.model, FINETUNED, recipe.teacher.max_tokens, threads, weights
             ),
         )
-    shapes = tuple(
-        Shape(tokens, batch) for tokens in recipe.bench.tokens for batch in recipe.bench.batches
-    )
-    if HEADLINE not in shapes:
-        shapes = (*shapes, HEADLINE)
+    longest = recipe.longest_common
+    lengths = [tokens for tokens in recipe.bench.tokens if tokens <= longest] or [longest]
+    shapes = tuple(Shape(tokens, batch) for tokens in lengths for batch in recipe.bench.batches)
+    headline = _headline(recipe)
+    if headline not in shapes:
+        shapes = (*shapes, headline)
     evaluation = read_evaluation(
         bundle / EVALUATION,
         "standard library" if recipe.data.source == "installed" else "held-out pairs",
@@ -143,8 +143,11 @@ def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) ->
             limit("gflops", "at most", searched["budget"]["gflops"], cost, note, "estimate")
         )
     if budget.latency_ms is not None:
+        shape = _headline(recipe)
         (latency,) = [
-            x for x in result.engine(STUDENT).latencies if (x.tokens, x.batch) == (128, 1)
+            x
+            for x in result.engine(STUDENT).latencies
+            if (x.tokens, x.batch) == (shape.tokens, shape.batch)
         ]
         found.append(
             limit(
@@ -152,7 +155,7 @@ def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) ->
                 "at most",
                 budget.latency_ms,
                 latency.latency_ms_p50,
-                "128 tokens, batch 1",
+                f"{shape.tokens} tokens, batch 1",
             )
         )
     kept = result.ratio(STUDENT, BASELINE, "mrr")
@@ -167,6 +170,11 @@ def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) ->
             )
         )
     return found
+
+
+def _headline(recipe: Recipe) -> Shape:
+    """The shape that `budget.latency_ms` speaks of."""
+    return Shape(min(_HEADLINE_TOKENS, recipe.longest_common), 1)
 
 
 def _corpus(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import platform
 import random
 from pathlib import Path
 
@@ -27,7 +28,12 @@ def stage(recipe: Recipe, threads: int) -> Stage:
     data = recipe.data
     settings: dict[str, object] = {"seed": recipe.seed}
     if data.source == _INSTALLED:
-        settings |= {"source": _INSTALLED, "packages": installed_packages(data.packages)}
+        # the test is this very standard library: another patch release, another test
+        settings |= {
+            "source": _INSTALLED,
+            "packages": installed_packages(data.packages),
+            "python": platform.python_version(),
+        }
     else:
         # not where the file lies: one that was moved is read no second time
         settings |= {

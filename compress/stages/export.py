@@ -35,7 +35,6 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
         "validation_pairs": recipe.data.validation_pairs,
         "max_tokens": recipe.student.max_tokens,
         "threads": threads,
-        "name": recipe.name,
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
@@ -51,7 +50,7 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
             tokenizer_json=read_chosen(inputs["search"]).tokenizer_json,
             max_tokens=recipe.student.max_tokens,
             precisions=("fp32", "int8") if quantized else ("fp32",),
-            name=recipe.name,
+            name=CANDIDATES,
             architecture=architecture.to_json(),
         )
         found = {"accepted": FP32, "gates": None}

@@ -25,7 +25,10 @@ BUG = 70
 INTERRUPTED = 130
 
 # an untranslated OSError of these kinds is the machine's state, not a mistake in the program
-_ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_ENVIRONMENT = {
+    *(errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
