@@ -77,11 +77,17 @@ def _expected(item: Mapping[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in item["enum"])
     if item["type"] == "array":
         inner = item["items"]
-        if inner["type"] == "array":
+        if inner.get("type") == "array":
             return f"list of lists of {_PLURALS[inner['items']['type']]}"
-        return f"list of {_PLURALS[inner['type']]}"
+        return f"list of {_plural(inner)}"
     bounds = [f"{sign} {item[name]}" for name, sign in _BOUNDS.items() if name in item]
     return " ".join([_SINGULARS[item["type"]], ", ".join(bounds)]).strip()
+
+
+def _plural(item: Mapping[str, Any]) -> str:
+    if "anyOf" in item:
+        return " or ".join(_plural(choice) for choice in item["anyOf"])
+    return _PLURALS[item["type"]]
 
 
 _SINGULARS = {
@@ -91,7 +97,7 @@ _SINGULARS = {
     "boolean": "true or false",
     "null": "null",
 }
-_PLURALS = {"string": "texts", "integer": "whole numbers", "number": "numbers"}
+_PLURALS = {"string": "texts", "integer": "whole numbers", "number": "numbers", "null": "null"}
 # `gt` is what pydantic writes where a value is parsed before its bound is checked
 _BOUNDS = {
     "exclusiveMinimum": ">",
