@@ -190,6 +190,10 @@ def _measure_quality(
         measured.functions_per_s = len(evaluation.codes) / (answer["ms"] / 1e3)
     for tokens, chosen in texts.items():
         counts = process.ask({"op": "count", "texts": chosen})["tokens"]
+        longest = process.ready.get("max_tokens")
+        if counts and longest:
+            # what the engine really reads: it cuts what is longer
+            counts = [min(count, longest) for count in counts]
         measured.tokens[tokens] = sum(counts) / len(counts) if counts else None
 
 

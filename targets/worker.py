@@ -235,11 +235,9 @@ def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loade
     return Loaded(
         # what is asked for as one batch is one batch, of whatever size
         encode=lambda texts: encoder.encode(texts, batch_size=max(1, len(texts))),
-        # what the bundle really reads: it cuts what is longer
-        count_tokens=lambda texts: [
-            min(count, encoder.manifest.max_tokens) for count in encoder.count_tokens(texts)
-        ],
+        count_tokens=encoder.count_tokens,
         details={
+            "max_tokens": encoder.manifest.max_tokens,
             "variant": encoder.variant,
             "provider": record.provider,
             "precision": record.precision,

@@ -179,11 +179,12 @@ def _step(
     norm = float(torch.nn.utils.clip_grad_norm_(trained.values(), 1.0))
     value = float(loss.detach())
     # checked before the weights are touched: a checkpoint never holds a NaN
-    if not (math.isfinite(value) and math.isfinite(norm)):
-        raise TrainingError(
-            f"the loss is {value} and the gradient's norm {norm} at step {step + 1} of {steps}; "
-            "lower the learning rate or look for damaged data"
-        )
+    for what, found in (("loss", value), ("gradient's norm", norm)):
+        if not math.isfinite(found):
+            raise TrainingError(
+                f"the {what} is {found} at step {step + 1} of {steps}; "
+                "lower the learning rate or look for damaged data"
+            )
     optimizer.step()
     return value
 

@@ -95,7 +95,7 @@ def _gates(
     def say(progress: Progress) -> None:
         report(0.1 + 0.9 * progress.fraction, progress.message)
 
-    shape = Shape(_TOKENS, 1)
+    shape = Shape(min(_TOKENS, recipe.longest_common), 1)
     result = benchmark([fp32, int8], evaluation, [shape], _ROUNDS, say)
     speed = result.ratio(INT8, FP32, "latency", shape)
     quality = result.ratio(INT8, FP32, "mrr")
@@ -108,7 +108,7 @@ def _gates(
             "times_faster": speed.value,
             "low": speed.low,
             "high": speed.high,
-            "tokens": _TOKENS,
+            "tokens": shape.tokens,
             "pairs": speed.pairs,
         },
         "quality": {
