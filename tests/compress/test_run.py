@@ -141,7 +141,8 @@ def test_the_result_has_everything_that_json_promises(finished: Run) -> None:
     assert not any(stage["cached"] for stage in said["stages"])
     for engine in (said["teacher"], said["student"]):
         assert 0 < engine["mrr"] <= 1
-        assert {(x["tokens"], x["batch"]) for x in engine["latencies"]} == {(16, 1), (128, 1)}
+        # the headline length is no longer than what the student reads uncut
+        assert {(x["tokens"], x["batch"]) for x in engine["latencies"]} == {(16, 1), (40, 1)}
     assert said["quality_kept"] == pytest.approx(said["student"]["mrr"] / said["teacher"]["mrr"])
     assert Path(said["report_html"]).is_file()
     assert Path(said["report_json"]).is_file()
