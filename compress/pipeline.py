@@ -24,6 +24,7 @@ from codemill.runtime.atomic import write_atomically
 from codemill.targets.worker import peak_rss_bytes
 
 __all__ = [
+    "CHECKPOINT",
     "Done",
     "Folders",
     "Progress",
@@ -34,6 +35,9 @@ __all__ = [
     "run_stages",
     "status",
 ]
+
+CHECKPOINT = "checkpoint.pt"
+"""Where a stage keeps unfinished training; removed once the stage is finished."""
 
 _DONE = "done.json"
 
@@ -152,6 +156,7 @@ def run_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[
             stage.work({name: done[name].folder for name in stage.inputs}, folder, report)
             finished = _write_done(stage, folder, keys[stage.name], time.monotonic() - start)
             _release_memory()
+        (folder / CHECKPOINT).unlink(missing_ok=True)
         done[stage.name] = finished
         progress.finished(stage.name, finished.seconds)
         if stage.findings is not None:

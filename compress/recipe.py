@@ -258,7 +258,7 @@ class Recipe(_Section):
     license: str | None = Field(None, description="licence of the bundle's weights, as an SPDX id")
     seed: int = Field(0, ge=0, description="of every random choice")
     threads: int | None = Field(
-        None, ge=1, description="threads to compute with; by default all cores"
+        None, ge=1, description="threads to compute with; by default one for each physical core"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
@@ -362,10 +362,7 @@ def _explain(error: ValidationError, where: str) -> str:
         location = [str(part) for part in item["loc"]]
         key = ".".join(location)
         if item["type"] == "extra_forbidden":
-            known = _keys_beside(location)
-            near = difflib.get_close_matches(location[-1], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            lines.append(f"{where}: unknown key {key!r}; {hint}")
+            lines.append(f"{where}: unknown key {key!r}; {_hint(key, location)}")
         elif item["type"] == "missing":
             lines.append(f"{where}: {key!r} is missing")
         else:
@@ -373,11 +370,26 @@ def _explain(error: ValidationError, where: str) -> str:
     return "\n".join(lines)
 
 
-def _keys_beside(location: Sequence[str]) -> list[str]:
-    model: Any = Recipe
-    for part in location[:-1]:
-        field = model.model_fields.get(part)
-        model = field.annotation if field is not None else None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return []
-    return list(model.model_fields)
+def _hint(key: str, location: Sequence[str]) -> str:
+    """What was meant by an unknown key: one like it in its section, or one of its name in another."""
+    section = "".join(f"{part}." for part in location[:-1])
+    every = _dotted_keys(Recipe)
+    beside = [name.removeprefix(section) for name in every if name.startswith(section)]
+    beside = [name for name in beside if "." not in name]
+    last = location[-1]
+    near = [section + name for name in difflib.get_close_matches(last, beside, n=1)]
+    near = near or [name for name in every if name.rpartition(".")[2] == last]
+    if near:
+        return f"did you mean {' or '.join(repr(name) for name in near)}?"
+    return f"known keys: {', '.join(beside)}"
+
+
+def _dotted_keys(model: type[BaseModel], section: str = "") -> list[str]:
+    """Every key of a recipe, such as `distill.losses.cosine`, sections included."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(section + name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _dotted_keys(inner, f"{section}{name}.")
+    return keys

@@ -7,7 +7,7 @@ whole of inference for retrieval; how embeddings are kept and searched is `find.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,8 @@ _OUTPUT = "embedding"
 _TASKS = ("retrieval",)
 # tokenized at a time: sorts well by length, and bounds the memory a million texts would take
 _WINDOW = 4096
+# padded tokens of one run: beyond it a token costs no less, and memory and padding only grow
+_TOKENS_PER_RUN = 1024
 
 
 def open_encoder(
@@ -121,7 +123,8 @@ class Encoder:
     def encode(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
         """Embed `texts`: float32 [n, dim], rows in the order of `texts`, each of length 1.
 
-        Texts of similar length share a batch, of `batch_size` texts at most. What is beyond
+        Texts of similar length share a batch, of `batch_size` texts and 1,024 padded tokens at
+        most (one longer text is a batch of its own). What is beyond
         `manifest.max_tokens` tokens of a text is cut off. The same list gives the same result;
         an int8 variant scales its activations over a batch, so a text's embedding may differ in
         the third decimal between batches.
@@ -138,10 +141,7 @@ class Encoder:
         embeddings = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), _WINDOW):
             window = [self._ids(self._tokenizer, text) for text in texts[start : start + _WINDOW]]
-            # the longest first: the memory a call needs is needed at once, not at its end
-            order = sorted(range(len(window)), key=lambda i: (-len(window[i]), i))
-            for first in range(0, len(order), batch_size):
-                batch = order[first : first + batch_size]
+            for batch in _batches([len(ids) for ids in window], batch_size):
                 rows = self._run(session, [window[i] for i in batch])
                 embeddings[[start + i for i in batch]] = rows
         return embeddings
@@ -208,6 +208,20 @@ class Encoder:
                 f"expected [{len(ids)}, {self.dim}] finite numbers"
             )
         return rows
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices into `lengths`, like lengths together.
+
+    The longest first: the memory a call needs is needed at once, not at its end.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    first = 0
+    while first < len(order):
+        fit = _TOKENS_PER_RUN // max(1, lengths[order[first]])
+        end = first + max(1, min(batch_size, fit))
+        yield order[first:end]
+        first = end
 
 
 def _check_texts(texts: object) -> None:

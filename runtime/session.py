@@ -53,8 +53,9 @@ class Backend(Protocol):
 class OnnxSession:
     """A graph loaded by ONNX Runtime.
 
-    `threads` (None: the physical cores) is how many threads one `run` uses. They sleep between
-    runs: ONNX Runtime's default is to spin, which keeps an idle desktop app at full load.
+    `threads` (None: the physical cores) is how many threads one `run` uses. They spin only while
+    a `run` is under way and sleep between: ONNX Runtime's default is to spin on for a while after
+    each, which keeps a desktop app that embeds a text now and then at full load.
     Graph optimisation is on in full; for a graph that was fused beforehand it costs nothing.
 
     Raises ProviderError where `provider` is not here, and BundleError where the file is no graph
@@ -82,12 +83,10 @@ class OnnxSession:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _LOG_ERRORS_ONLY
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        if provider == _CPU:
-            # the arena and the planned buffers keep the memory of the largest batch ever seen
-            options.enable_cpu_mem_arena = False
-            options.enable_mem_pattern = False
+        # planned buffers are kept for every shape ever seen, and shapes vary here
+        options.enable_mem_pattern = False
         self.path = os.fspath(path)
         try:
             session = ort.InferenceSession(

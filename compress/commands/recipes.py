@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from pathlib import Path
 
 import click
@@ -56,7 +57,7 @@ def init_command(task: str, out: str, force: bool) -> None:
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
-    click.echo(f"wrote {path}; edit it, then: compress run {path}", err=True)
+    click.echo(f"wrote {path}; edit it, then: compress run {shlex.quote(str(path))}", err=True)
 
 
 def _summary(path: Path) -> str:

@@ -119,7 +119,7 @@ def resolve(recipe_or_model: str, settings: list[str], has_data: bool) -> Recipe
             return read_recipe(recipe_or_model, settings)
         except RecipeError as error:
             raise RecipeError(
-                f"{error}. Nor is it a model: a folder, owner/name or package:NAME"
+                f"{error}\n(nor is it a model: a folder, owner/name or package:NAME)"
             ) from error
     if not has_data and not any(item.startswith("data.source=") for item in settings):
         raise click.UsageError(

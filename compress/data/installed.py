@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from codemill.compress.data.leakage import Overlap, remove_duplicates, remove_overlap
+from codemill.compress.data.leakage import remove_duplicates
 from codemill.compress.data.pairs import Pair
+from codemill.compress.data.splits import Splits, make_splits
 from codemill.compress.parallel import map_processes
 from codemill.errors import DataError
 from codemill.runtime.functions import Function, functions_of
@@ -43,14 +44,10 @@ _VALIDATION_LARGEST = 0.01
 class Corpus:
     """The three splits, and how they came about."""
 
-    train: list[Pair]
-    validation: list[Pair]
-    test: list[Pair]
+    splits: Splits
     packages: dict[str, str]
     """name -> version of every package that was read."""
     validation_packages: list[str]
-    duplicates_removed: int
-    overlap: Overlap
     test_missing: int
     """functions of the test list that this Python does not have."""
 
@@ -248,21 +245,12 @@ def mine(
     train, dropped_train = remove_duplicates(train)
     train = _limit_same_query(train)
     validation, dropped_validation = remove_duplicates(validation)
-    validation, _ = remove_overlap(validation, test)
-    train, overlap = remove_overlap(train, [*test, *validation])
-    if len(train) < 100 or not validation:
+    splits = make_splits(train, validation, test, dropped_train + dropped_validation)
+    if len(splits.train) < 100 or not splits.validation:
         raise DataError(
-            f"only {len(train)} training and {len(validation)} validation functions with docstrings were found "
-            f"in {len(packages)} installed packages of Python {sys.version_info.major}.{sys.version_info.minor}; "
+            f"only {len(splits.train)} training and {len(splits.validation)} validation functions with docstrings "
+            f"were found in {len(packages)} installed packages of "
+            f"Python {sys.version_info.major}.{sys.version_info.minor}; "
             "install more packages, or bring data with --data pairs.jsonl"
         )
-    return Corpus(
-        train,
-        validation,
-        test,
-        packages,
-        sorted(held),
-        dropped_train + dropped_validation,
-        overlap,
-        missing,
-    )
+    return Corpus(splits, packages, sorted(held), missing)

@@ -10,7 +10,7 @@ from codemill.compress.data.leakage import Overlap, remove_duplicates, remove_ov
 from codemill.compress.data.pairs import Pair
 from codemill.errors import DataError
 
-__all__ = ["Splits", "split_pairs"]
+__all__ = ["Splits", "make_splits", "split_pairs"]
 
 _HELD_OUT_SHARE = 0.1
 _FEWEST = 100
@@ -24,7 +24,21 @@ class Splits:
     validation: list[Pair]
     test: list[Pair]
     duplicates_removed: int
-    overlap: Overlap
+    removed_from_train: Overlap
+    """what validation or test has too"""
+    removed_from_validation: Overlap
+    """what the test has too"""
+
+
+def make_splits(
+    train: Sequence[Pair], validation: Sequence[Pair], test: Sequence[Pair], duplicates_removed: int
+) -> Splits:
+    """The splits with near duplicates across them removed: the test stays whole."""
+    kept_validation, from_validation = remove_overlap(validation, test)
+    kept_train, from_train = remove_overlap(train, [*test, *kept_validation])
+    return Splits(
+        kept_train, kept_validation, list(test), duplicates_removed, from_train, from_validation
+    )
 
 
 def split_pairs(
@@ -40,10 +54,9 @@ def split_pairs(
     share = int(len(distinct) * _HELD_OUT_SHARE)
     tested, validated = min(test_pairs, share), min(validation_pairs, share)
     test, rest = distinct[:tested], distinct[tested:]
-    validation, _ = remove_overlap(rest[:validated], test)
-    train, overlap = remove_overlap(rest[validated:], [*test, *validation])
-    if not train or not validation:
+    splits = make_splits(rest[validated:], rest[:validated], test, dropped)
+    if not splits.train or not splits.validation:
         raise DataError(
             f"{where}: nothing is left to train or validate on once near duplicates are removed"
         )
-    return Splits(train, validation, test, dropped, overlap)
+    return splits

@@ -20,14 +20,13 @@ from torch import Tensor, nn
 
 from codemill.compress.distill.losses import contrastive, cosine_distance, similarity_divergence
 from codemill.compress.models.pooling import Tokenized, embed, pad, positions
-from codemill.compress.pipeline import Report
+from codemill.compress.pipeline import CHECKPOINT, Report
 from codemill.compress.recipe import Distill, Losses
 from codemill.errors import TrainingError
 from codemill.runtime.atomic import write_atomically
 
 __all__ = ["Point", "Targets", "plan_batches", "train"]
 
-_CHECKPOINT = "checkpoint.pt"
 _CHECKPOINT_SECONDS = 60.0
 _POOL = 32
 """Batches drawn together and sorted by length, so that little of a batch is padding."""
@@ -113,7 +112,8 @@ def train(
 ) -> list[Point]:
     """Train `model` in place and leave it with the weights that validated best.
 
-    Only parameters that require gradients are trained. A checkpoint in `folder` is continued from.
+    Only parameters that require gradients are trained. A checkpoint in `folder` is continued from,
+    and stays there: it goes when the stage's own files are safe (`run_stages`).
     Raises TrainingError, with the step, when the loss is not a number.
     """
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -122,7 +122,7 @@ def train(
         [len(code) for code in targets.codes], schedule.batch_size, schedule.epochs, seed
     )
     every = math.ceil(len(batches) / schedule.validations)
-    state = _State(folder / _CHECKPOINT, trained, optimizer)
+    state = _State(folder / CHECKPOINT, trained, optimizer)
     state.restore()
     model.eval()  # no dropout: a small student underfits, and a frozen layer must not vary
     started, first = time.monotonic(), state.step
@@ -280,11 +280,10 @@ class _State:
         return len(metrics) > patience and max(metrics[:-patience]) >= max(metrics[-patience:])
 
     def finish(self) -> None:
-        """Put the best weights into the model and remove the checkpoint."""
+        """Put the best weights into the model. The checkpoint stays until what comes of it is safe."""
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(self.best[name])
-        self.path.unlink(missing_ok=True)
 
 
 def seconds_per_pair(

@@ -47,7 +47,7 @@ __all__ = [
     "stage",
 ]
 
-VERSION = 1
+VERSION = 2
 REPORT = "report.json"
 BASELINE = "teacher, PyTorch fp32"
 FUSED = "teacher, fused ONNX fp32"

@@ -7,19 +7,19 @@ import hashlib
 import json
 import platform
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 from codemill.compress.data.installed import installed_packages, mine
-from codemill.compress.data.leakage import Overlap
 from codemill.compress.data.pairs import Pair, read_pairs, write_pairs
-from codemill.compress.data.splits import split_pairs
+from codemill.compress.data.splits import Splits, split_pairs
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Data, Recipe
 from codemill.errors import DataError
 
 __all__ = ["VERSION", "read_split", "stage"]
 
-VERSION = 1
+VERSION = 2
 _INSTALLED = "installed"
 
 
@@ -38,7 +38,7 @@ def stage(recipe: Recipe, threads: int) -> Stage:
         # not where the file lies: one that was moved is read no second time
         settings |= {
             "source": "file",
-            "sha256": _hash(Path(data.source)),
+            "sha256": _hash(_path(data)),
             "fields": [data.query_field, data.code_field],
             "held_out": [data.validation_pairs, data.test_pairs],
         }
@@ -54,11 +54,20 @@ def stage(recipe: Recipe, threads: int) -> Stage:
 
 def _findings(folder: Path) -> str:
     found = json.loads((folder / "corpus.json").read_text())
-    leaked = sum(found["removed_from_train"].values())
+    overlaps = (found["removed_from_train"], found["removed_from_validation"])
+    in_train, in_validation = (
+        sum(overlap[kind] for kind in ("same_code", "similar_code", "same_query"))
+        for overlap in overlaps
+    )
     return (
         f"{found['train']:,} training, {found['validation']:,} validation, {found['test']:,} test pairs; removed "
-        f"{found['duplicates_removed']:,} duplicates and {leaked:,} that validation or test has too"
+        f"{found['duplicates_removed']:,} duplicates, {in_train:,} training pairs that validation or test has too "
+        f"and {in_validation:,} validation pairs that the test has too"
     )
+
+
+def _path(data: Data) -> Path:
+    return Path(data.source).expanduser()
 
 
 def _hash(path: Path) -> str:
@@ -80,61 +89,29 @@ def _mined(packages: dict[str, str], seed: int, threads: int, folder: Path, repo
         "validation_packages": corpus.validation_packages,
         "test_missing": corpus.test_missing,
     }
-    _write(
-        folder,
-        seed,
-        corpus.train,
-        corpus.validation,
-        corpus.test,
-        corpus.duplicates_removed,
-        corpus.overlap,
-        facts,
-    )
+    _write(folder, seed, corpus.splits, facts)
 
 
 def _given(data: Data, seed: int, folder: Path, report: Report) -> None:
     report(0.0, f"reading {data.source}")
-    pairs = list(read_pairs(Path(data.source), data.query_field, data.code_field))
+    pairs = list(read_pairs(_path(data), data.query_field, data.code_field))
     report(0.5, f"{len(pairs)} pairs read")
     splits = split_pairs(pairs, data.validation_pairs, data.test_pairs, seed, data.source)
-    _write(
-        folder,
-        seed,
-        splits.train,
-        splits.validation,
-        splits.test,
-        splits.duplicates_removed,
-        splits.overlap,
-        {},
-    )
+    _write(folder, seed, splits, {})
 
 
-def _write(
-    folder: Path,
-    seed: int,
-    train: list[Pair],
-    validation: list[Pair],
-    test: list[Pair],
-    duplicates_removed: int,
-    overlap: Overlap,
-    facts: dict[str, object],
-) -> None:
+def _write(folder: Path, seed: int, splits: Splits, facts: dict[str, object]) -> None:
     # shuffled once here: whoever wants n pairs takes the first n
-    random.Random(seed).shuffle(train)
-    random.Random(seed).shuffle(validation)
-    for name, pairs in (("train", train), ("validation", validation), ("test", test)):
+    random.Random(seed).shuffle(splits.train)
+    random.Random(seed).shuffle(splits.validation)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    for name, pairs in parts.items():
         write_pairs(folder / f"{name}.jsonl.gz", pairs)
     summary = {
-        "train": len(train),
-        "validation": len(validation),
-        "test": len(test),
-        "duplicates_removed": duplicates_removed,
-        "removed_from_train": {
-            "same_code": overlap.same_code,
-            "similar_code": overlap.similar_code,
-            "same_query": overlap.same_query,
-        },
-        "examples": overlap.examples,
+        **{name: len(pairs) for name, pairs in parts.items()},
+        "duplicates_removed": splits.duplicates_removed,
+        "removed_from_train": asdict(splits.removed_from_train),
+        "removed_from_validation": asdict(splits.removed_from_validation),
         **facts,
     }
     (folder / "corpus.json").write_text(json.dumps(summary, indent=1))

@@ -21,7 +21,7 @@ from codemill.export.candidates import FP32, INT8
 
 __all__ = ["CANDIDATES", "VERSION", "accepted", "stage"]
 
-VERSION = 1
+VERSION = 2
 CANDIDATES = "candidates"
 _FACTS = "export.json"
 _ROUNDS = 5

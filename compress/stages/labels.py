@@ -18,7 +18,7 @@ from codemill.runtime.atomic import write_atomically
 
 __all__ = ["VERSION", "read_labels", "stage"]
 
-VERSION = 1
+VERSION = 2
 _SHARD = 1024
 
 

@@ -38,10 +38,12 @@ def test_what_is_left_out_is_the_default() -> None:
     ("value", "message"),
     [
         ({"sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
-        ({"distill": {"epoch": 1}}, "unknown key 'distill.epoch'; did you mean 'epochs'?"),
+        ({"epochs": 1}, "unknown key 'epochs'; did you mean 'distill.epochs'?"),
+        ({"quality": {"zzz": 1}}, "unknown key 'quality.zzz'; known keys: min_kept"),
+        ({"distill": {"epoch": 1}}, "unknown key 'distill.epoch'; did you mean 'distill.epochs'?"),
         (
             {"teacher": {"finetune": {"freeze_layer": 1}}},
-            "unknown key 'teacher.finetune.freeze_layer'; did you mean 'freeze_layers'?",
+            "unknown key 'teacher.finetune.freeze_layer'; did you mean 'teacher.finetune.freeze_layers'?",
         ),
         ({"quality": {"zzz": 1}}, "unknown key 'quality.zzz'; known keys: min_kept"),
         ({1: 2}, "1"),

@@ -74,7 +74,7 @@ def test_an_unknown_key_names_the_nearest(compress: Compress) -> None:
     ended = compress("run", "mine.yaml", "--dry-run")
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.startswith("error: ")
-    assert "unknown key 'distill.epoch'; did you mean 'epochs'?" in ended.err
+    assert "unknown key 'distill.epoch'; did you mean 'distill.epochs'?" in ended.err
 
 
 def test_a_recipe_file_that_is_not_there_is_not_taken_for_a_model(compress: Compress) -> None:

@@ -211,6 +211,14 @@ def test_batches_hold_texts_of_similar_length_and_are_padded_to_their_longest(bu
     assert backend.inputs[0]["input_ids"][1, 5] == 0
 
 
+def test_one_run_holds_1024_padded_tokens_at_most(built: Path) -> None:
+    backend = Recording(1)
+    texts = ["read"] * 500 + ["read " * MAX_TOKENS] * 70
+    encoder_on(built, backend).encode(texts, batch_size=200)
+    shapes = [inputs["input_ids"].shape for inputs in backend.inputs]
+    assert shapes == [(1024 // MAX_TOKENS, MAX_TOKENS)] * 2 + [(200, 3), (200, 3), (42, 3)]
+
+
 def test_padding_is_what_the_tokenizer_says(built: Path) -> None:
     tokenizer = Tokenizer.from_file(str(built / "tokenizer.json"))
     tokenizer.enable_padding(pad_id=7, pad_token="?", length=32)

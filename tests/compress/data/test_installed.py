@@ -92,7 +92,7 @@ def test_functions_with_docstrings_become_pairs_and_tests_do_not(
     site: Path, pairs: list[Pair]
 ) -> None:
     corpus = mine(both(), workers=1)
-    everything = [*corpus.train, *corpus.validation]
+    everything = [*corpus.splits.train, *corpus.splits.validation]
     queries = [pair.query for pair in everything]
     assert not {pair.query + "." for pair in pairs[260:270]} & set(queries)
     assert {pair.query + "." for pair in [*pairs[:260], *pairs[270:]]} <= set(queries)
@@ -102,16 +102,19 @@ def test_functions_with_docstrings_become_pairs_and_tests_do_not(
     name = pairs[0].code.split("(")[0].removeprefix("def ")
     assert found.origin == f"large-package:large/part0.py:{name}"
     assert queries.count("Get the right thing done.") == 3, "boilerplate is limited"
-    assert corpus.duplicates_removed == 5
+    assert corpus.splits.duplicates_removed == 5
     assert not [pair for pair in everything if "surrogate" in pair.origin]
 
 
 def test_the_test_is_the_listed_functions_of_the_standard_library(site: Path) -> None:
     corpus = mine(both(), workers=1)
-    assert [pair.origin for pair in corpus.test] == ["bisect:insort_right", "textwrap:dedent"]
+    assert [pair.origin for pair in corpus.splits.test] == [
+        "bisect:insort_right",
+        "textwrap:dedent",
+    ]
     assert corpus.test_missing == 1
-    assert corpus.test[1].query.startswith("Remove any common leading whitespace")
-    assert '"""' not in corpus.test[1].code.split("\n")[1]
+    assert corpus.splits.test[1].query.startswith("Remove any common leading whitespace")
+    assert '"""' not in corpus.splits.test[1].code.split("\n")[1]
 
 
 def test_mining_twice_or_elsewhere_gives_the_same_corpus(
@@ -140,8 +143,8 @@ def test_validation_is_whole_packages_where_some_are_small_enough(
     monkeypatch.setattr(installed, "_VALIDATION_LARGEST", 0.2)
     corpus = mine(both(), workers=1)
     assert corpus.validation_packages == ["small-package"]
-    assert {pair.origin.split(":")[0] for pair in corpus.validation} == {"small-package"}
-    assert {pair.origin.split(":")[0] for pair in corpus.train} == {"large-package"}
+    assert {pair.origin.split(":")[0] for pair in corpus.splits.validation} == {"small-package"}
+    assert {pair.origin.split(":")[0] for pair in corpus.splits.train} == {"large-package"}
 
 
 def test_validation_is_whole_files_where_no_package_is_small_enough(site: Path) -> None:
@@ -151,15 +154,15 @@ def test_validation_is_whole_files_where_no_package_is_small_enough(site: Path) 
     def files(pairs: list[Pair]) -> set[str]:
         return {pair.origin.rpartition(":")[0] for pair in pairs}
 
-    assert corpus.validation
-    assert not files(corpus.validation) & files(corpus.train)
-    assert len(corpus.validation) < 0.2 * len(corpus.train)
+    assert corpus.splits.validation
+    assert not files(corpus.splits.validation) & files(corpus.splits.train)
+    assert len(corpus.splits.validation) < 0.2 * len(corpus.splits.train)
 
 
 def test_nothing_held_out_is_in_train(site: Path) -> None:
     corpus = mine(both(), workers=1)
-    held_out = [*corpus.test, *corpus.validation]
-    assert remove_overlap(corpus.train, held_out)[0] == corpus.train
+    held_out = [*corpus.splits.test, *corpus.splits.validation]
+    assert remove_overlap(corpus.splits.train, held_out)[0] == corpus.splits.train
 
 
 def test_too_little_code_is_a_data_error_that_says_what_to_do(site: Path) -> None:

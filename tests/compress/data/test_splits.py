@@ -16,7 +16,7 @@ def test_splits_are_disjoint_in_code_in_query_and_in_near_duplicates(pairs: list
     splits = split_pairs([*pairs, *again, *pairs[:20]], 1000, 1000, 0, "pairs.jsonl")
     assert splits.duplicates_removed == 20
     assert len(splits.test) == 60
-    assert splits.overlap.similar_code > 0
+    assert splits.removed_from_train.similar_code > 0
     for these, others in (
         (splits.train, splits.test),
         (splits.train, splits.validation),

@@ -18,6 +18,7 @@ from codemill.compress.distill import loop
 from codemill.compress.distill.loop import Point, Schedule, Targets, plan_batches, train
 from codemill.compress.models.load import TeacherModel
 from codemill.compress.models.pooling import embed_all
+from codemill.compress.pipeline import CHECKPOINT
 from codemill.compress.recipe import Distill, Losses
 from codemill.compress.tasks.retrieval import tokenize_pairs, validator
 from codemill.errors import TrainingError
@@ -106,7 +107,7 @@ def test_a_student_learns_the_pairs(
     assert points[-1].loss < points[0].loss
     assert max(point.metric for point in points) > before + 0.05
     assert points[-1].step == 36
-    assert list(tmp_path.iterdir()) == [], "the checkpoint is gone"
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT], "kept until all is written"
 
 
 def test_the_teachers_embeddings_are_learnt(
@@ -212,7 +213,7 @@ def test_a_damaged_checkpoint_is_as_good_as_none(
     expected = state_of(teacher)
     for content in (b"", b"PK\x03\x04 not a checkpoint", b"\x80\x02nonsense."):
         teacher.model.load_state_dict(fresh)
-        (tmp_path / "checkpoint.pt").write_bytes(content)
+        (tmp_path / CHECKPOINT).write_bytes(content)
         train(teacher.model, targets, schedule(), 0, growing(), tmp_path, quiet)
         assert same(state_of(teacher), expected)
 
