@@ -362,7 +362,7 @@ def _explain(error: ValidationError, where: str) -> str:
         location = [str(part) for part in item["loc"]]
         key = ".".join(location)
         if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key {key!r}; {_hint(key, location)}")
+            lines.append(f"{where}: unknown key {key!r}; {_hint(location)}")
         elif item["type"] == "missing":
             lines.append(f"{where}: {key!r} is missing")
         else:
@@ -370,7 +370,7 @@ def _explain(error: ValidationError, where: str) -> str:
     return "\n".join(lines)
 
 
-def _hint(key: str, location: Sequence[str]) -> str:
+def _hint(location: Sequence[str]) -> str:
     """What was meant by an unknown key: one like it in its section, or one of its name in another."""
     section = "".join(f"{part}." for part in location[:-1])
     every = _dotted_keys(Recipe)
