@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,8 +28,15 @@ def map_processes(
         return
     # spawn: a fork of a process with torch or onnxruntime threads may hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
         yield from pool.map(function, items, chunksize=chunk)
+
+
+def _start() -> None:
+    """What a worker does first."""
+    # a Ctrl-C reaches every process of the terminal: the parent's is the one that counts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import shutil
+import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from codemill.compress import pipeline
 from codemill.compress.compute import compute_of
+from codemill.compress.lock import working_in
 from codemill.compress.pipeline import Done, Folders, Progress, Stage
 from codemill.compress.preflight import Preflight, preflight
 from codemill.compress.recipe import Recipe
@@ -25,14 +32,19 @@ from codemill.compress.stages import (
     search,
     student,
 )
-from codemill.errors import BundleError, InputError, RefusedError
+from codemill.errors import BundleError, InputError, MachineError, RefusedError
 from codemill.runtime import pack, verify_bundle
+from codemill.runtime.atomic import sync_file, write_atomically
 from codemill.targets.environment import machine_id
 from codemill.targets.figures import EngineResult
 from codemill.targets.report import Report as BenchReport
 from codemill.targets.report import read_report
 
 __all__ = ["Plan", "RunResult", "plan", "run", "stages_of"]
+
+_REPORTS = ("report.html", "report.json")
+# delivering takes seconds
+_ABANDONED_AFTER_S = 3600
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -139,21 +151,25 @@ def plan(recipe: Recipe, work: Path) -> Plan:
     return Plan(recipe, list(cached.items()), preflight(recipe, work))
 
 
-def run(recipe: Recipe, work: Path, out: Path, progress: Progress) -> RunResult:
+def run(recipe: Recipe, work: Path, out: Path, progress: Progress, wait: bool = False) -> RunResult:
     """Run the recipe and put the bundle at `out`: a folder, or one .mill file with the report beside it.
 
     Raises RefusedError where a budget or the quality bound is not met; the report then stays in `work`.
+    Where another run works in `work`, waits for it or, without `wait`, raises MachineError.
     """
     _check_out(out)
     checked = preflight(recipe, work)
     checked.raise_if_impossible()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _use_threads(compute_of(recipe).threads)
-    done = pipeline.run_stages(stages_of(recipe), work, progress)
-    folders: Folders = {name: finished.folder for name, finished in done.items()}
-    report = read_report(folders["benchmark"] / bench.REPORT)
-    _refuse_missed(report, folders["benchmark"])
-    made, html, json_path = _deliver(folders["bundle"] / bundle.BUNDLE, folders["benchmark"], out)
+    with working_in(work, wait, progress.say):
+        done = pipeline.run_stages(stages_of(recipe), work, progress)
+        folders: Folders = {name: finished.folder for name, finished in done.items()}
+        report = read_report(folders["benchmark"] / bench.REPORT)
+        _refuse_missed(report, folders["benchmark"])
+        made, html, json_path = _deliver(
+            folders["bundle"] / bundle.BUNDLE, folders["benchmark"], out
+        )
     return RunResult(made, html, json_path, report.bundle.size_bytes, report, tuple(done.values()))
 
 
@@ -205,19 +221,51 @@ def _check_out(out: Path) -> None:
 
 def _deliver(made: Path, reports: Path, out: Path) -> tuple[Path, Path, Path]:
     """Copy the bundle and its report to `out`, appearing there whole."""
-    scratch = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(made, scratch)
-    if out.suffix == ".mill":
-        pack(scratch, out)
-        shutil.rmtree(scratch)
-        targets = {name: out.with_suffix(f".{name}") for name in ("report.html", "report.json")}
-        for name, path in targets.items():
-            shutil.copyfile(reports / name, path)
-        return out, targets["report.html"], targets["report.json"]
-    for name in ("report.html", "report.json"):
-        shutil.copyfile(reports / name, scratch / name)
-    if out.exists():
-        shutil.rmtree(out)
-    scratch.rename(out)
+    try:
+        with _scratch_beside(out) as scratch:
+            if out.suffix == ".mill":
+                return _deliver_packed(made, reports, out)
+            shutil.copytree(made, scratch / "new")
+            for name in _REPORTS:
+                shutil.copyfile(reports / name, scratch / "new" / name)
+            for path in scratch.rglob("*"):
+                if path.is_file():
+                    sync_file(path)
+            if out.exists():
+                # out of the way whole: half a bundle is never at `out`
+                out.rename(scratch / "old")
+            (scratch / "new").rename(out)
+    except OSError as error:
+        raise MachineError(
+            f"the bundle is made, and cannot be put at {out}: {error.strerror or error}. Run the same command "
+            "again with room there, or with another --out; nothing is computed twice"
+        ) from error
     return out, out / "report.html", out / "report.json"
+
+
+def _deliver_packed(made: Path, reports: Path, out: Path) -> tuple[Path, Path, Path]:
+    """As one .mill file, the report beside it."""
+    html, json_path = (out.with_suffix(f".{name}") for name in _REPORTS)
+    for name, path in zip(_REPORTS, (html, json_path), strict=True):
+        write_atomically(path, partial(_copy, reports / name))
+    pack(made, out)
+    return out, html, json_path
+
+
+def _copy(source: Path, file: IO[bytes]) -> None:
+    file.write(source.read_bytes())
+
+
+@contextlib.contextmanager
+def _scratch_beside(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, on its disk, removed in the end; those of killed runs go with it."""
+    prefix = f".{out.name}.partial-"
+    for left in out.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                shutil.rmtree(left)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=out.absolute().parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -233,7 +233,7 @@ def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loade
     encoder = load(bundle, variant=variant, threads=threads)
     record = encoder.manifest.variants[encoder.variant]
     return Loaded(
-        # what is asked for as one batch is one batch, of whatever size
+        # as many texts a call as asked for; the runtime splits what is beyond its tokens a run
         encode=lambda texts: encoder.encode(texts, batch_size=max(1, len(texts))),
         count_tokens=encoder.count_tokens,
         details={

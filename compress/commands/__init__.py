@@ -28,6 +28,7 @@ _MODULES = {
     "bench": "bench",
     "targets": "bench",
     "report": "bench",
+    "cache": "cache",
 }
 
 

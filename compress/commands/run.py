@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -28,44 +29,71 @@ if TYPE_CHECKING:
     from codemill.compress.run import Plan
 
 
-@click.command("run")
-@click.argument("recipe_or_model", metavar="RECIPE|MODEL")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A recipe key, such as distill.epochs=2; may be given several times, and comes last.",
-)
-@click.option("--data", metavar="FILE", help="Pairs to learn from, .jsonl or .jsonl.gz.")
-@click.option("--task", type=click.Choice(["retrieval"]), help="What the bundle will do.")
-@click.option("--size", metavar="SIZE", help="The most that may ship, such as 3MB.")
-@click.option(
+_F = TypeVar("_F", bound=Callable[..., object])
+
+work_option = click.option(
     "--work",
     type=click.Path(path_type=Path),
     default=Path(".codemill"),
     show_default=True,
     help="Where stages keep their work; the same command continues there.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The bundle's folder, or a file ending in .mill. [default: ./NAME-bundle]",
-)
-@click.option("--seed", type=click.IntRange(0), help="Of every random choice.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
-@json_option
-def run_command(
+
+
+def recipe_options(command: _F) -> _F:
+    """The argument and the options that name a recipe; `recipe_of` reads their values."""
+    options = (
+        click.argument("recipe_or_model", metavar="RECIPE|MODEL"),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="A recipe key, such as distill.epochs=2; may be given several times, and comes last.",
+        ),
+        click.option("--data", metavar="FILE", help="Pairs to learn from, .jsonl or .jsonl.gz."),
+        click.option("--task", type=click.Choice(["retrieval"]), help="What the bundle will do."),
+        click.option("--size", metavar="SIZE", help="The most that may ship, such as 3MB."),
+        click.option("--seed", type=click.IntRange(0), help="Of every random choice."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def recipe_of(
     recipe_or_model: str,
     settings: tuple[str, ...],
     data: str | None,
     task: str | None,
     size: str | None,
+    seed: int | None,
+) -> Recipe:
+    """The recipe that the values of `recipe_options` name; raises what `resolve` raises."""
+    flags = {"data.source": data, "task": task, "budget.size_bytes": size, "seed": seed}
+    # JSON is YAML, whatever characters a path has
+    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    return resolve(recipe_or_model, [*given, *settings], has_data=data is not None)
+
+
+@click.command("run")
+@recipe_options
+@work_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The bundle's folder, or a file ending in .mill. [default: ./NAME-bundle]",
+)
+@click.option("--wait", is_flag=True, help="Wait for another run that works in --work.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@json_option
+def run_command(
     work: Path,
     out: Path | None,
-    seed: int | None,
+    wait: bool,
     dry_run: bool,
     as_json: bool,
+    **named: Any,
 ) -> None:
     """Make a bundle from RECIPE, or MODEL and --data.
 
@@ -75,10 +103,7 @@ def run_command(
     require_extra("compress", "`compress run`")
     from codemill.compress.progress import shown_progress
 
-    flags = {"data.source": data, "task": task, "budget.size_bytes": size, "seed": seed}
-    # JSON is YAML, whatever characters a path has
-    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    recipe = resolve(recipe_or_model, [*given, *settings], has_data=data is not None)
+    recipe = recipe_of(**named)
     target = out or Path(f"{recipe.name}-bundle")
     # libraries print what they like: stdout is for the result
     with quiet_stdout():
@@ -89,7 +114,7 @@ def run_command(
             for line in planned.preflight.lines():
                 click.echo(line, err=True)
             with shown_progress() as progress:
-                result = run(recipe, work, target, progress)
+                result = run(recipe, work, target, progress, wait=wait)
     if dry_run:
         _say_plan(planned, as_json)
         planned.preflight.raise_if_impossible()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +11,18 @@ from typing import Any
 
 import pytest
 
-from codemill.compress.pipeline import Done, Stage, keys_of, read_done, run_stages, status
+from codemill.compress import pipeline
+from codemill.compress.pipeline import (
+    CHECKPOINT,
+    Done,
+    Stage,
+    keys_of,
+    read_done,
+    run_stages,
+    status,
+)
 from codemill.compress.progress import Silent
+from codemill.errors import MachineError
 
 
 class Log:
@@ -158,7 +170,7 @@ def test_unfinished_work_is_handed_to_the_stage_again(tmp_path: Path) -> None:
     found: list[list[str]] = []
 
     def work(folders: Any, folder: Path, report: Any) -> None:
-        found.append([path.name for path in folder.iterdir()])
+        found.append([path.name for path in folder.iterdir() if path.name != "spent.json"])
         (folder / "half").touch()
         if len(found) == 1:
             raise KeyboardInterrupt
@@ -183,6 +195,93 @@ def test_done_json_says_what_was_done(log: Log, tmp_path: Path) -> None:
     stage = log.stage("a", settings={"x": [1]}, version=7)
     folder = run([stage], tmp_path)["a"].folder
     said = read_done(folder)
-    assert (said["stage"], said["version"], said["settings"]) == ("a", 7, {"x": [1]})
+    made_of = said["made_of"]
+    assert (made_of["name"], made_of["version"], made_of["settings"]) == ("a", 7, {"x": [1]})
+    assert said["files"] == {"result": 1}
     assert said["key"] == keys_of([stage])["a"]
     assert said["seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        Path.unlink,
+        lambda path: path.write_text("longer than before"),
+        lambda path: path.write_text(""),
+    ],
+)
+def test_a_stage_whose_files_are_not_those_it_finished_with_is_done_again(
+    log: Log, tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    done = run(three(log), tmp_path)
+    spoil(done["a"].folder / "result")
+    assert not status(three(log), tmp_path)["a"]
+    log.worked.clear()
+    run(three(log), tmp_path)
+    assert log.worked == ["a"]
+    assert (done["a"].folder / "result").read_text() == "a"
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def work(folders: Any, folder: Path, report: Any) -> None:
+        seen.extend(sorted(path.name for path in folder.iterdir()))
+
+    stage = Stage("a", 1, (), {}, (), work)
+    folder = tmp_path / f"a-{keys_of([stage])['a'][:12]}"
+    folder.mkdir()
+    for name in (".result.0123456789abcdef", ".hidden", "result", CHECKPOINT):
+        (folder / name).touch()
+    done = run([stage], tmp_path)
+    assert seen == sorted([".hidden", "result", CHECKPOINT])
+    assert done["a"].folder == folder
+    assert not (folder / CHECKPOINT).exists(), "removed once the stage is finished"
+
+
+def test_the_time_of_interrupted_attempts_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: clock[0])
+    attempts = [0]
+
+    def work(folders: Any, folder: Path, report: Any) -> None:
+        clock[0] += 30
+        report(0.5, "half")  # a kill from here on would lose nothing of this
+        clock[0] += 5
+        attempts[0] += 1
+        if attempts[0] == 1:
+            raise KeyboardInterrupt
+
+    stages = [Stage("a", 1, (), {}, (), work)]
+    with pytest.raises(KeyboardInterrupt):
+        run(stages, tmp_path)
+    (spent,) = tmp_path.rglob("spent.json")
+    assert json.loads(spent.read_text())["seconds"] == 35
+    assert run(stages, tmp_path)["a"].seconds == 70
+    assert run(stages, tmp_path)["a"].seconds == 70
+    assert not list(tmp_path.rglob("spent.json"))
+
+
+def full_disk_of_a_library() -> Exception:
+    error = RuntimeError("write failed")
+    error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "weights"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        full_disk_of_a_library(),
+    ],
+)
+def test_a_full_disk_is_said_whatever_met_it(tmp_path: Path, error: Exception) -> None:
+    def work(folders: Any, folder: Path, report: Any) -> None:
+        raise error
+
+    with pytest.raises(MachineError, match=r"the disk is full: stage 'a'.*same command again") as e:
+        run([Stage("a", 1, (), {}, (), work)], tmp_path)
+    assert e.value.__cause__ is error

@@ -1,0 +1,148 @@
+"""What runs keep on disk: listing it, telling why a stage would be done again, removing it.
+
+How a stage's folder is named and when it counts as finished is `pipeline.py`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from codemill.compress.lock import working_in
+from codemill.compress.pipeline import Stage, folder_of, identities_of, is_finished, read_done
+from codemill.runtime.cache import cache_folder
+
+__all__ = ["Explanation", "Kept", "explain", "kept", "remove"]
+
+_STAGE_FOLDER = re.compile(r"([a-z]+(?:-[a-z]+)*)-[0-9a-f]{12}")
+_RUNTIME_KINDS = ("bundles", "indexes", "models")
+_SHOWN_DIFFERENCES = 8
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder that may be removed. `name` is a stage's, or a kind of the runtime's cache."""
+
+    name: str
+    state: Literal["finished", "unfinished", "runtime"]
+    folder: Path
+    size_bytes: int
+    last_used: str
+    """when something was last written there, ISO 8601 in local time"""
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Whether a stage would be done, and why."""
+
+    stage: str
+    cached: bool
+    said: str
+    differences: tuple[str, ...]
+    """what differs from the last finished one of its name: `settings.epochs: 2, was 1`"""
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def kept(work: Path) -> list[Kept]:
+    """The stage folders in `work`, and the folders of the runtime's cache that hold something."""
+    found = []
+    for folder in sorted(work.iterdir()) if work.is_dir() else ():
+        match = _STAGE_FOLDER.fullmatch(folder.name)
+        if match is not None and folder.is_dir() and not folder.is_symlink():
+            state: Literal["finished", "unfinished"]
+            state = "finished" if is_finished(folder) else "unfinished"
+            found.append(_kept(match[1], state, folder))
+    for kind in _RUNTIME_KINDS:
+        folder = cache_folder(kind)
+        if any(folder.iterdir()):
+            found.append(_kept(kind, "runtime", folder))
+    return found
+
+
+def _kept(name: str, state: Literal["finished", "unfinished", "runtime"], folder: Path) -> Kept:
+    size, newest = 0, folder.stat().st_mtime
+    for path in folder.rglob("*"):
+        # another process may remove files meanwhile
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            size, newest = size + status.st_size, max(newest, status.st_mtime)
+    when = datetime.fromtimestamp(newest).astimezone().isoformat(" ", "seconds")
+    return Kept(name, state, folder, size, when)
+
+
+def remove(chosen: Sequence[Kept], work: Path) -> None:
+    """Remove the folders; MachineError where a run works in `work`, OSError where one cannot be removed."""
+    with contextlib.ExitStack() as stack:
+        if any(entry.state != "runtime" for entry in chosen):
+            stack.enter_context(working_in(work, wait=False, say=print))
+        for entry in chosen:
+            # what says that it is whole goes first
+            (entry.folder / "done.json").unlink(missing_ok=True)
+            shutil.rmtree(entry.folder)
+
+
+def explain(stages: Sequence[Stage], work: Path) -> list[Explanation]:
+    """For each stage: kept, begun or to be done, and what differs from the last one that is kept."""
+    found = []
+    for name, identity in identities_of(stages).items():
+        folder = folder_of(work, name, identity.key)
+        if is_finished(folder):
+            found.append(Explanation(name, True, f"done before, in {folder}", ()))
+            continue
+        begun = "begun, and will be continued" if folder.is_dir() else "to do"
+        last = _last_finished(work, name)
+        if last is None:
+            found.append(Explanation(name, False, f"{begun}; none is kept in {work}", ()))
+            continue
+        lines = tuple(_differences(last, identity.made_of))
+        found.append(
+            Explanation(name, False, f"{begun}; differs from the last that is kept", lines)
+        )
+    return found
+
+
+def _last_finished(work: Path, name: str) -> dict[str, Any] | None:
+    """What the most recent finished folder of a stage was made of."""
+    folders = [
+        entry.folder for entry in kept(work) if (entry.name, entry.state) == (name, "finished")
+    ]
+    if not folders:
+        return None
+    newest = max(folders, key=lambda folder: (folder / "done.json").stat().st_mtime)
+    value: dict[str, Any] = read_done(newest).get("made_of", {})
+    return value
+
+
+def _differences(was: Any, now: Any, key: str = "") -> list[str]:
+    """`key: new value, was old value` for every leaf that differs; inputs by name only."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        lines = []
+        for name in sorted(was.keys() | now.keys()):
+            lines += _differences(was.get(name), now.get(name), f"{key}.{name}" if key else name)
+        if not key and len(lines) > _SHOWN_DIFFERENCES:
+            lines[_SHOWN_DIFFERENCES:] = [f"and {len(lines) - _SHOWN_DIFFERENCES} more"]
+        return lines
+    if was == now:
+        return []
+    if key.startswith("inputs."):
+        return [f"its input {key.removeprefix('inputs.')!r} differs"]
+    return [f"{key}: {_short(now)}, was {_short(was)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,72 @@
+"""One run at a time in a work folder: two would mix their halves of one stage.
+
+The lock is the operating system's (the filelock library), so it goes with the process that holds it, a
+killed one included. Beside it `running.json` says who that is, for the message of the one who has to wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from codemill.errors import InputError, MachineError
+from codemill.runtime.atomic import write_atomically
+
+__all__ = ["working_in"]
+
+_LOCK = ".lock"
+_HOLDER = "running.json"
+
+
+@contextlib.contextmanager
+def working_in(work: Path, wait: bool, say: Callable[[str], object]) -> Iterator[None]:
+    """Make the folder `work` where it is missing, and hold it for this process.
+
+    Where another process holds it: with `wait`, say so and wait; else raise MachineError. Raises
+    InputError where the folder cannot be made or written to.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the work folder {work} cannot be made ({error.strerror or error}); choose another --work"
+        ) from error
+    lock = FileLock(work / _LOCK)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            if not wait:
+                raise MachineError(
+                    f"{_holder(work)} is working in {work}, and two runs would mix; wait for it with --wait, "
+                    "or choose another --work"
+                ) from error
+            say(f"waiting for {_holder(work)}, which works in {work}")
+            lock.acquire()
+    except OSError as error:
+        raise InputError(
+            f"the work folder {work} cannot be written to ({error.strerror or error}); choose another --work"
+        ) from error
+    try:
+        said = {"pid": os.getpid(), "since": datetime.now().astimezone().isoformat("T", "seconds")}
+        # only for a message: a disk that is full is met where it matters
+        with contextlib.suppress(OSError):
+            write_atomically(work / _HOLDER, lambda file: file.write(json.dumps(said).encode()))
+        yield
+    finally:
+        (work / _HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(work: Path) -> str:
+    try:
+        said = json.loads((work / _HOLDER).read_text())
+        return f"another run (process {int(said['pid'])}, since {said['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another run"
