@@ -159,7 +159,9 @@ def latency_cell(engine: EngineResult, shape: Shape) -> Cell | None:
     """p50 at `shape`, with the tail."""
     for x in engine.latencies:
         if (x.tokens, x.batch) == (shape.tokens, shape.batch):
-            small = f"p90 {in_ms(x.latency_ms_p90)} · p99 {in_ms(x.latency_ms_p99)}"
+            tail = (f"p90 {in_ms(x.latency_ms_p90)} ·", f"p99 {in_ms(x.latency_ms_p99)}")
+            # the line may break between the two figures and not within them
+            small = " ".join(figure.replace(" ", "\u00a0") for figure in tail)
             return Cell(in_ms(x.latency_ms_p50), small, source=x.source)
     return None
 
