@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +88,66 @@ def stages_begun(process: subprocess.Popen[str], said: list[str]) -> Iterator[st
         said.append(line)
         if found := re.match(r"\[\d+/\d+\] (\S+): started", line):
             yield found[1]
+
+
+def can_mount() -> bool:
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        return False
+    with_mount = [unshare, "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return subprocess.run(with_mount, capture_output=True, check=False).returncode == 0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of a run on a disk of some size."""
+
+    size: str
+    code: int
+    finished: int
+    """stages"""
+    said: list[str]
+    left: bool
+    """whether a half-delivered bundle is left, or `--out` holds one that is not whole"""
+
+
+# what the estimate would refuse at once is what is to be met here
+_NO_ESTIMATE = """
+import codemill.compress.preflight as p; p._disk = lambda needed, work: p.Check('disk', True, '')
+from codemill.cli import main
+"""
+_ON_A_SMALL_DISK = """
+set -e
+disk=$1 sizes=$2
+shift 2
+mount -t tmpfs -o size=$(set -- $sizes; echo $1) none "$disk"
+for size in $sizes; do
+    mount -o remount,size=$size "$disk"
+    "$@" && code=0 || code=$?
+    finished=$(find "$disk/work" -name done.json | wc -l)
+    left=$(find "$disk" -maxdepth 1 -name '.out.partial-*' | wc -l)
+    [ $code = 0 ] || [ ! -e "$disk/out" ] || left=1
+    echo "attempt $size $code $finished $left" >&2
+    [ $code != 0 ] || break
+done
+"""
+
+
+def run_on_a_small_disk(recipe: Path, disk: Path, sizes: Sequence[str]) -> list[Attempt]:
+    """The run on a tmpfs that is made larger after each attempt, in a namespace of its own; see `can_mount`."""
+    disk.mkdir()
+    code = f"import sys; exec({_NO_ESTIMATE!r}); sys.exit(main())"
+    run = [sys.executable, "-c", code, "run", str(recipe), "--work", str(disk / "work")]
+    run += ["--out", str(disk / "out")]
+    shell = ["sh", "-c", _ON_A_SMALL_DISK, "sh", str(disk), " ".join(sizes), *run]
+    argv = ["unshare", "--map-root-user", "--mount", *shell]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=True)
+    attempts, said = [], []
+    for line in ended.stderr.splitlines():
+        if not line.startswith("attempt "):
+            said.append(line)
+            continue
+        _, size, exit_code, finished, left = line.split()
+        attempts.append(Attempt(size, int(exit_code), int(finished), said, left != "0"))
+        said = []
+    return attempts

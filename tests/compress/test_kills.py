@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from codemill.runtime import verify_bundle
 
-from .small_run import STAGES, prepare, stages_begun, start
+from .small_run import STAGES, can_mount, prepare, run_on_a_small_disk, stages_begun, start
 
 pytestmark = pytest.mark.slow
 
@@ -85,59 +83,16 @@ def test_ctrl_c_ends_a_run_with_a_word_on_how_to_go_on(
     assert set(done_files(tmp_path / "work")) == set(STAGES[: STAGES.index(stage)])
 
 
-# what the estimate would refuse at once is what is to be met here
-NO_ESTIMATE = """
-import codemill.compress.preflight as p; p._disk = lambda needed, work: p.Check('disk', True, '')
-from codemill.cli import main
-"""
-ON_A_SMALL_DISK = """
-set -e
-mount -t tmpfs -o size=300k none "$1"
-shift
-for size in 300k 1m 64m; do
-    mount -o remount,size=$size "$DISK"
-    "$@" && code=0 || code=$?
-    echo "ended with $code, $(find "$DISK/work" -name done.json | wc -l) finished" >&2
-done
-find "$DISK" -name '*.partial-*' >&2
-"""
-
-
-def can_mount() -> bool:
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        return False
-    with_mount = [unshare, "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return subprocess.run(with_mount, capture_output=True, check=False).returncode == 0
-
-
 @pytest.mark.skipif(not can_mount(), reason="needs to mount a small disk in a namespace")
 def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(
     recipe: Path, tmp_path: Path
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    code = f"import sys; exec({NO_ESTIMATE!r}); sys.exit(main())"
-    run = [sys.executable, "-c", code, "run", str(recipe), "--work", str(disk / "work")]
-    run += ["--out", str(disk / "out")]
-    shell = ["sh", "-c", ON_A_SMALL_DISK, "sh", str(disk), *run]
-    ended = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", *shell],
-        env={**os.environ, "DISK": str(disk)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = ended.stderr.splitlines()
-    codes = [line for line in lines if line.startswith("ended with")]
-    assert [line.split(",")[0] for line in codes] == [
-        "ended with 1",
-        "ended with 1",
-        "ended with 0",
-    ]
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 2, ended.stderr
-    assert all("the disk is full" in line and "same command again" in line for line in errors)
-    assert "Traceback" not in ended.stderr
-    assert codes[-1].endswith("10 finished")
-    assert not lines[-1].endswith("partial"), "no leftovers"
+    ended = run_on_a_small_disk(recipe, tmp_path / "disk", ["300k", "1m", "64m"])
+    assert [attempt.code for attempt in ended] == [1, 1, 0]
+    for attempt in ended[:-1]:
+        (error,) = (line for line in attempt.said if line.startswith("error: "))
+        assert "the disk is full" in error
+        assert "same command again" in error
+        assert not any("Traceback" in line for line in attempt.said)
+    assert [attempt.finished for attempt in ended][-1] == 10
+    assert not any(attempt.left for attempt in ended)

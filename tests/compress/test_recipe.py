@@ -130,9 +130,21 @@ def test_settings_are_laid_over_the_recipe_as_yaml() -> None:
         ("name.first=x", "'name' is a value, not a section"),
         ("seed=[1", "not valid YAML"),
         ("name=2024-02-31", "not valid YAML"),
-        ("seed=" + "[" * 5000, "not valid YAML"),
+        ("seed=" + "[" * 5000, "nested more than 20 deep"),
+        ("seed=&a [*a, *a]", "*a stands for what is written elsewhere"),
+        ("data={source: a, source: b}", "the key 'source' stands on line 1 already"),
+        ("seed=0x" + "f" * 5000, "no whole number of 64 bits"),
+        ("seed=" + "9" * 5000, "no whole number of 64 bits"),
+        ("seed=4294967296", "less than or equal to 4294967295; found 4294967296"),
+        ("seed=true", "must not be true or false"),
+        ("search.layers=[[0, yes]]", "must not be true or false"),
+        ("seed" + ".a" * 5000 + "=1", "seed: Input should be a valid integer"),
+        ('data.source="a\\0b"', "must not hold a zero character"),
+        ("teacher.model=~nobody-of-this-name/x", "there is no such home folder here"),
+        ("name=a\x00b", "not valid YAML"),
+        ("name=\udcff", "not valid YAML"),
         ("sed=3", "did you mean 'seed'"),
-        ("name=!!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("name=!!python/object/apply:os.getcwd []", "object/apply:os.getcwd' is not taken"),
     ],
 )
 def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
@@ -154,10 +166,22 @@ def test_a_section_whose_keys_are_all_commented_out_is_the_defaults(tmp_path: Pa
         (b"name: [", "not valid YAML"),
         (b"name: 2024-02-31", "not valid YAML"),
         (b"a: 1\n---\nb: 2\n", "not valid YAML"),
-        (b"[" * 20_000, "not valid YAML"),
-        (b"name: \xff\xfe", "cannot be read"),
-        (b"name: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        (b"name: !!python/name:os.system", "not valid YAML"),
+        (b"a: " + b"[" * 20_000, "mine.yaml, line 1, column 23: nested more than 20 deep"),
+        (b"a:\n" + b"".join(b" " * i + b"a:\n" for i in range(1, 40)), "nested more than 20"),
+        (b"name: x\nlicense: \xff\xfe", "cannot be read: line 2 is not UTF-8 text"),
+        (b"name: a\0b", "not valid YAML"),
+        (
+            b"name: !!python/object/apply:os.system ['true']",
+            "'tag:yaml.org,2002:python/object/appl",
+        ),
+        (b"name: !!python/name:os.system", "python/name:os.system' is not taken"),
+        (b'seed: !!int ""', "the tag 'tag:yaml.org,2002:int' is not taken"),
+        (b"name: x\nname: y", "line 2, column 1: the key 'name' stands on line 1 already"),
+        (b"name: x\ndistill:\n  epochs: 1\n  epochs: 2", "line 4, column 3: the key 'epochs'"),
+        (b"a: &a [1]\nb: *a", "line 2, column 4: *a stands for what is written elsewhere"),
+        (b"a: &a\n  b: *a", "*a stands for"),
+        (b"a: &a {seed: 1}\nb:\n  <<: *a", "*a stands for"),
+        (b"name: x\n#" + b" " * 1_000_000, "larger than 1,000,000 bytes"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_a_recipe_error_with_its_name(
@@ -177,6 +201,34 @@ def test_a_python_object_in_yaml_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(RecipeError):
         read_recipe(str(path))
     assert not marker.exists()
+
+
+def test_aliases_that_would_unfold_to_gigabytes_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for depth in range(1, 12):
+        aliases = ", ".join([f"*a{depth - 1}"] * 10)
+        lines.append(f"a{depth}: &a{depth} [{aliases}]")
+    path.write_text("\n".join(lines))
+    with pytest.raises(RecipeError, match=r"line 2, column 11: \*a0 stands for"):
+        read_recipe(str(path))
+
+
+def test_what_is_given_is_laid_below_the_settings_whatever_characters_it_has() -> None:
+    path = "d\u00e4ta: #1 \U0001f600 \x7f'\".jsonl"
+    recipe = parse_recipe({"name": "mine"}, ["seed=5"], given={"data.source": path, "seed": 4})
+    assert (recipe.data.source, recipe.seed) == (path, 5)
+
+
+def test_of_many_faults_the_first_are_named() -> None:
+    lines = refused({f"key{number}": 1 for number in range(1000)}).splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "recipe: and 990 more"
+
+
+def test_a_value_of_no_kind_that_is_allowed_is_one_fault() -> None:
+    (line,) = refused({"budget": {"gflops": "some"}}).splitlines()
+    assert "budget.gflops: Input should be 'auto' or a valid number" in line
 
 
 def test_a_recipe_that_is_not_there_names_those_that_ship(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,11 @@ def read(path: Path, content: str | bytes, **fields: str) -> list[Pair]:
         ('{"query": 3, "code": "c"}', "found 3"),
         ("[" * 100_000, "not a JSON object"),
         ('{"query": "half \\ud83d", "code": "c"}', "half a surrogate pair"),
+        ('{"query": "q", "code": ' + "[" * 500 + "]" * 500 + "}", "expected text under 'code'"),
+        ('{"query": "q", "code": ' + "9" * 5000 + "}", "not a JSON object"),
+        ('{"query": "q", "code": "' + "c" * 1_000_001 + '"}', "has 1,000,001 characters, at most"),
+        ('{"query": "q", "code": "' + "c" * 10_000_000 + '"}', "longer than 10,000,000 bytes"),
+        ("\0" * 100, "not a JSON object"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_file_and_number(
@@ -66,7 +73,7 @@ def test_a_file_without_pairs_is_a_data_error(tmp_path: Path, content: str) -> N
 
 
 def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist; expected JSONL"):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist; expected one JSON obj"):
         list(read_pairs(tmp_path / "nowhere.jsonl"))
 
 
@@ -102,3 +109,25 @@ def test_equal_pairs_make_equal_files(tmp_path: Path, pairs: list[Pair]) -> None
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode() * 2
     assert len(read(tmp_path / "pairs.jsonl", content)) == 2
+
+
+def test_a_folder_or_a_pipe_in_a_files_place_is_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder; expected one JSON object a line"):
+        list(read_pairs(tmp_path))
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match=r"pipe\.jsonl is not a file"):
+        list(read_pairs(tmp_path / "pipe.jsonl"))
+    with pytest.raises(DataError, match="File name too long"):
+        list(read_pairs(tmp_path / ("x" * 5000)))
+
+
+def test_a_small_file_that_unpacks_to_one_long_line_is_read_no_further(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x" * 200_000_000, compresslevel=1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"bomb\.jsonl\.gz:1: longer than 10,000,000 bytes"):
+            list(read_pairs(path))
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
