@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,5 +60,12 @@ def _cpu_busy_share() -> float | None:
 
 def machine_id() -> str:
     """Twelve hex digits that stay the same on one machine and do not give its name away."""
-    known = (platform.node(), platform.machine(), platform.system(), str(os.cpu_count()))
+    from codemill.runtime.machine import this_machine
+
+    machine = this_machine()
+    # two containers may have one name, and processors that are nothing alike
+    known = (
+        *(platform.node(), platform.system(), machine.architecture, machine.cpu),
+        *(str(machine.logical_cores), *sorted(machine.instruction_sets)),
+    )
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
