@@ -1,0 +1,55 @@
+"""`compress cache`, as a user types it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from codemill.compress.pipeline import Stage, run_stages
+from codemill.compress.progress import Silent
+from codemill.runtime.cache import cache_folder
+
+Compress = Callable[..., Any]
+
+
+def keep(work: Path) -> None:
+    def write(folders: Any, folder: Path, report: Any) -> None:
+        (folder / "result").write_bytes(b"x" * 1000)
+
+    run_stages([Stage("corpus", 1, (), {"seed": 0}, (), write)], work, Silent())
+
+
+def test_a_list_names_what_is_kept_with_its_size(compress: Compress) -> None:
+    assert compress("cache", "list", "--json").document == []
+    keep(Path(".codemill"))
+    (cache_folder("bundles") / "one").write_bytes(b"x" * 7)
+    stage, bundles = compress("cache", "list", "--json").document
+    assert (stage["name"], stage["state"]) == ("corpus", "finished")
+    assert (bundles["name"], bundles["size_bytes"]) == ("bundles", 7)
+    shown = compress("cache", "list").out
+    assert stage["folder"] in shown
+    assert "in all" in shown
+
+
+def test_clear_says_what_to_choose_from_and_asks(compress: Compress) -> None:
+    ended = compress("cache", "clear")
+    assert ended.code == 2
+    assert "--unfinished, --finished, --runtime" in ended.err
+    assert compress("cache", "clear", "--unfinished").err == "there is nothing to remove\n"
+    keep(Path(".codemill"))
+    (folder,) = Path(".codemill").glob("corpus-*")
+    # there is nobody to answer
+    assert compress("cache", "clear", "--finished").code != 0
+    assert (folder / "result").is_file()
+    ended = compress("cache", "clear", "--finished", "--yes")
+    assert ended.code == 0
+    assert "removed 0.00 MB (1," in ended.err
+    assert not folder.exists()
+
+
+def test_an_explanation_names_every_stage(compress: Compress) -> None:
+    found = compress("cache", "explain", "code-search", "--json").document
+    assert found[0]["stage"] == "corpus"
+    assert not any(item["cached"] for item in found)
+    assert compress("cache", "explain", "code-serch").code == 1
