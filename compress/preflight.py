@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from codemill.compress.models.load import load_teacher, resolve_model
+import numpy as np
+from tokenizers import Tokenizer
+
+from codemill.compress.architecture import Architecture
+from codemill.compress.data.pairs import Pair, read_pairs
+from codemill.compress.data.splits import split_pairs
+from codemill.compress.models.load import TeacherShape, load_teacher, read_shape, resolve_model
+from codemill.compress.models.wordpiece import keep_order, prune_tokenizer
 from codemill.compress.recipe import Recipe
-from codemill.errors import CodemillError, MachineError, RecipeError
+from codemill.compress.search.cost import size_bytes
+from codemill.compress.search.space import Choices, default_space
+from codemill.errors import CodemillError, DataError, MachineError, RecipeError, RefusedError
 from codemill.runtime.machine import this_machine
+from codemill.targets.evaluation import texts_of_length
 from codemill.targets.profile import availability, target_named
 
 __all__ = ["Check", "Preflight", "preflight"]
@@ -21,6 +33,11 @@ _OPTIMIZER_COPIES = 4
 """A trained weight is held four times: itself, its gradient and Adam's two moments."""
 _ACTIVATION_BYTES = 16
 """Activations kept for backward, in floats per token, trained layer and hidden unit."""
+_FEW_PAIRS = 5_000
+"""So many pairs at most are split before the start: half a second's work."""
+_FEWEST_TRAINED = 10
+"""As few as a recipe can ask for."""
+_HEADLINE_TOKENS = 128
 _LABEL_BYTES = 2
 _GRAPH_COPIES = 4
 
@@ -36,17 +53,18 @@ class Check:
 
 @dataclass(frozen=True)
 class Preflight:
-    """All checks, and the estimates they rest on."""
+    """All checks, and the estimates they rest on; `refused` says why no student can keep the budget."""
 
     checks: tuple[Check, ...]
     memory_bytes: int
     disk_bytes: int
+    refused: str | None = None
 
     def lines(self) -> list[str]:
         """For people, a line a check."""
+        checks = [*self.checks, *([Check("budget", False, self.refused)] if self.refused else [])]
         return [
-            f"{'ok ' if check.passed else 'NO '} {check.name}: {check.found}"
-            for check in self.checks
+            f"{'ok ' if check.passed else 'NO '} {check.name}: {check.found}" for check in checks
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -59,11 +77,17 @@ class Preflight:
         if failed:
             raise MachineError("; ".join(f"{check.name}: {check.found}" for check in failed))
 
+    def raise_if_refused(self) -> None:
+        """Raise RefusedError where no architecture of the search space keeps the budget."""
+        if self.refused:
+            raise RefusedError(self.refused)
+
 
 def preflight(recipe: Recipe, work: Path) -> Preflight:
-    """Look at teacher, target, memory and disk.
+    """Look at teacher, data, target, memory, disk, search space and budget.
 
-    Raises what opening the teacher raises, and RecipeError for inputs longer than it takes.
+    Raises what opening the teacher and reading a data file raise, DataError for too little data, and
+    RecipeError for inputs longer and choices larger than the teacher's.
     """
     teacher = load_teacher(resolve_model(recipe.teacher.model))
     parameters = sum(value.numel() for value in teacher.model.parameters())
@@ -75,13 +99,16 @@ def preflight(recipe: Recipe, work: Path) -> Preflight:
         Check(
             "teacher",
             True,
-            f"{config.model_type}, {config.num_hidden_layers} layers, {parameters / 1e6:.1f} M parameters",
+            f"{config.model_type}, {_count(config.num_hidden_layers, 'layer')}, "
+            f"{parameters / 1e6:.1f} M parameters",
         ),
+        *_data(recipe, teacher.tokenizer_json),
         _target(recipe),
         _memory(memory),
         _disk(disk, work),
     ]
-    return Preflight(tuple(checks), memory, disk)
+    refused = _refused(recipe, read_shape(teacher.folder), teacher.tokenizer_json)
+    return Preflight(tuple(checks), memory, disk, refused)
 
 
 def _check_lengths(recipe: Recipe, positions: int) -> None:
@@ -95,6 +122,112 @@ def _check_lengths(recipe: Recipe, positions: int) -> None:
                 f"{key} is {tokens}, but the teacher takes inputs of {positions} tokens at most; "
                 f"set --set {key}={positions} or less"
             )
+
+
+def _data(recipe: Recipe, tokenizer_json: str) -> list[Check]:
+    """A data file, read to its end. Few pairs are split too: what they lack would show only hours later."""
+    data = recipe.data
+    if data.source == "installed":
+        return []
+    path = Path(data.source).expanduser()
+    few: list[Pair] = []
+    total = 0
+    for pair in read_pairs(path, data.query_field, data.code_field):
+        total += 1
+        if total <= _FEW_PAIRS:
+            few.append(pair)
+    found = f"{path.name}, {_count(total, 'pair')}"
+    if total <= _FEW_PAIRS:
+        splits = split_pairs(
+            few, data.validation_pairs, data.test_pairs, recipe.seed, str(data.source)
+        )
+        if len(splits.train) < _FEWEST_TRAINED:
+            raise DataError(
+                f"{data.source}: of {_count(total, 'pair')} {len(splits.train)} are left to train on once near "
+                f"duplicates are removed; at least {_FEWEST_TRAINED} are needed"
+            )
+        _check_measurable(recipe, [pair.code for pair in splits.test], tokenizer_json)
+        found += f": {len(splits.train):,} to train on, {len(splits.test):,} to test on"
+    return [Check("data", True, found)]
+
+
+def _check_measurable(recipe: Recipe, codes: Sequence[str], tokenizer_json: str) -> None:
+    """The closing benchmark can make texts of its lengths out of the test's functions."""
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(tokenizer.encode(text).ids) for text in texts]
+
+    longest = recipe.longest_common
+    lengths = [tokens for tokens in recipe.bench.tokens if tokens <= longest] or [longest]
+    # and at the length that a limit on latency speaks of
+    tokens = max(*lengths, min(_HEADLINE_TOKENS, longest))
+    try:
+        texts_of_length(codes, count, tokens, 1)
+    except DataError as error:
+        raise DataError(
+            f"{recipe.data.source}: the test is too small to measure latency on: {error}; "
+            "give more pairs, or shorter lengths with --set bench.tokens=[32] --set student.max_tokens=32"
+        ) from error
+
+
+def _refused(recipe: Recipe, shape: TeacherShape, tokenizer_json: str) -> str | None:
+    """Why no architecture keeps the size, by the least that any can take, or None.
+
+    Raises ModelError for a tokenizer that cannot be pruned and RecipeError for choices that the teacher
+    cannot give. The search, which knows the data, may refuse more.
+    """
+    vocabulary = json.loads(tokenizer_json)["model"].get("vocab", {})
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    # as if short tokens were the most used: no other choice makes a smaller file
+    counts = np.full(max(ids, default=0) + 1, -(10**6))
+    if isinstance(vocabulary, dict):
+        for token, index in vocabulary.items():
+            counts[index] = -len(token.encode())
+    order = keep_order(tokenizer_json, counts)
+    space = default_space(
+        hidden_size=shape.hidden_size,
+        layers=shape.layers,
+        heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+        vocab_size=min(shape.vocab_size, len(order)),
+        max_tokens=recipe.student.max_tokens,
+        choices=Choices(**recipe.search.model_dump()),
+    )
+    smallest = min(space.vocab_sizes)
+    pruned = prune_tokenizer(tokenizer_json, counts, order, smallest).tokenizer_json
+    bits = 8 if recipe.quantize.method == "dynamic-int8" else 32
+    least = min(
+        size_bytes(
+            Architecture(
+                vocab_size=smallest,
+                hidden_size=space.hidden_size,
+                layers=min(len(copied) for copied in space.layers),
+                heads=min(space.heads),
+                head_size=space.head_size,
+                intermediate_size=min(space.intermediate_sizes),
+                max_tokens=space.max_tokens,
+                embedding_rank=rank,
+            ),
+            len(pruned.encode()),
+            bits,
+        )
+        for rank in space.embedding_ranks
+    )
+    limit = recipe.budget.size_bytes
+    if limit is None or least <= limit:
+        return None
+    return (
+        f"none of the {space.size:,} architectures in the search space fits size_bytes <= {limit:,}; "
+        f"the smallest takes {least:,} bytes at least: raise the limit, or give the search smaller "
+        "choices or a smaller teacher"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _memory_bytes(recipe: Recipe, parameters: int, hidden_size: int, layers: int) -> int:

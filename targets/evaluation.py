@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codemill.errors import DataError
+from codemill.targets.json_lines import json_lines, text_of
 
 __all__ = [
     "CountTokens",
@@ -23,6 +24,8 @@ __all__ = [
     "texts_of_length",
     "write_evaluation",
 ]
+
+_MOST_BYTES = 500_000_000
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 
@@ -49,27 +52,12 @@ def read_evaluation(path: str | os.PathLike[str], name: str | None = None) -> Ev
     Raises DataError naming the file and the line.
     """
     file = Path(path)
-    try:
-        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        lines = raw.decode("utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise DataError(f"there is no evaluation file {file}") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
     queries: list[str] = []
     codes: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}, line {number}: not JSON: {error}") from error
-        for key, into in (("query", queries), ("code", codes)):
-            value = item.get(key) if isinstance(item, dict) else None
-            if not isinstance(value, str):
-                raise DataError(f"{file}, line {number}: expected a text under {key!r}")
-            into.append(value)
+    # it may come with a bundle from anywhere: what is small packed may be large unpacked
+    for where, row in json_lines(file, "evaluation file", ("query", "code"), _MOST_BYTES):
+        queries.append(text_of(row, "query", where))
+        codes.append(text_of(row, "code", where))
     return Evaluation(name or file.name.split(".")[0], tuple(queries), tuple(codes))
 
 
@@ -108,7 +96,8 @@ def texts_of_length(
             chosen.append(joined)
     if not chosen:
         raise DataError(
-            f"{len(functions)} functions are too few or too short for a text of {tokens} tokens"
+            f"{len(functions)} function{'s are' if len(functions) != 1 else ' is'} too few or too short "
+            f"for a text of {tokens} tokens"
         )
     texts = [_cut(text, count_tokens, tokens) for text in chosen]
     # fewer than asked for: go round them again, since a batch of like texts is still that batch

@@ -236,6 +236,8 @@ def _figure(name: str, width: float, height: float) -> Iterator[tuple[Figure, _S
             "report.html needs matplotlib, which is not installed: pip install 'codemill[bench]'"
         ) from error
     style: Any = {
+        # names come from files of others: they are no formulas
+        "text.parse_math": False,
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.size": 9,

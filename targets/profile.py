@@ -109,15 +109,12 @@ def _shipped() -> tuple[TargetSpec, ...]:
 def read_target(text: str, name: str) -> TargetSpec:
     """The target in YAML `text`; RecipeError naming `name`, the key and the bad value."""
     try:
-        import yaml
+        from codemill.targets.strict_yaml import parse_yaml
     except ImportError as error:
         raise MachineError(
             "target profiles need PyYAML, which is not installed: pip install 'codemill[bench]'"
         ) from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name} is not YAML: {error}") from error
+    data = parse_yaml(text, name)
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: expected keys and values, found {data!r:.80}")
     unknown = set(data) - set(TargetSpec.__dataclass_fields__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,19 @@ __all__ = [
 ]
 
 SCHEMA = 1
+
+_MOST_BYTES = 20_000_000
+_LEAST, _MOST = 1e-9, 1e15
+_LATENCY = {
+    "tokens": 1,
+    "batch": 1,
+    "engine_tokens": 0,
+    "latency_ms_p50": _LEAST,
+    "latency_ms_p90": _LEAST,
+    "latency_ms_p99": _LEAST,
+    "functions_per_s": 0,
+}
+"""A latency's figures, and the least that each can be."""
 
 
 @dataclass(frozen=True)
@@ -213,28 +226,118 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
-    """Read a report.json of this schema; DataError naming the file and what is wrong."""
+    """Read a report.json of this schema; DataError naming the file, the key and what is wrong.
+
+    What it gives back, the page can draw: figures that no measurement gives are refused.
+    """
     file = Path(path)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            content = opened.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise DataError(f"{file} is not a report: it has more than {_MOST_BYTES:,} bytes")
+        data = json.loads(content.decode("utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"there is no report {file}") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not a report: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{file} is not a report: {said}") from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(schema, int):
         raise DataError(f"{file} is not a report: it has no schema number")
     if schema != SCHEMA:
         made = data.get("codemill", "another version")
         raise DataError(
-            f"{file} is of schema {schema}, made by codemill {made}; this version reads {SCHEMA}"
+            f"{file} is of schema {schema}, made by codemill {made!s:.40}; this version reads {SCHEMA}"
         )
-    report = from_json(Report, data, file.name)
-    # names are followed when the page is drawn: better to say here what they miss
-    report.benchmark.engine(report.bundle_engine)
-    if report.baseline is not None:
-        report.benchmark.engine(report.baseline)
+    report = from_json(Report, data, str(file))
+    _check_names(report, str(file))
+    _check_figures(report, str(file))
+    from_json(
+        _Machine, report.benchmark.environment.machine, f"{file}.benchmark.environment.machine"
+    )
     return report
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What the page shows of `environment.machine`, which is plain data otherwise."""
+
+    cpu: str | None = None
+    os: str | None = None
+    physical_cores: int | None = None
+    logical_cores: int | None = None
+    memory_bytes: int | None = None
+    instruction_sets: tuple[str, ...] | None = None
+    providers: tuple[str, ...] | None = None
+
+
+def _check_names(report: Report, where: str) -> None:
+    """Names are followed when the page is drawn: better to say here what they miss."""
+    names = [engine.name for engine in report.benchmark.engines]
+    for key, name in (("bundle_engine", report.bundle_engine), ("baseline", report.baseline)):
+        if name is not None and name not in names:
+            raise DataError(f"{where}.{key}: no engine {name!r:.80} was measured: {names!r:.200}")
+    if len(set(names)) < len(names):
+        raise DataError(f"{where}.benchmark.engines: two have one name: {names!r:.200}")
+
+
+def _check_figures(report: Report, where: str) -> None:
+    for key, value, least, most in _bounded(report):
+        if value is not None and not least <= value <= most:
+            above = f"of at least {least:g}" if value < least else f"of at most {most:g}"
+            raise DataError(f"{where}.{key}: expected a number {above}, found {value!r}")
+    engines = report.benchmark.engines
+    shapes = [{(x.tokens, x.batch) for x in engine.latencies} for engine in engines]
+    for number, found in enumerate(shapes):
+        key = f"{where}.benchmark.engines[{number}].latencies"
+        if not found:
+            raise DataError(f"{key}: expected at least one measurement, found none")
+        if found != shapes[0]:
+            raise DataError(f"{key}: expected the same tokens and batches as every other engine's")
+    if len({engine.quality is None for engine in engines}) > 1:
+        raise DataError(
+            f"{where}.benchmark.engines: expected a quality for all engines or for none"
+        )
+
+
+def _bounded(report: Report) -> Iterator[tuple[str, float | None, float, float]]:
+    """(key, value, least, most) of every figure that a plot or a ratio cannot take any number for."""
+    measured = report.benchmark
+    for number, engine in enumerate(measured.engines):
+        at = f"benchmark.engines[{number}]"
+        # the others' may be unknown; a logarithmic axis needs one above 0
+        yield (
+            f"{at}.size.size_bytes",
+            engine.size.size_bytes,
+            int(engine.name == report.bundle_engine),
+            _MOST,
+        )
+        for key in ("cold_start_ms_p50", "cold_start_ms_max", "load_ms_p50", "first_encode_ms_p50"):
+            yield f"{at}.cold_start.{key}", getattr(engine.cold_start, key), 0, _MOST
+        for key in ("cold_peak_rss_bytes", "peak_rss_bytes"):
+            yield f"{at}.memory.{key}", getattr(engine.memory, key), 0, _MOST
+        for index, latency in enumerate(engine.latencies):
+            for key, least in _LATENCY.items():
+                yield f"{at}.latencies[{index}].{key}", getattr(latency, key), least, _MOST
+        if (quality := engine.quality) is not None:
+            yield f"{at}.quality.functions", quality.functions, 1, _MOST
+            yield f"{at}.quality.functions_per_s", quality.functions_per_s, 0, _MOST
+            for key in ("mrr", "recall_at_10"):
+                yield f"{at}.quality.{key}", getattr(quality, key), 0, 1
+        if (energy := engine.energy) is not None:
+            yield f"{at}.energy.energy_j_per_function", energy.energy_j_per_function, 0, _MOST
+    for number, comparison in enumerate(measured.comparisons):
+        at, ratio = f"benchmark.comparisons[{number}].ratio", comparison.ratio
+        is_share = comparison.quantity in ("mrr", "recall_at_10")
+        yield f"{at}.value", ratio.value, 0 if is_share else _LEAST, _MOST
+        yield f"{at}.low", ratio.low, 0, _MOST
+        yield f"{at}.high", ratio.high, 0, _MOST
+    yield "benchmark.environment.cpu_busy_share", measured.environment.cpu_busy_share, 0, 1
+    for number, stage in enumerate(report.stages):
+        yield f"stages[{number}].seconds", stage.seconds, 0, _MOST
+    for number, point in enumerate(report.search):
+        yield f"search[{number}].size_bytes", point.size_bytes, 0, _MOST
 
 
 def imported(report: Report) -> Report:

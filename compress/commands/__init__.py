@@ -19,6 +19,7 @@ __all__ = ["Options", "compress"]
 # command -> module; in the order in which help lists them
 _MODULES = {
     "run": "run",
+    "search": "search",
     "init": "recipes",
     "recipes": "recipes",
     "inspect": "bundle",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from codemill.targets.report import Report
 
 _EVALUATION = "evaluation.jsonl.gz"
+_REPORTS = ("report.json", "report.html")
 
 
 @click.command("bench")
@@ -44,8 +47,10 @@ _EVALUATION = "evaluation.jsonl.gz"
     type=click.Path(path_type=Path),
     help=f"Queries and functions to measure on. [default: {_EVALUATION} in the bundle's folder]",
 )
-@click.option("--threads", type=click.IntRange(1), help="Of each engine. [default: all cores]")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Of each engine. [default: the physical cores]"
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="A folder for report.json and .html.")
 @json_option
 def bench_command(
@@ -70,15 +75,18 @@ def bench_command(
     from codemill.targets.benchmark import benchmark
     from codemill.targets.codec import to_json
 
-    asked = read_evaluation(_evaluation_of(bundle) if evaluation is None else evaluation)
+    # all that can be wrong with what was asked for is found before anything is measured
+    manifest = read_manifest(folder_of(bundle))
     # said to both: left to themselves, PyTorch and ONNX Runtime count cores differently
     threads = threads or physical_cores()
     engines = [bundle_engine(bundle, variant=variant, threads=threads)]
+    if out is not None:
+        _check_out(out)
+    asked = read_evaluation(_evaluation_of(bundle) if evaluation is None else evaluation)
     if against is not None:
         engines.insert(0, _reference(against, threads))
     with _shown() as progress:
         found = benchmark(engines, asked, rounds=rounds, progress=progress)
-    manifest = read_manifest(folder_of(bundle))
     # bundle_engine names the variant it chose
     chosen = engines[-1].argv[engines[-1].argv.index("--variant") + 1]
     report = make_report(
@@ -132,15 +140,33 @@ def targets_command(as_json: bool) -> None:
 def report_command(reports: tuple[str, ...], out: Path) -> None:
     """Draw one or several report.json as one page, side by side."""
     require_extra("bench", "`compress report`")
-    from codemill.targets import read_report, render
+    from codemill.compress.places import check_file_out, write_out
+    from codemill.targets import read_report
 
-    read = [read_report(path) for path in reports]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        page = render(read, out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
-    click.echo(f"wrote {page}", err=True)
+    check_file_out(out)
+    if any(out.resolve() == Path(path).resolve() for path in reports):
+        raise InputError(f"--out {out} is one of the reports; choose another --out for the page")
+    write_out(out, _page([read_report(path) for path in reports]))
+    click.echo(f"wrote {out}", err=True)
+
+
+def _check_out(out: Path) -> None:
+    """The folder for the reports can be made and written to, before anything is measured."""
+    from codemill.compress.places import check_file_out, check_folder
+
+    check_folder(out)
+    for name in _REPORTS:
+        check_file_out(out / name)
+
+
+def _page(reports: Sequence[Report]) -> bytes:
+    """The page of the reports, in full before a byte of it is put anywhere."""
+    from codemill.targets import render
+
+    with tempfile.TemporaryDirectory(prefix="codemill-") as folder, warnings.catch_warnings():
+        # the page's own font draws the names
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        return render(reports, Path(folder) / "report.html").read_bytes()
 
 
 def _evaluation_of(bundle: Path) -> Path:
@@ -162,8 +188,11 @@ def _reference(model: str, threads: int) -> Engine:
         other = bundle_engine(model, threads=threads, name=f"bundle {path.name}")
         return replace(other, role="reference")
     require_extra("compress", f"`compress bench --against {model}`")
+    from codemill.compress.models.load import read_shape, resolve_model
     from codemill.compress.teacher_worker import teacher_engine
 
+    # what the worker would say, before anything is started
+    read_shape(resolve_model(model))
     name = f"{model.removeprefix('package:').rstrip('/').rsplit('/', 1)[-1]}, PyTorch"
     return replace(teacher_engine(model, name, threads=threads), role="reference")
 
@@ -182,12 +211,14 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
 
 
 def _write(report: Report, out: Path) -> list[Path]:
-    from codemill.targets import render, write_report
+    from codemill.compress.places import write_out
+    from codemill.targets import write_report
 
+    page = _page([report])
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_report(out / "report.json", report)
-        render([report], out / "report.html")
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
-    return [out / "report.json", out / "report.html"]
+    write_out(out / "report.html", page)
+    return [out / name for name in _REPORTS]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # enough to sort by length; bounds the memory that a pipe without an end takes
 _LINES_AT_A_TIME = 1024
+_MOST_LINE_BYTES = 1_000_000
 
 
 @click.command("encode")
@@ -44,8 +45,11 @@ def encode_command(
 
     One text a line; without FILE, or with -, from stdin. Prints one JSON list of floats a line.
     """
+    from codemill.compress.places import check_file_out
     from codemill.runtime import load
 
+    if out is not None:
+        check_file_out(out)
     with load(bundle, variant=variant) as encoder:
         parts: list[NDArray[np.float32]] = []
         texts = _texts(file, jsonl)
@@ -81,18 +85,28 @@ def _texts(file: str, jsonl: bool) -> Iterator[str]:
     parse = _json_text if jsonl else str
     try:
         with _open(file) as opened:
-            for number, raw in enumerate(opened, start=1):
+            for number in itertools.count(1):
+                raw = opened.readline(_MOST_LINE_BYTES + 1)
+                if not raw:
+                    return
+                if len(raw) > _MOST_LINE_BYTES:
+                    raise DataError(
+                        f"{where}, line {number}: longer than {_MOST_LINE_BYTES:,} bytes; "
+                        "what is beyond the bundle's longest input is cut off anyway"
+                    )
                 try:
                     # an editor may have put a byte order mark at the start
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                     yield parse(line.rstrip("\r\n"))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(f"{where}, line {number}: {error}") from error
     except OSError as error:
         raise DataError(f"{where} cannot be read: {error.strerror or error}") from error
 
 
 def _open(file: str) -> AbstractContextManager[IO[bytes]]:
+    if file == "-" and sys.stdin is None:
+        raise DataError("stdin is closed; give a FILE, or pipe the texts in")
     return nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb")
 
 
@@ -106,14 +120,11 @@ def _json_text(line: str) -> str:
 def _save(out: Path, parts: list[NDArray[np.float32]]) -> None:
     import numpy as np
 
-    from codemill.runtime.atomic import write_atomically
+    from codemill.compress.places import write_out
 
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate(parts), allow_pickle=False)
-    try:
-        write_atomically(out, lambda opened: opened.write(buffer.getvalue()))
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
+    write_out(out, buffer.getvalue())
 
 
 def _floats(row: NDArray[np.float32]) -> list[float]:

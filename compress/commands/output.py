@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "in_bytes",
     "json_option",
+    "plain_name",
     "print_json",
     "quiet_stdout",
     "report_rows",
@@ -44,10 +46,13 @@ json_option = click.option(
 )
 
 
-def require_extra(extra: str, what: str) -> None:
-    """Raise MachineError saying how to install `extra` where `what` would miss a package."""
+def require_extra(extra: str, what: str, only: Sequence[str] | None = None) -> None:
+    """Raise MachineError saying how to install `extra` where `what` would miss a package.
+
+    `only`: the packages that it uses, where those are not all that the extra installs.
+    """
     # looks for the packages without importing them
-    missing = [name for name in _EXTRAS[extra] if find_spec(name) is None]
+    missing = [name for name in only or _EXTRAS[extra] if find_spec(name) is None]
     if missing:
         raise MachineError(
             f"{what} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
@@ -72,7 +77,9 @@ def quiet_stdout() -> Iterator[None]:
 
     Leave it before the result is printed.
     """
-    sys.stdout.flush()
+    # closed by whoever started us
+    if sys.stdout is not None:
+        sys.stdout.flush()
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         try:
@@ -94,7 +101,7 @@ def table(rows: Sequence[Sequence[str]], heading: bool = False) -> str:
     With `heading`, a rule stands under the first row.
     """
     columns = max((len(row) for row in rows), default=0)
-    filled = [[*row, *[""] * (columns - len(row))] for row in rows]
+    filled = [[*map(_printable, row), *[""] * (columns - len(row))] for row in rows]
     widths = [max(len(row[i]) for row in filled) for i in range(columns)]
     if heading and filled:
         filled.insert(1, ["-" * width for width in widths])
@@ -102,6 +109,17 @@ def table(rows: Sequence[Sequence[str]], heading: bool = False) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in filled
     )
+
+
+def _printable(cell: str) -> str:
+    """On one line, and without what a terminal would obey: names come from files of others."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in cell)
+
+
+def plain_name(text: str, default: str) -> str:
+    """A recipe's name made of any text: letters, digits, `.`, `_` and `-`; `default` where none is left."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+    return name[:100] or default
 
 
 def report_rows(report: Report) -> list[tuple[str, ...]]:

@@ -8,15 +8,23 @@ from pathlib import Path
 
 import click
 
-from codemill.compress.commands.output import json_option, print_json, require_extra, table
+from codemill.compress.commands.output import (
+    json_option,
+    plain_name,
+    print_json,
+    require_extra,
+    table,
+)
 from codemill.errors import InputError
+
+_NEEDED = ("pydantic", "yaml")
 
 
 @click.command("recipes")
 @json_option
 def recipes_command(as_json: bool) -> None:
     """List the recipes that ship."""
-    require_extra("compress", "`compress recipes`")
+    require_extra("compress", "`compress recipes`", only=_NEEDED)
     from codemill.compress.recipe import shipped_recipes
 
     found = [(name, _summary(path), path) for name, path in shipped_recipes().items()]
@@ -40,23 +48,21 @@ def init_command(task: str, out: str, force: bool) -> None:
 
     It has every key, with its default and what it means.
     """
-    require_extra("compress", "`compress init`")
+    require_extra("compress", "`compress init`", only=_NEEDED)
+    from codemill.compress.places import check_file_out, write_out
     from codemill.compress.recipe_docs import commented_recipe
 
     path = Path(out)
-    text = commented_recipe("my-recipe" if out == "-" else path.stem, task)
+    text = commented_recipe("my-recipe" if out == "-" else plain_name(path.stem, "my-recipe"), task)
     if out == "-":
         click.echo(text, nl=False)
         return
-    try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
+    check_file_out(path)
+    if path.exists() and not force:
         raise InputError(
             f"{path} is there already; choose another --out, or write over it with --force"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        )
+    write_out(path, text.encode())
     click.echo(f"wrote {path}; edit it, then: compress run {shlex.quote(str(path))}", err=True)
 
 

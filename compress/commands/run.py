@@ -5,9 +5,8 @@ Reads the command line into a recipe and says what came of it; the work is `code
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +14,7 @@ import click
 
 from codemill.compress.commands.output import (
     json_option,
+    plain_name,
     print_json,
     quiet_stdout,
     report_rows,
@@ -40,10 +40,10 @@ work_option = click.option(
 )
 
 
-def recipe_options(command: _F) -> _F:
+def recipe_options(command: _F, required: bool = True) -> _F:
     """The argument and the options that name a recipe; `recipe_of` reads their values."""
     options = (
-        click.argument("recipe_or_model", metavar="RECIPE|MODEL"),
+        click.argument("recipe_or_model", metavar="RECIPE|MODEL", required=required),
         click.option(
             "--set",
             "settings",
@@ -71,9 +71,8 @@ def recipe_of(
 ) -> Recipe:
     """The recipe that the values of `recipe_options` name; raises what `resolve` raises."""
     flags = {"data.source": data, "task": task, "budget.size_bytes": size, "seed": seed}
-    # JSON is YAML, whatever characters a path has
-    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    return resolve(recipe_or_model, [*given, *settings], has_data=data is not None)
+    given = {key: value for key, value in flags.items() if value is not None}
+    return resolve(recipe_or_model, settings, given)
 
 
 @click.command("run")
@@ -101,10 +100,13 @@ def run_command(
     id (owner/name) or package:NAME.
     """
     require_extra("compress", "`compress run`")
+    from codemill.compress.places import check_bundle_out, check_folder
     from codemill.compress.progress import shown_progress
 
     recipe = recipe_of(**named)
     target = out or Path(f"{recipe.name}-bundle")
+    check_folder(work, "--work")
+    check_bundle_out(target, work)
     # libraries print what they like: stdout is for the result
     with quiet_stdout():
         from codemill.compress.run import plan, run
@@ -113,10 +115,12 @@ def run_command(
         if not dry_run:
             for line in planned.preflight.lines():
                 click.echo(line, err=True)
+            planned.preflight.raise_if_refused()
             with shown_progress() as progress:
                 result = run(recipe, work, target, progress, wait=wait)
     if dry_run:
         _say_plan(planned, as_json)
+        planned.preflight.raise_if_refused()
         planned.preflight.raise_if_impossible()
         return
     if as_json:
@@ -128,46 +132,62 @@ def run_command(
     click.echo(table([(name, shown_path(path)) for name, path in paths.items()]))
 
 
-def resolve(recipe_or_model: str, settings: list[str], has_data: bool) -> Recipe:
+def resolve(
+    recipe_or_model: str, settings: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Recipe:
     """The recipe that the command line names, or one made for the model that it names.
 
-    A name that ships and a .yaml or .yml file are recipes; a folder, `owner/name` and
-    `package:NAME` are models. Raises RecipeError, and click.UsageError for a model without data.
+    `given` (dotted key -> value) and `settings` are laid over it. A name that ships and a .yaml or
+    .yml file are recipes; a folder, `owner/name` and `package:NAME` are models. Raises RecipeError,
+    and click.UsageError for a model without data.
     """
     from codemill.compress.recipe import parse_recipe, read_recipe, shipped_recipes
 
     is_yaml = Path(recipe_or_model).suffix in (".yaml", ".yml")
-    if recipe_or_model in shipped_recipes() or (is_yaml and not Path(recipe_or_model).is_dir()):
-        return read_recipe(recipe_or_model, settings)
+    if recipe_or_model in shipped_recipes() or (is_yaml and not _is_folder(recipe_or_model)):
+        return read_recipe(recipe_or_model, settings, given)
     if not _is_model(recipe_or_model):
         try:
-            return read_recipe(recipe_or_model, settings)
+            return read_recipe(recipe_or_model, settings, given)
         except RecipeError as error:
             raise RecipeError(
                 f"{error}\n(nor is it a model: a folder, owner/name or package:NAME)"
             ) from error
+    has_data = "data.source" in (given or {})
     if not has_data and not any(item.startswith("data.source=") for item in settings):
         raise click.UsageError(
             f"{recipe_or_model} is a model, which needs --data: a .jsonl file of pairs, "
             "or `installed` for the functions of this Python's packages"
         )
     values = {"name": _name_of(recipe_or_model), "teacher": {"model": recipe_or_model}}
-    return parse_recipe(values, settings, where="the command line")
+    return parse_recipe(values, settings, "the command line", given)
 
 
 def _is_model(text: str) -> bool:
-    if text.startswith("package:") or Path(text).is_dir():
+    if text.startswith("package:") or _is_folder(text):
         return True
     # owner/name; a path that is not there is neither
-    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not _is_there(text)
+
+
+def _is_folder(text: str) -> bool:
+    with contextlib.suppress(OSError, RuntimeError):
+        return Path(text).expanduser().is_dir()
+    return False
+
+
+def _is_there(text: str) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(text).exists()
+    return False
 
 
 def _name_of(model: str) -> str:
     """A bundle's name for a model: the last part of its path or id, in harmless characters."""
     name = model.removeprefix("package:")
-    if Path(name).is_dir():
-        name = Path(name).resolve().name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name.rsplit("/", 1)[-1]).strip("-.") or "model"
+    if _is_folder(name):
+        name = Path(name).expanduser().resolve().name
+    return plain_name(name.rsplit("/", 1)[-1], "model")
 
 
 def _say_plan(planned: Plan, as_json: bool) -> None:

@@ -48,7 +48,7 @@ def split_pairs(
     distinct, dropped = remove_duplicates(pairs)
     if len(distinct) < _FEWEST:
         raise DataError(
-            f"{where} holds {len(distinct)} distinct pairs ({len(pairs)} rows); at least {_FEWEST} are needed"
+            f"{where} has too few distinct pairs: {len(distinct)} of {len(pairs)}; at least {_FEWEST} are needed"
         )
     random.Random(seed).shuffle(distinct)
     share = int(len(distinct) * _HELD_OUT_SHARE)

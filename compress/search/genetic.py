@@ -32,8 +32,8 @@ import numpy as np
 
 from codemill.compress.architecture import Architecture
 from codemill.compress.budget import Budget
-from codemill.compress.search.cost import CostModel
-from codemill.compress.search.space import Space
+from codemill.compress.search.cost import Costs
+from codemill.compress.search.space import AnySpace
 from codemill.errors import RefusedError
 
 __all__ = ["TOLERANCE", "Candidate", "SearchResult", "search"]
@@ -49,6 +49,8 @@ _SATURATED = 12
 _POLISHED = 6
 # changes of three genes at once are all tried up to this many: about half a second
 _MOST_TRIPLES = 50_000
+# beyond it one climb by single and pairwise changes has to do: 15,000 of them in the paper's space
+_MOST_PAIRS = 6_000
 _SEEN = 1000
 
 Genes = tuple[int, ...]
@@ -77,14 +79,16 @@ class SearchResult:
 
 
 def search(
-    space: Space,
+    space: AnySpace,
     budget: Budget,
-    costs: CostModel,
+    costs: Costs,
     seed: int,
     on_generation: Callable[[int, Candidate], None] | None = None,
+    fitness: Callable[[Candidate], float] | None = None,
 ) -> SearchResult:
     """The architecture with the most GFLOPs within `budget`; see the module for near-equals.
 
+    With `fitness`, the one of the highest fitness within `budget` instead, and no near-equals.
     Depends on its arguments only, and leaves the global random state as it was. `on_generation`
     is told the generations done so far and the best candidate. Raises RefusedError, naming what is
     possible, where nothing in the space fits.
@@ -96,10 +100,11 @@ def search(
         )
     started = time.perf_counter()
     costed = _Costed(space, budget, costs)
-    most, generations = _evolve(
-        costed, _any_that_fits(costed), np.random.default_rng(seed), on_generation
-    )
-    best = _polish(_largest_embedding(costed, costed[most].gflops), costed.lengths, most)
+    goal = _most_gflops(costed) if fitness is None else _fittest(costed, fitness)
+    rng = np.random.default_rng(seed)
+    best, generations = _evolve(costed, goal, _any_that_fits(costed), rng, on_generation)
+    if fitness is None:
+        best = _polish(_largest_embedding(costed, costed[best].gflops), costed.lengths, best)
     seen = list(costed.memo.values())
     return SearchResult(
         best=costed[best],
@@ -113,7 +118,7 @@ def search(
 class _Costed:
     """The space with its costs, each architecture costed once."""
 
-    def __init__(self, space: Space, budget: Budget, costs: CostModel) -> None:
+    def __init__(self, space: AnySpace, budget: Budget, costs: Costs) -> None:
         self.space, self.budget, self._costs = space, budget, costs
         self.lengths = [len(choices) for choices in space.choices]
         self.memo: dict[Genes, Candidate] = {}
@@ -178,6 +183,14 @@ def _most_gflops(costed: _Costed) -> _Goal:
     return _Goal(score, costed.excess)
 
 
+def _fittest(costed: _Costed, fitness: Callable[[Candidate], float]) -> _Goal:
+    def score(genes: Genes) -> Score:
+        candidate = costed[genes]
+        return (fitness(candidate), -candidate.size_bytes, *(-gene for gene in genes))
+
+    return _Goal(score, costed.excess)
+
+
 def _largest_embedding(costed: _Costed, gflops: float) -> _Goal:
     floor = (1 - TOLERANCE) * gflops
 
@@ -198,14 +211,15 @@ def _largest_embedding(costed: _Costed, gflops: float) -> _Goal:
 
 def _evolve(
     costed: _Costed,
+    goal: _Goal,
     anchor: Genes,
     rng: np.random.Generator,
     on_generation: Callable[[int, Candidate], None] | None,
 ) -> tuple[Genes, int]:
-    """The gene vector with the most GFLOPs, and the generations used. `anchor` is one that fits."""
+    """The best gene vector, and the generations used. `anchor` is one that fits."""
     import pygad
 
-    goal, lengths = _most_gflops(costed), costed.lengths
+    lengths = costed.lengths
 
     def repaired(row: Any) -> Genes:
         return _repair(goal, lengths, tuple(int(gene) for gene in row), anchor, rng)
@@ -246,17 +260,21 @@ def _evolve(
             suppress_warnings=True,
         )
         evolution.run()
-    best = max((tuple(int(gene) for gene in row) for row in evolution.population), key=goal.rank)
+    last = {tuple(int(gene) for gene in row) for row in evolution.population}
+    starts = sorted(last, key=goal.rank, reverse=True)[:_POLISHED]
+    best = max((_climb(start, lengths, goal.rank) for start in starts), key=goal.rank)
     return _polish(goal, lengths, best), int(evolution.generations_completed)
 
 
 def _polish(goal: _Goal, lengths: Sequence[int], genes: Genes) -> Genes:
     """The best that can be reached from `genes`, by steps without chance.
 
-    A climb alone ends at the next hilltop. So every choice of every gene is put in in turn and held
-    while the other genes adapt, and the climb goes on from the best of these; again until that
-    helps no more.
+    A climb alone ends at the next hilltop. So, where the space is small, every choice of every gene
+    is put in in turn and held while the other genes adapt, and the climb goes on from the best of
+    these; again until that helps no more.
     """
+    if _combinations(lengths, 2) > _MOST_PAIRS:
+        return _climb(genes, lengths, goal.rank)
     while True:
         starts = {genes}
         for place, length in enumerate(lengths):
@@ -273,9 +291,12 @@ def _polish(goal: _Goal, lengths: Sequence[int], genes: Genes) -> Genes:
 
 def _reach(lengths: Sequence[int]) -> int:
     """How many genes a last climb may change at once: three where all can be tried, else two."""
-    return (
-        3 if sum(math.prod(chosen) for chosen in combinations(lengths, 3)) <= _MOST_TRIPLES else 2
-    )
+    return 3 if _combinations(lengths, 3) <= _MOST_TRIPLES else 2
+
+
+def _combinations(lengths: Sequence[int], count: int) -> int:
+    """How many ways there are to choose `count` genes and a value for each."""
+    return sum(math.prod(chosen) for chosen in combinations(lengths, count))
 
 
 def _repair(

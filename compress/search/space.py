@@ -10,15 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from codemill.compress.architecture import Architecture
 from codemill.errors import RecipeError
 
-__all__ = ["Choices", "Space", "default_space"]
+__all__ = ["AnySpace", "Choices", "Space", "default_space"]
 
 _SMALLEST_VOCABULARY = 1000
 _STEPS = 12
+
+
+class AnySpace(Protocol):
+    """What the search sees of a space: a row of lists of choices."""
+
+    @property
+    def choices(self) -> tuple[tuple[Any, ...], ...]:
+        """Each gene's choices."""
+
+    @property
+    def size(self) -> int:
+        """How many architectures there are."""
+
+    def architecture(self, genes: Sequence[int]) -> Architecture:
+        """The architecture of a gene vector: one index into each gene's choices."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "Chosen", "read_chosen", "stage"]
 
-VERSION = 1
+VERSION = 2
 _SAMPLE = 1000
 _SIZES_MEASURED = 6
 _AUTO_SHARE = 1 / 6
@@ -134,6 +134,7 @@ def _search(
         "teacher": {"gflops": teacher_gflops, "tokens_per_function": full_length},
         "space_size": space.size,
         "evaluations": result.evaluations,
+        "seconds": result.seconds,
         "generations": result.generations,
         "seen": [
             {

@@ -9,10 +9,14 @@ code and, where it failed, one message on stderr:
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 
 import click
 
@@ -27,20 +31,31 @@ INTERRUPTED = 130
 # an untranslated OSError of these kinds is the machine's state, not a mistake in the program
 _ENVIRONMENT = {
     *(errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EFBIG),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT),
 }
+# of a RuntimeError
+_TORCH_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (None: the process's own) and return its exit code."""
     options = Options()
+    # a file's name need not be Unicode, and a terminal need not be UTF-8
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(arguments, options)
-    except Exception as error:
+    except SystemExit:
+        raise
+    # a panic inside the tokenizers library is no Exception
+    except BaseException as error:
         code, message = _ending(error)
-        if options.debug:
-            traceback.print_exc(file=sys.stderr)
-        click.echo(message, err=True)
+        with contextlib.suppress(OSError):
+            if options.debug:
+                traceback.print_exc(file=sys.stderr)
+            click.echo(message, err=True)
+        _forget_unwritten()
         return code
 
 
@@ -60,14 +75,32 @@ def _run(arguments: Sequence[str] | None, options: Options) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _ending(error: Exception) -> tuple[int, str]:
+def _forget_unwritten() -> None:
+    """Let what stdout could not take go nowhere: Python would try again, and complain, at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
     """Exit code and message of an exception."""
     if isinstance(error, CodemillError):
         return error.exit_code, f"error: {error}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _TORCH_OUT_OF_MEMORY in str(error):
         return 1, "error: out of memory; close other programs, or ask for smaller batches"
+    if isinstance(error, BrokenExecutor):
+        return 1, (
+            "error: a process of this run was killed, perhaps by the system for want of memory; "
+            "close other programs and run the same command again: it continues"
+        )
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         return 1, f"error: {error}"
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return 1, "error: the current folder is not there any more; change to another"
     line = " ".join(f"{type(error).__name__}: {error}".split())
     return BUG, (
         f"error: this is a bug of codemill: {line}\n"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
 from codemill.compress.data.pairs import Pair
@@ -49,21 +50,27 @@ def write_jsonl(path: Path, pairs: list[Pair]) -> Path:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int = 320) -> Tokenizer:
-    """WordPiece as BERT has it, trained on the texts."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        # a pair of letters each: all of them, alone and inside a word
-        initial_alphabet=[*letters, *"()[]{}.,:=+-*/_'\"#<>!"],
-        show_progress=False,
+    """WordPiece as BERT has it: all letters, alone and inside a word, then the words used most.
+
+    The library's trainer breaks ties at random: each process would have another model.
+    """
+    splitter, cleaner = (
+        pre_tokenizers.BertPreTokenizer(),
+        normalizers.BertNormalizer(lowercase=True),
     )
-    inside = [f"a{letter}" for letter in letters]
-    tokenizer.train_from_iterator([*texts, *inside], trainer)
+    words = Counter(
+        word for text in texts for word, _ in splitter.pre_tokenize_str(cleaner.normalize_str(text))
+    )
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *"()[]{}.,:=+-*/_'\"#<>!", *letters]
+    tokens += [f"##{letter}" for letter in letters]
+    ranked = sorted(words, key=lambda word: (-words[word], word))
+    tokens += [word for word in ranked if len(word) > 1][: vocab_size - len(tokens)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = cleaner, splitter
+    tokenizer.add_special_tokens(special)
     ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=list(ids.items())

@@ -210,7 +210,7 @@ def test_aliases_that_would_unfold_to_gigabytes_are_refused_at_once(tmp_path: Pa
         aliases = ", ".join([f"*a{depth - 1}"] * 10)
         lines.append(f"a{depth}: &a{depth} [{aliases}]")
     path.write_text("\n".join(lines))
-    with pytest.raises(RecipeError, match=r"line 2, column 11: \*a0 stands for"):
+    with pytest.raises(RecipeError, match=r"line 2, column 10: \*a0 stands for"):
         read_recipe(str(path))
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,10 @@ import pytest
 
 import codemill
 from codemill.compress.commands import run as run_module
+from codemill.compress.preflight import Check, Preflight
 from codemill.errors import CodemillError, RefusedError, TrainingError
 from codemill.runtime import pack, read_manifest, verify_bundle
-from codemill.targets import BenchmarkResult, EngineResult, Report, make_report
+from codemill.targets import BenchmarkResult, EngineResult, Report, make_report, write_report
 from codemill.targets.environment import Environment
 from codemill.targets.figures import ColdStart, Latency, Memory, Size
 
@@ -123,13 +125,13 @@ class FakeRun:
         return SimpleNamespace(
             recipe=recipe,
             stages=[("corpus", True), ("search", False)],
-            preflight=SimpleNamespace(lines=lambda: ["size: fits"]),
+            preflight=Preflight((Check("size", True, "fits"),), 0, 0),
             to_json=lambda: {"recipe": {"name": recipe.name}},
         )
 
-    def run(self, recipe: Any, work: Path, out: Path, progress: Any) -> Any:
+    def run(self, recipe: Any, work: Path, out: Path, progress: Any, wait: bool) -> Any:
         print("a library prints while it runs")
-        self.asked |= {"out": out}
+        self.asked |= {"out": out, "wait": wait}
         said = progress.stage("corpus", 1, 2, False)
         said(0.5, "halfway")
         progress.finished("corpus", 1.5)
@@ -217,14 +219,15 @@ def test_a_dry_run_shows_the_recipe_the_stages_and_the_preflight(
 ) -> None:
     fake = fake_run()
     ended = compress("run", "mine.yaml", "--dry-run", "--seed", "3", "--set", "distill.epochs=2")
+    assert ended.code == 0
     assert "out" not in fake.asked
     assert "seed: 3" in ended.out
     assert "epochs: 2.0" in ended.out
     assert "corpus  done before" in ended.out
     assert "search  to do" in ended.out
     assert "size: fits" in ended.out
-    document = compress("run", "mine.yaml", "--dry-run", "--json").document
-    assert document == {"recipe": {"name": "mine"}}
+    ended = compress("run", "mine.yaml", "--dry-run", "--json")
+    assert (ended.code, ended.document) == (0, {"recipe": {"name": "mine"}})
 
 
 def test_a_model_needs_no_recipe(compress: Compress, fake_run: Callable[..., FakeRun]) -> None:
@@ -248,7 +251,7 @@ def test_a_model_needs_no_recipe(compress: Compress, fake_run: Callable[..., Fak
     [("owner/Model_1", "Model_1"), ("package:some-model", "some-model"), ("a b/c d", "c-d")],
 )
 def test_a_model_names_its_bundle(model: str, name: str) -> None:
-    recipe = run_module.resolve(model, ["data.source=pairs.jsonl"], has_data=False)
+    recipe = run_module.resolve(model, ["data.source=pairs.jsonl"])
     assert (recipe.name, recipe.teacher.model) == (name, model)
 
 
@@ -410,6 +413,19 @@ def test_bench_measures_and_report_draws(compress: Compress, bundle: Path, tmp_p
     assert ended.document["files"] == ["measured/report.json", "measured/report.html"]
     assert compress("report", "measured/report.json", "--out", "pages/two.html").code == 0
     assert "<html" in Path("pages/two.html").read_text(encoding="utf-8")
+
+
+def test_names_in_a_report_are_text_and_no_formulas(compress: Compress) -> None:
+    strange = "a $\\frac{$ of 字, 100 %"
+    engines = tuple(
+        replace(engine, name=strange) if engine.role == "teacher" else engine
+        for engine in report().benchmark.engines
+    )
+    result = replace(report().benchmark, engines=engines)
+    write_report("report.json", make_report(result, title=strange, task="retrieval"))
+    ended = compress("report", "report.json", "--out", "page.html")
+    assert (ended.code, ended.out, ended.err) == (0, "", "wrote page.html\n")
+    assert "a $\\frac{$ of 字" in Path("page.html").read_text(encoding="utf-8")
 
 
 def test_bench_without_an_evaluation_set_says_what_to_give(

@@ -30,10 +30,14 @@ def test_an_evaluation_set_survives_being_written_with_the_same_bytes(tmp_path: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"query": "a", "code": "b"}\n{"query": "a"', "line 2: not JSON"),
-        (b'{"query": "a"}\n', "line 1: expected a text under 'code'"),
-        (b"[]\n", "line 1"),
-        (b"", "at least one"),
+        (b'{"query": "a", "code": "b"}\n{"query": "a"', r"bad\.jsonl\.gz:2: not a JSON object"),
+        (b'{"query": "a"}\n', r"bad\.jsonl\.gz:1: expected text under 'code'"),
+        (b'{"query": "a", "code": 7}\n', r"bad\.jsonl\.gz:1: expected text under 'code', found 7"),
+        (b'{"query": "a\\ud83d", "code": "b"}\n', "half a surrogate pair"),
+        (b'{"query": "a", "code": "\xff"}\n', r"bad\.jsonl\.gz:1: not a JSON object"),
+        (b"[" * 100_000, r"bad\.jsonl\.gz:1: not a JSON object"),
+        (b"[]\n", r"bad\.jsonl\.gz:1: expected a JSON object, found list"),
+        (b"", "is empty; expected one JSON object a line with 'query' and 'code'"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -44,12 +48,25 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> No
 
 
 def test_a_file_that_is_missing_or_cut_short_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no"):
+    with pytest.raises(DataError, match=r"no\.jsonl\.gz does not exist"):
         read_evaluation(tmp_path / "no.jsonl.gz")
     cut = tmp_path / "cut.jsonl.gz"
-    cut.write_bytes(gzip.compress(b'{"query": "a", "code": "b"}')[:-9])
-    with pytest.raises(DataError, match="cannot be read"):
-        read_evaluation(cut)
+    whole = gzip.compress(b'{"query": "a", "code": "b"}' * 50)
+    damaged = whole[:30] + bytes(byte ^ 0xFF for byte in whole[30:40]) + whole[40:]
+    for content in (whole[:-9], damaged, b"no gzip"):
+        cut.write_bytes(content)
+        with pytest.raises(DataError, match=r"cut\.jsonl\.gz cannot be read"):
+            read_evaluation(cut)
+
+
+def test_a_small_file_that_unpacks_to_far_too_much_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codemill.targets.evaluation._MOST_BYTES", 10_000)
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"query": "a", "code": "b"}\n' * 1000))
+    with pytest.raises(DataError, match="unpacks to more than 10,000 bytes"):
+        read_evaluation(path)
 
 
 def test_texts_have_the_asked_length_and_come_from_the_nearest_longer_functions() -> None:

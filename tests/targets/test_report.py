@@ -125,12 +125,147 @@ def test_what_is_wrong_with_a_report_is_named(
         read_report(path)
 
 
+def changed(data: Any, path: str, value: Any) -> Any:
+    """`data` with another value under a dotted path; numbers are places in lists."""
+    key, _, rest = path.partition(".")
+    copy = list(data) if isinstance(data, list) else dict(data)
+    place: Any = int(key) if isinstance(data, list) else key
+    copy[place] = changed(data[place], rest, value) if rest else value
+    return copy
+
+
+ENGINE = "benchmark.engines.0"
+BUNDLE = "benchmark.engines.1"
+RATIO = "benchmark.comparisons.0.ratio"
+MACHINE = "benchmark.environment.machine"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (f"{ENGINE}.latencies", [], r"benchmark\.engines\[0\]\.latencies: expected at least one"),
+        (
+            f"{ENGINE}.latencies.0.latency_ms_p50",
+            0,
+            r"\.latency_ms_p50: expected a number of at lea",
+        ),
+        (f"{ENGINE}.latencies.0.latency_ms_p99", -1, r"latencies\[0\]\.latency_ms_p99: expected"),
+        (f"{ENGINE}.latencies.0.latency_ms_p50", 1e-300, "of at least 1e-09, found 1e-300"),
+        (f"{ENGINE}.latencies.0.latency_ms_p50", 1e300, "expected a number of at most 1e18"),
+        (f"{ENGINE}.latencies.0.latency_ms_p50", float("nan"), "at most 1e18, found nan"),
+        (f"{ENGINE}.latencies.0.latency_ms_p50", float("inf"), "at most 1e18, found inf"),
+        (f"{ENGINE}.latencies.0.latency_ms_p50", 10**4000, "at most 1e18, found 1000"),
+        (f"{ENGINE}.latencies.0.latency_ms_p50", "1", "expected a number, found '1'"),
+        (f"{ENGINE}.latencies.0.latency_ms_p50", True, "expected a number, found True"),
+        (f"{ENGINE}.latencies.0.tokens", 0, r"tokens: expected a number of at least 1, found 0"),
+        (f"{ENGINE}.latencies.0.batch", 7, r"the same tokens and batches as every other engine's"),
+        (f"{ENGINE}.latencies.0.batch", 1.5, "batch: expected a value of type int, found 1.5"),
+        (f"{BUNDLE}.size.size_bytes", 0, r"engines\[1\]\.size\.size_bytes: .* at least 1, found 0"),
+        (f"{ENGINE}.size.size_bytes", 10**30, r"engines\[0\]\.size\.size_bytes: .* at most 1e18"),
+        (f"{ENGINE}.quality.mrr", 1.5, r"quality\.mrr: expected a number of at most 1, found 1\.5"),
+        (f"{ENGINE}.quality", None, "expected a quality for all engines or for none"),
+        (f"{ENGINE}.role", "boss", r"role: expected one of \['teacher', 'bundle', 'reference'\]"),
+        (f"{ENGINE}.role", [], "role: expected one of"),
+        (f"{ENGINE}.name", "bundle", r"benchmark\.engines: two have one name|no engine 'teacher'"),
+        (f"{ENGINE}.packages", {"torch": 2}, r"packages\.torch: expected a value of type str"),
+        (
+            f"{RATIO}.value",
+            0,
+            r"comparisons\[0\]\.ratio\.value: expected a number of at least 1e-09",
+        ),
+        (f"{RATIO}.low", -1, r"comparisons\[0\]\.ratio\.low: expected a number of at least 0"),
+        (f"{MACHINE}.providers", 7, r"environment\.machine\.providers: expected a list, found 7"),
+        (
+            f"{MACHINE}.instruction_sets",
+            [1],
+            r"instruction_sets\[0\]: expected a value of type str",
+        ),
+        (f"{MACHINE}.memory_bytes", "much", r"machine\.memory_bytes: expected a value of type int"),
+        ("benchmark.engines", [], r"\.bundle_engine: no engine 'bundle' was measured"),
+        (
+            "benchmark.order",
+            [["a", 1]],
+            r"benchmark\.order\[0\]\[1\]: expected a value of type str",
+        ),
+        (
+            "stages.0.seconds",
+            -1,
+            r"stages\[0\]\.seconds: expected a number of at least 0, found -1",
+        ),
+        ("stages.0.name", "\ud800", r"stages\[0\]\.name: expected Unicode text"),
+        ("title", "half \ud800", r"report\.json\.title: expected Unicode text, found half a surr"),
+        ("recipe", {"a": {"\ud800": 1}}, r"report\.json\.recipe\.a: expected Unicode text"),
+        ("recipe", {"a": [float("nan")]}, r"recipe\.a\[0\]: expected a number of at most 1e18"),
+        ("provenance", {"a": {"b": 10**30}}, r"provenance\.a\.b: expected a number of at"),
+        ("schema", True, "expected a value of type int, found True"),
+        ("baseline", "", "no engine '' was measured"),
+    ],
+)
+def test_what_the_page_cannot_draw_is_refused_with_its_key(
+    report: Report, tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(changed(to_json(report), path, value)))
+    with pytest.raises(DataError, match=message) as caught:
+        read_report(file)
+    assert str(caught.value).startswith(str(file))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 60 + "]" * 60, "nested more than 50 deep"),
+        ("[" * 900 + "]" * 900, "nested more than 50 deep|is not a report: maximum recursion"),
+        ("[" * 100_000, "is not a report: maximum recursion"),
+        ("9" * 5000, "is not a report: Exceeds the limit"),
+    ],
+)
+def test_endless_brackets_and_digits_are_refused(
+    report: Report, tmp_path: Path, value: str, message: str
+) -> None:
+    file = tmp_path / "report.json"
+    whole = json.dumps(changed(to_json(report), "recipe", {"a": "HERE"}))
+    file.write_text(whole.replace('"HERE"', value))
+    with pytest.raises(DataError, match=message):
+        read_report(file)
+
+
+@pytest.mark.parametrize("most", [True, False])
+def test_the_page_draws_the_furthest_figures_that_are_read(
+    report: Report, tmp_path: Path, most: bool
+) -> None:
+    from codemill.targets.report import _bounded
+
+    data = to_json(report)
+    for key, value, least, limit_ in _bounded(report):
+        # places are written as [0] in messages
+        path = key.replace("[", ".").replace("]", "")
+        if value is not None and not path.endswith((".tokens", ".batch")):
+            figure = limit_ if most else least
+            data = changed(data, path, int(figure) if isinstance(value, int) else figure)
+    for number in range(len(report.training)):
+        data = changed(data, f"training.{number}.loss", 1e18 if most and number else -1e18)
+    data = changed(data, "recipe", {"a": "\0\x1b]]> \u2028 \U0001f600"})
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(data))
+    page = render([read_report(file)], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 6
+
+
 def test_a_file_that_is_no_report_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("[1, 2")
     with pytest.raises(DataError, match="is not a report"):
         read_report(tmp_path / "report.json")
     with pytest.raises(DataError, match="there is no report"):
         read_report(tmp_path / "none.json")
+    with pytest.raises(DataError, match="is not a report: Is a directory"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is not a report: 'utf-8' codec"):
+        read_report(tmp_path / "report.json")
+    (tmp_path / "report.json").write_bytes(b" " * 20_000_001)
+    with pytest.raises(DataError, match="it has more than 20,000,000 bytes"):
+        read_report(tmp_path / "report.json")
 
 
 def test_a_key_of_a_later_minor_version_is_passed_over(report: Report, tmp_path: Path) -> None:

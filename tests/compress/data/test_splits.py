@@ -46,7 +46,7 @@ def test_the_seed_draws_the_splits(pairs: list[Pair]) -> None:
 
 
 def test_too_few_distinct_pairs_are_a_data_error_with_both_counts(pairs: list[Pair]) -> None:
-    with pytest.raises(DataError, match=r"here holds 60 distinct pairs \(180 rows\); at least 100"):
+    with pytest.raises(DataError, match="here has too few distinct pairs: 60 of 180; at least 100"):
         split_pairs(pairs[:60] * 3, 10, 10, 0, "here")
 
 

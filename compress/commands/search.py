@@ -1,0 +1,181 @@
+"""`compress search`: the architecture search alone, of a recipe's space or of Compressor's paper."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from codemill.compress.commands.output import (
+    in_bytes,
+    json_option,
+    print_json,
+    quiet_stdout,
+    require_extra,
+    table,
+)
+from codemill.compress.commands.run import recipe_of, recipe_options, work_option
+from codemill.errors import RecipeError
+
+if TYPE_CHECKING:
+    from codemill.compress.recipe import Recipe
+
+_BUDGETS = {"size": "size_bytes", "gflops": "gflops"}
+_SHAPE = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size")
+
+
+@click.command("search")
+@partial(recipe_options, required=False)
+@click.option(
+    "--space",
+    type=click.Choice(["recipe", "compressor"]),
+    default="recipe",
+    show_default=True,
+    help="What can be cut out of the recipe's teacher, or the space of the Compressor paper.",
+)
+@click.option("--objective", type=click.Choice(["gflops"]), default="gflops", show_default=True)
+@click.option(
+    "--fitness",
+    type=click.Choice(["limits", "paper"]),
+    default="limits",
+    show_default=True,
+    help="limits: the objective's most within the budget. paper: the objective less the distance to "
+    "the size in MB, which may be overshot.",
+)
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="size=3MB or gflops=0.5; may be given several times. In the space `compressor`, size is the "
+    "paper's: 4 bytes a parameter.",
+)
+@work_option
+@json_option
+def search_command(
+    recipe_or_model: str | None,
+    space: str,
+    objective: str,  # noqa: ARG001  # one so far
+    fitness: str,
+    budgets: tuple[str, ...],
+    work: Path,
+    as_json: bool,
+    seed: int | None,
+    **named: Any,
+) -> None:
+    """Search an architecture under a budget, and train nothing.
+
+    RECIPE|MODEL as in `compress run`; the search is that run's, and is kept in --work for it. It is
+    left out with `--space compressor`, which reproduces the search of *Compressing Pre-trained Models
+    of Code into 3 MB*.
+    """
+    require_extra("compress", "`compress search`")
+    given = dict(_budget(item) for item in budgets)
+    if space == "compressor":
+        used = [f"--{name}" for name, value in named.items() if value] + (
+            [recipe_or_model] if recipe_or_model else []
+        )
+        if used:
+            raise click.UsageError(
+                f"--space compressor stands for itself: leave out {', '.join(used)}"
+            )
+        found = _compressor(given, fitness, seed or 0)
+    else:
+        if recipe_or_model is None:
+            raise click.UsageError("name a RECIPE or MODEL, or take --space compressor")
+        if fitness != "limits":
+            raise click.UsageError(f"--fitness {fitness} goes with --space compressor only")
+        settings = [f"budget.{_BUDGETS[key]}={value}" for key, value in given.items()]
+        named["settings"] = (*named["settings"], *settings)
+        recipe = recipe_of(recipe_or_model=recipe_or_model, seed=seed, **named)
+        found = _of_recipe(recipe, work)
+    if as_json:
+        print_json(found)
+        return
+    best = found["best"]
+    rows = [
+        (key, str(best[key])) for key in (*_SHAPE, "embedding_rank", "copied_layers") if key in best
+    ]
+    rows += [("GFLOPs a function", f"{found['gflops']:.4f}")]
+    rows += [("fp32 parameters", in_bytes(found["params_fp32_bytes"]))]
+    rows += [("what ships", in_bytes(found["size_bytes"]))]
+    rows += [("fitness", f"{found['fitness']:.4f}"), ("evaluations", f"{found['evaluations']:,}")]
+    rows += [("seconds", f"{found['seconds']:.1f}")]
+    click.echo(table(rows))
+
+
+def _budget(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or key not in _BUDGETS:
+        raise RecipeError(
+            f"--budget {text!r}: expected one of {', '.join(f'{name}=VALUE' for name in _BUDGETS)}"
+        )
+    return key, value
+
+
+def _compressor(given: dict[str, str], fitness: str, seed: int) -> dict[str, Any]:
+    from codemill.compress.budget import Budget, parse_size
+    from codemill.compress.search.compressor import (
+        CompressorCosts,
+        CompressorSpace,
+        paper_fitness,
+        shipped_bytes,
+    )
+    from codemill.compress.search.genetic import search
+
+    size = parse_size(given["size"]) if "size" in given else None
+    gflops = _number("gflops", given["gflops"]) if "gflops" in given else None
+    if fitness == "paper" and size is None:
+        raise click.UsageError("--fitness paper aims at a size: give --budget size=3MB")
+    aims = fitness == "paper" and size is not None
+    goal = paper_fitness(size) if aims and size is not None else lambda item: item.gflops
+    result = search(
+        CompressorSpace(),
+        Budget(size_bytes=None if aims else size, gflops=gflops),
+        CompressorCosts(),
+        seed,
+        fitness=goal,
+    )
+    best = result.best
+    figures = {
+        "gflops": best.gflops,
+        "params_fp32_bytes": best.size_bytes,
+        "size_bytes": shipped_bytes(best.architecture),
+        "fitness": goal(best),
+    }
+    shape = {key: getattr(best.architecture, key) for key in _SHAPE}
+    return {
+        "best": {**shape, **figures},
+        **figures,
+        "evaluations": result.evaluations,
+        "seconds": result.seconds,
+        "space_size": CompressorSpace().size,
+    }
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise RecipeError(f"--budget {key}={text}: expected a number, such as {key}=0.5") from error
+
+
+def _of_recipe(recipe: Recipe, work: Path) -> dict[str, Any]:
+    from codemill.compress.progress import shown_progress
+
+    with quiet_stdout():
+        from codemill.compress.run import run_search
+
+        with shown_progress() as progress:
+            folder = run_search(recipe, work, progress)
+    found: dict[str, Any] = json.loads((folder / "search.json").read_text())
+    figures = {key: found["best"][key] for key in ("gflops", "params_fp32_bytes", "size_bytes")}
+    # the objective, which is what is maximised under limits
+    return {
+        **figures,
+        "fitness": figures["gflops"],
+        **{k: v for k, v in found.items() if k != "seen"},
+    }

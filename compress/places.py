@@ -1,0 +1,107 @@
+"""Where a command is told to write: looked at before the work, written whole after it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from codemill.errors import BundleError, InputError
+from codemill.runtime.atomic import write_atomically
+
+__all__ = ["check_bundle_out", "check_file_out", "check_folder", "write_out"]
+
+# a stage's name and the start of its key, as the pipeline names its folders
+_STAGE_FOLDER = re.compile(r"[a-z-]+-[0-9a-f]{12}")
+
+
+def check_folder(folder: Path, option: str = "--out") -> None:
+    """Raise InputError where `folder`, which may be still to be made, cannot be written into.
+
+    Makes nothing. `option` is what the message asks to choose anew.
+    """
+    place = folder.absolute()
+    try:
+        # a link to nowhere is there as well
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            raise InputError(f"{place} is not a folder; choose another {option}")
+        # asks the file system itself: permissions do not tell of one that is mounted read-only
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{place} cannot be written to ({error.strerror or error}); choose another {option}"
+        ) from error
+
+
+def check_file_out(path: Path, option: str = "--out") -> None:
+    """Raise InputError where the file `path` cannot be written, or written over."""
+    try:
+        # what is renamed into the place of a device or a pipe replaces it
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "not a plain file"
+            raise InputError(f"{path} is {kind}; choose another {option}")
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}); choose another {option}"
+        ) from error
+    check_folder(path.absolute().parent, option)
+
+
+def write_out(path: Path, content: bytes) -> None:
+    """Write the file whole, or raise InputError and leave what was there."""
+    check_file_out(path)
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_bundle_out(out: Path, work: Path) -> None:
+    """Raise InputError where a run that works in `work` must not, or cannot, put its bundle at `out`.
+
+    What is there will be replaced, so it must be a bundle and nothing more.
+    """
+    if out.name in ("", ".."):
+        raise InputError(f"--out {out} names no new folder; give one, such as {out / 'my-bundle'}")
+    try:
+        _check_apart(out, work)
+        if out.suffix == ".mill":
+            return check_file_out(out)
+        if out.is_symlink():
+            raise InputError(f"{out} is a link; name the folder itself with --out")
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            _check_replaceable(out)
+    # RuntimeError: links that go round
+    except (OSError, RuntimeError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{out} cannot be looked at ({said}); choose another --out") from error
+    return check_folder(out.absolute().parent)
+
+
+def _check_apart(out: Path, work: Path) -> None:
+    whole, kept = out.resolve(), work.resolve()
+    if kept.is_relative_to(whole):
+        raise InputError(
+            f"the work folder {work} lies in --out {out}, which the bundle replaces; "
+            "choose another --out or --work"
+        )
+    if whole.is_relative_to(kept) and _STAGE_FOLDER.fullmatch(whole.relative_to(kept).parts[0]):
+        raise InputError(
+            f"--out {out} lies in a stage's folder of the work folder {work}; choose another --out"
+        )
+
+
+def _check_replaceable(out: Path) -> None:
+    from codemill.runtime.bundle import verify_bundle
+
+    try:
+        verify_bundle(out)
+    except BundleError as error:
+        raise InputError(
+            f"{out} exists and is not just a bundle ({error}); choose another --out or remove it"
+        ) from error
