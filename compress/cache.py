@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,12 +15,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codemill.compress.lock import working_in
-from codemill.compress.pipeline import Stage, folder_of, identities_of, is_finished, read_done
+from codemill.compress.pipeline import (
+    Stage,
+    folder_of,
+    identities_of,
+    is_finished,
+    is_marked_done,
+    read_done,
+    stage_of,
+    status,
+)
+from codemill.errors import InputError, MachineError
 from codemill.runtime.cache import cache_folder
 
 __all__ = ["Explanation", "Kept", "explain", "kept", "remove"]
 
-_STAGE_FOLDER = re.compile(r"([a-z]+(?:-[a-z]+)*)-[0-9a-f]{12}")
 _RUNTIME_KINDS = ("bundles", "indexes", "models")
 _SHOWN_DIFFERENCES = 8
 
@@ -34,7 +42,7 @@ class Kept:
     state: Literal["finished", "unfinished", "runtime"]
     folder: Path
     size_bytes: int
-    last_used: str
+    last_written: str
     """when something was last written there, ISO 8601 in local time"""
 
     def to_json(self) -> dict[str, Any]:
@@ -58,16 +66,25 @@ class Explanation:
 
 
 def kept(work: Path) -> list[Kept]:
-    """The stage folders in `work`, and the folders of the runtime's cache that hold something."""
+    """The stage folders in `work`, and the folders of the runtime's cache that hold something.
+
+    Raises InputError where `work` is there and is no folder.
+    """
+    if work.exists() and not work.is_dir():
+        raise InputError(f"{work} is not a folder to work in; choose another --work")
     found = []
     for folder in sorted(work.iterdir()) if work.is_dir() else ():
-        match = _STAGE_FOLDER.fullmatch(folder.name)
-        if match is not None and folder.is_dir() and not folder.is_symlink():
+        name = stage_of(folder.name)
+        if name is not None and folder.is_dir() and not folder.is_symlink():
             state: Literal["finished", "unfinished"]
             state = "finished" if is_finished(folder) else "unfinished"
-            found.append(_kept(match[1], state, folder))
+            found.append(_kept(name, state, folder))
     for kind in _RUNTIME_KINDS:
-        folder = cache_folder(kind)
+        try:
+            folder = cache_folder(kind)
+        # nothing can be kept where no folder can be
+        except MachineError:
+            break
         if any(folder.iterdir()):
             found.append(_kept(kind, "runtime", folder))
     return found
@@ -85,11 +102,20 @@ def _kept(name: str, state: Literal["finished", "unfinished", "runtime"], folder
 
 
 def remove(chosen: Sequence[Kept], work: Path) -> None:
-    """Remove the folders; MachineError where a run works in `work`, OSError where one cannot be removed."""
+    """Remove the folders that still are what they were.
+
+    Raises MachineError where a run works in `work`, OSError where one cannot be removed.
+    """
     with contextlib.ExitStack() as stack:
         if any(entry.state != "runtime" for entry in chosen):
-            stack.enter_context(working_in(work, wait=False, say=print))
+            stack.enter_context(working_in(work, wait=False, say=lambda _: None))
         for entry in chosen:
+            # chosen before the lock was held: a run may have finished the stage since
+            if not entry.folder.is_dir() or (
+                entry.state != "runtime"
+                and is_finished(entry.folder) != (entry.state == "finished")
+            ):
+                continue
             # what says that it is whole goes first
             (entry.folder / "done.json").unlink(missing_ok=True)
             shutil.rmtree(entry.folder)
@@ -97,29 +123,30 @@ def remove(chosen: Sequence[Kept], work: Path) -> None:
 
 def explain(stages: Sequence[Stage], work: Path) -> list[Explanation]:
     """For each stage: kept, begun or to be done, and what differs from the last one that is kept."""
-    found = []
+    found, cached, entries = [], status(stages, work), kept(work)
     for name, identity in identities_of(stages).items():
         folder = folder_of(work, name, identity.key)
-        if is_finished(folder):
+        if cached[name]:
             found.append(Explanation(name, True, f"done before, in {folder}", ()))
             continue
+        if is_marked_done(folder):
+            said = "to do again: its files are not those that it finished with"
+            found.append(Explanation(name, False, said, ()))
+            continue
         begun = "begun, and will be continued" if folder.is_dir() else "to do"
-        last = _last_finished(work, name)
+        last = _last_finished(entries, name)
         if last is None:
             found.append(Explanation(name, False, f"{begun}; none is kept in {work}", ()))
             continue
         lines = tuple(_differences(last, identity.made_of))
-        found.append(
-            Explanation(name, False, f"{begun}; differs from the last that is kept", lines)
-        )
+        said = f"{begun}; differs from the last that is kept"
+        found.append(Explanation(name, False, said, lines))
     return found
 
 
-def _last_finished(work: Path, name: str) -> dict[str, Any] | None:
+def _last_finished(entries: Sequence[Kept], name: str) -> dict[str, Any] | None:
     """What the most recent finished folder of a stage was made of."""
-    folders = [
-        entry.folder for entry in kept(work) if (entry.name, entry.state) == (name, "finished")
-    ]
+    folders = [e.folder for e in entries if (e.name, e.state) == (name, "finished")]
     if not folders:
         return None
     newest = max(folders, key=lambda folder: (folder / "done.json").stat().st_mtime)

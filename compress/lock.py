@@ -1,22 +1,22 @@
 """One run at a time in a work folder: two would mix their halves of one stage.
 
-The lock is the operating system's (the filelock library), so it goes with the process that holds it, a
-killed one included. Beside it `running.json` says who that is, for the message of the one who has to wait.
+The lock goes with the process that holds it, a killed one included (`runtime/lock.py`). Beside it
+`running.json` says who that is, for the message of the one who has to wait.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from codemill.errors import InputError, MachineError
 from codemill.runtime.atomic import write_atomically
+from codemill.runtime.lock import held
 
 __all__ = ["working_in"]
 
@@ -37,31 +37,28 @@ def working_in(work: Path, wait: bool, say: Callable[[str], object]) -> Iterator
         raise InputError(
             f"the work folder {work} cannot be made ({error.strerror or error}); choose another --work"
         ) from error
-    lock = FileLock(work / _LOCK)
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
+    with contextlib.ExitStack() as stack:
+        if not stack.enter_context(held(work / _LOCK, timeout_s=0)):
+            if not os.access(work, os.W_OK):
+                raise InputError(
+                    f"the work folder {work} cannot be written to; choose another --work"
+                )
             if not wait:
                 raise MachineError(
                     f"{_holder(work)} is working in {work}, and two runs would mix; wait for it with --wait, "
                     "or choose another --work"
-                ) from error
+                )
             say(f"waiting for {_holder(work)}, which works in {work}")
-            lock.acquire()
-    except OSError as error:
-        raise InputError(
-            f"the work folder {work} cannot be written to ({error.strerror or error}); choose another --work"
-        ) from error
-    try:
+            if not stack.enter_context(held(work / _LOCK, timeout_s=math.inf)):
+                raise MachineError(
+                    f"{work} lies where files cannot be locked; choose another --work"
+                )
+        stack.callback(lambda: (work / _HOLDER).unlink(missing_ok=True))
         said = {"pid": os.getpid(), "since": datetime.now().astimezone().isoformat("T", "seconds")}
         # only for a message: a disk that is full is met where it matters
         with contextlib.suppress(OSError):
             write_atomically(work / _HOLDER, lambda file: file.write(json.dumps(said).encode()))
         yield
-    finally:
-        (work / _HOLDER).unlink(missing_ok=True)
-        lock.release()
 
 
 def _holder(work: Path) -> str:

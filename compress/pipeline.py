@@ -15,6 +15,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -39,9 +40,11 @@ __all__ = [
     "folder_of",
     "identities_of",
     "is_finished",
+    "is_marked_done",
     "keys_of",
     "read_done",
     "run_stages",
+    "stage_of",
     "status",
 ]
 
@@ -50,6 +53,7 @@ CHECKPOINT = "checkpoint.pt"
 
 _DONE = "done.json"
 _SPENT = "spent.json"
+_FOLDER = re.compile(r"([a-z]+(?:-[a-z]+)*)-[0-9a-f]{12}")
 _NOTE_EVERY_S = 10.0
 _FULL_BYTES = 1_000_000
 
@@ -142,10 +146,21 @@ def folder_of(work: Path, name: str, key: str) -> Path:
     return work / f"{name}-{key[:12]}"
 
 
+def stage_of(folder_name: str) -> str | None:
+    """The stage whose folder is of this name; None where it is no stage's."""
+    match = _FOLDER.fullmatch(folder_name)
+    return None if match is None else match[1]
+
+
 def read_done(folder: Path) -> dict[str, Any]:
     """What the `done.json` of a finished stage's folder says."""
     value: dict[str, Any] = json.loads((folder / _DONE).read_text())
     return value
+
+
+def is_marked_done(folder: Path) -> bool:
+    """Whether a stage finished in `folder` once, whatever has become of its files."""
+    return (folder / _DONE).is_file()
 
 
 def is_finished(folder: Path) -> bool:
@@ -268,7 +283,7 @@ def _full_disk_said(name: str, folder: Path) -> Iterator[None]:
         if not _is_full_disk(error, folder):
             raise
         raise MachineError(
-            f"the disk is full: stage {name!r} could not write in {folder}. Make room (`compress cache` "
+            f"the disk is full: stage {name!r} could not write in {folder}. Make room (`compress cache list` "
             "shows what takes it) and run the same command again, which continues; or choose another --work"
         ) from error
 

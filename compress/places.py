@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import tempfile
+import zipfile
 from pathlib import Path
 
+from codemill.compress.pipeline import stage_of
 from codemill.errors import BundleError, InputError
 from codemill.runtime.atomic import write_atomically
 
 __all__ = ["check_bundle_out", "check_file_out", "check_folder", "write_out"]
-
-# a stage's name and the start of its key, as the pipeline names its folders
-_STAGE_FOLDER = re.compile(r"[a-z-]+-[0-9a-f]{12}")
 
 
 def check_folder(folder: Path, option: str = "--out") -> None:
@@ -71,6 +70,9 @@ def check_bundle_out(out: Path, work: Path) -> None:
     try:
         _check_apart(out, work)
         if out.suffix == ".mill":
+            _check_replaceable_file(out)
+            for suffix in (".report.html", ".report.json"):
+                check_file_out(out.with_suffix(suffix))
             return check_file_out(out)
         if out.is_symlink():
             raise InputError(f"{out} is a link; name the folder itself with --out")
@@ -90,10 +92,18 @@ def _check_apart(out: Path, work: Path) -> None:
             f"the work folder {work} lies in --out {out}, which the bundle replaces; "
             "choose another --out or --work"
         )
-    if whole.is_relative_to(kept) and _STAGE_FOLDER.fullmatch(whole.relative_to(kept).parts[0]):
+    if whole.is_relative_to(kept) and stage_of(whole.relative_to(kept).parts[0]) is not None:
         raise InputError(
             f"--out {out} lies in a stage's folder of the work folder {work}; choose another --out"
         )
+
+
+def _check_replaceable_file(out: Path) -> None:
+    if out.is_file() and not out.is_symlink():
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(out) as archive:
+            if "manifest.json" in archive.namelist():
+                return
+        raise InputError(f"{out} exists and is no bundle; choose another --out or remove it")
 
 
 def _check_replaceable(out: Path) -> None:

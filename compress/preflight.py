@@ -83,8 +83,10 @@ class Preflight:
             raise RefusedError(self.refused)
 
 
-def preflight(recipe: Recipe, work: Path) -> Preflight:
+def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
     """Look at teacher, data, target, memory, disk, search space and budget.
+
+    `held_bytes`: what the run's stages have in `work` already.
 
     Raises what opening the teacher and reading a data file raise, DataError for too little data, and
     RecipeError for inputs longer and choices larger than the teacher's.
@@ -94,7 +96,7 @@ def preflight(recipe: Recipe, work: Path) -> Preflight:
     config = teacher.model.config
     _check_lengths(recipe, config.max_position_embeddings)
     memory = _memory_bytes(recipe, parameters, config.hidden_size, config.num_hidden_layers)
-    disk = _disk_bytes(recipe, parameters, config.hidden_size)
+    disk = max(0, _disk_bytes(recipe, parameters, config.hidden_size) - held_bytes)
     checks = [
         Check(
             "teacher",
@@ -112,16 +114,17 @@ def preflight(recipe: Recipe, work: Path) -> Preflight:
 
 
 def _check_lengths(recipe: Recipe, positions: int) -> None:
-    for key, tokens in (
-        ("teacher.max_tokens", recipe.teacher.max_tokens),
-        ("data.max_tokens", recipe.data.max_tokens),
-        ("student.max_tokens", recipe.student.max_tokens),
-    ):
-        if tokens > positions:
-            raise RecipeError(
-                f"{key} is {tokens}, but the teacher takes inputs of {positions} tokens at most; "
-                f"set --set {key}={positions} or less"
-            )
+    asked = {
+        "teacher.max_tokens": recipe.teacher.max_tokens,
+        "data.max_tokens": recipe.data.max_tokens,
+        "student.max_tokens": recipe.student.max_tokens,
+    }
+    longer = {key: tokens for key, tokens in asked.items() if tokens > positions}
+    if longer:
+        raise RecipeError(
+            f"{', '.join(f'{key} is {tokens}' for key, tokens in longer.items())}, but the teacher takes inputs "
+            f"of {positions} tokens at most; give {' '.join(f'--set {key}={positions}' for key in longer)} or less"
+        )
 
 
 def _data(recipe: Recipe, tokenizer_json: str) -> list[Check]:
@@ -293,5 +296,7 @@ def _disk(needed: int, work: Path) -> Check:
     free = shutil.disk_usage(folder).free
     found = f"about {needed / 1e9:.1f} GB needed under {work}, {free / 1e9:.1f} GB free"
     return Check(
-        "disk", needed <= free, found if needed <= free else found + "; choose another --work"
+        "disk",
+        needed <= free,
+        found if needed <= free else found + "; make room, or choose another --work",
     )

@@ -149,7 +149,14 @@ def plan(recipe: Recipe, work: Path) -> Plan:
     """Look, and do nothing."""
     stages = stages_of(recipe)
     cached = pipeline.status(stages, work)
-    return Plan(recipe, list(cached.items()), preflight(recipe, work))
+    keys = pipeline.keys_of(stages)
+    held = sum(
+        path.stat().st_size
+        for name, key in keys.items()
+        for path in pipeline.folder_of(work, name, key).rglob("*")
+        if path.is_file()
+    )
+    return Plan(recipe, list(cached.items()), preflight(recipe, work, held))
 
 
 def run(recipe: Recipe, work: Path, out: Path, progress: Progress, wait: bool = False) -> RunResult:
@@ -159,8 +166,10 @@ def run(recipe: Recipe, work: Path, out: Path, progress: Progress, wait: bool = 
     Where another run works in `work`, waits for it or, without `wait`, raises MachineError.
     """
     check_bundle_out(out, work)
-    checked = preflight(recipe, work)
-    checked.raise_if_impossible()
+    checked = plan(recipe, work)
+    # what is finished takes neither memory nor disk
+    if not all(cached for _, cached in checked.stages):
+        checked.preflight.raise_if_impossible()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _use_threads(compute_of(recipe).threads)
     with working_in(work, wait, progress.say):
@@ -215,7 +224,12 @@ def _deliver(made: Path, reports: Path, out: Path) -> tuple[Path, Path, Path]:
             if out.exists():
                 # out of the way whole: half a bundle is never at `out`
                 out.rename(scratch / "old")
-            (scratch / "new").rename(out)
+            try:
+                (scratch / "new").rename(out)
+            except BaseException:
+                if (scratch / "old").exists():
+                    (scratch / "old").rename(out)
+                raise
     except OSError as error:
         raise MachineError(
             f"the bundle is made, and cannot be put at {out}: {error.strerror or error}. Run the same command "
@@ -239,7 +253,7 @@ def _copy(source: Path, file: IO[bytes]) -> None:
 
 @contextlib.contextmanager
 def _scratch_beside(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, on its disk, removed in the end; those of killed runs go with it."""
+    """A new folder beside `out`, on its disk, removed in the end, with those that runs killed an hour ago left."""
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}.partial-"
     for left in out.parent.glob(f"{glob.escape(prefix)}*"):

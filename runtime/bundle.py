@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any, NoReturn
 
 from codemill.errors import BundleError, IntegrityError
 from codemill.runtime.atomic import write_atomically
+from codemill.runtime.graph import check_graph
 
 __all__ = [
     "MANIFEST",
@@ -33,8 +36,10 @@ __all__ = [
     "Manifest",
     "Variant",
     "check_files",
+    "check_graphs",
     "digest",
     "manifest_from_bytes",
+    "plain",
     "read_manifest",
     "size_bytes",
     "verify_bundle",
@@ -47,7 +52,18 @@ TOKENIZER = "tokenizer.json"
 UNSHIPPED = ("report.json", "report.html", "evaluation.jsonl.gz")
 """Files that may lie in a bundle's folder without being part of the bundle."""
 
-MANIFEST_LIMIT_BYTES = 16 * 2**20
+# bounds far beyond any real bundle: a manifest may lie, and memory is taken by what it says
+MANIFEST_LIMIT_BYTES = 2**20
+_TOKENIZER_LIMIT_BYTES = 128 * 2**20
+_LARGEST_MAX_TOKENS = 2**20
+_LARGEST_DIM = 2**16
+_DEEPEST_JSON = 64
+_LONGEST_NAME = 200
+_LONGEST_MESSAGE = 1000
+
+# names Windows gives to devices, whatever follows the first dot
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
+_VERSION = re.compile(r"[0-9][0-9a-zA-Z.+!-]{0,31}")
 
 _OPTIONAL: dict[str, Any] = {
     "license": None,
@@ -175,8 +191,12 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     if not Path(folder).is_dir():
         raise BundleError(f"there is no bundle at {os.fspath(folder)!r}: no such folder")
     try:
-        if stat.S_ISLNK(path.lstat().st_mode):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
             raise IntegrityError(f"{path} is a link; a bundle's files are files of its own folder")
+        # before opening: a pipe in its place would never end
+        if not stat.S_ISREG(mode):
+            raise IntegrityError(f"{path} is not a file")
         with path.open("rb") as file:
             content = file.read(MANIFEST_LIMIT_BYTES + 1)
     except FileNotFoundError as error:
@@ -208,15 +228,24 @@ def manifest_from_bytes(content: bytes, where: str) -> Manifest:
         fail(f"larger than {MANIFEST_LIMIT_BYTES} bytes")
     try:
         data = json.loads(content.decode(), object_pairs_hook=unique, parse_constant=refuse)
+        _check_depth(data)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} of {where!r} is not valid JSON: {error}") from error
+        raise BundleError(f"{MANIFEST} of {where!r} is not valid JSON: {plain(error)}") from error
     try:
         manifest = _manifest(data)
         # a number beyond a float's range, or half a surrogate pair, has no canonical form
         manifest.to_bytes()
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} of {where!r}: {error}") from error
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST} of {where!r}: {plain(error)}") from error
     return manifest
+
+
+def plain(said: object) -> str:
+    """What is said of a bundle, fit to be shown: names found in one may hold anything, at any length."""
+    text = str(said).strip()
+    if len(text) > _LONGEST_MESSAGE:
+        text = f"{text[:_LONGEST_MESSAGE]} ..."
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def check_files(folder: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -228,11 +257,17 @@ def check_files(folder: str | os.PathLike[str], manifest: Manifest) -> None:
         _check_file(Path(folder), path, record)
 
 
+def check_graphs(folder: str | os.PathLike[str], variant: Variant) -> None:
+    """Check that the variant's graphs read nothing but its files; BundleError."""
+    for path in variant.segments:
+        check_graph(Path(folder), path, variant.files)
+
+
 def verify_bundle(folder: str | os.PathLike[str], expect: str | None = None) -> str:
     """Check that `folder` holds a bundle and nothing else; returns its digest.
 
     `expect` is the digest it must have. The files in `UNSHIPPED` are let be. Raises BundleError
-    for a malformed manifest and IntegrityError for anything that differs from it.
+    for a malformed manifest or graph and IntegrityError for anything that differs from it.
     """
     manifest = read_manifest(folder)
     found = digest(manifest)
@@ -241,6 +276,8 @@ def verify_bundle(folder: str | os.PathLike[str], expect: str | None = None) -> 
             f"the bundle in {os.fspath(folder)!r} has digest {found}, expected {expect}"
         )
     check_files(folder, manifest)
+    for variant in manifest.variants.values():
+        check_graphs(folder, variant)
     extra = sorted(_files_in(Path(folder)) - {MANIFEST, *manifest.files, *UNSHIPPED})
     if extra:
         raise IntegrityError(
@@ -326,10 +363,13 @@ def _manifest(data: object) -> Manifest:
     if schema > SCHEMA:
         from codemill import __version__
 
+        writer = data.get("codemill")
+        # it goes into a command that people paste
+        known = isinstance(writer, str) and _VERSION.fullmatch(writer)
         raise ValueError(
-            f"it is of schema {schema}, written by codemill {data.get('codemill', 'unknown')}; "
+            f"it is of schema {schema}, written by codemill {writer if known else 'unknown'}; "
             f"this is codemill {__version__}, which reads schemas up to {SCHEMA}. "
-            f"Upgrade: pip install 'codemill>={data.get('codemill', '?')}'"
+            f"Upgrade: pip install --upgrade 'codemill{f'>={writer}' if known else ''}'"
         )
     missing = sorted(_KEYS - _OPTIONAL.keys() - data.keys())
     if missing:
@@ -339,28 +379,27 @@ def _manifest(data: object) -> Manifest:
         raise ValueError(f"unknown in schema {schema}: {_some(unknown)}")
     values = {**_OPTIONAL, **data}
     for key in ("codemill", "name", "task"):
-        if not isinstance(values[key], str) or not values[key]:
-            raise ValueError(f"{key!r} should be a text, found {_kind(values[key])}")
-    if not isinstance(values["license"], str | None):
-        raise ValueError(f"'license' should be a text or null, found {_kind(values['license'])}")
+        _name(values[key], key)
+    if values["license"] is not None:
+        _name(values["license"], "license")
     for key in ("input", "output", "architecture", "metrics", "provenance", "variants", "files"):
         if not isinstance(values[key], dict):
             raise ValueError(f"{key!r} should be an object, found {_kind(values[key])}")
     if not isinstance(values["exits"], list):
         raise ValueError(f"'exits' should be a list, found {_kind(values['exits'])}")
-    _positive(values["input"], "max_tokens", "input")
-    if not isinstance(values["output"].get("kind"), str):
-        raise ValueError("'output.kind' should be a text")
+    _positive(values["input"], "max_tokens", "input", _LARGEST_MAX_TOKENS)
+    _name(values["output"].get("kind"), "output.kind")
     if values["output"]["kind"] == "embedding":
-        _positive(values["output"], "dim", "output")
+        _positive(values["output"], "dim", "output", _LARGEST_DIM)
     files = {_path(path): _file_record(path, record) for path, record in values["files"].items()}
-    if len({path.casefold() for path in files}) != len(files):
-        raise ValueError("'files' has two paths that differ in case only")
+    _check_distinct(files)
     variants = {name: _variant(name, item, files) for name, item in values["variants"].items()}
     if not variants:
         raise ValueError("'variants' is empty")
     if TOKENIZER not in files:
         raise ValueError(f"'files' does not name {TOKENIZER}")
+    if files[TOKENIZER].size_bytes > _TOKENIZER_LIMIT_BYTES:
+        raise ValueError(f"{TOKENIZER} is larger than {_TOKENIZER_LIMIT_BYTES} bytes")
     unused = files.keys() - {TOKENIZER}.union(*(variant.files for variant in variants.values()))
     if unused:
         raise ValueError(f"'files' names what no variant uses: {_some(sorted(unused))}")
@@ -375,12 +414,11 @@ def _manifest(data: object) -> Manifest:
 
 
 def _variant(name: str, item: object, files: Mapping[str, FileRecord]) -> Variant:
-    where = f"variants.{name}"
+    where = f"variants.{_name(name, 'the name of a variant')}"
     if not isinstance(item, dict) or item.keys() != {"provider", "precision", "segments", "files"}:
         raise ValueError(f"{where!r} should have provider, precision, segments and files")
     for key in ("provider", "precision"):
-        if not isinstance(item[key], str) or not item[key]:
-            raise ValueError(f"'{where}.{key}' should be a text, found {_kind(item[key])}")
+        _name(item[key], f"{where}.{key}")
     for key in ("segments", "files"):
         paths = item[key]
         if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
@@ -417,18 +455,70 @@ def _path(path: str) -> str:
     parts = path.split("/")
     if (
         any(part in ("", ".", "..") or part[-1] in ". " for part in parts)
-        or any(character in '\\:*?"<>|' or ord(character) < 32 for character in path)
-        or path in (MANIFEST, *UNSHIPPED)
+        or any(
+            _DEVICES.fullmatch(part) or len(part.encode("utf-8", "replace")) > _LONGEST_NAME
+            for part in parts
+        )
+        or any(character in '\\:*?"<>|' for character in path)
+        # control characters, halves of surrogate pairs, marks that turn the reading direction
+        or not path.isprintable()
+        or _alike(path) in (MANIFEST, *UNSHIPPED)
         or len(path) > 512
     ):
         raise ValueError(f"{path!r} is not a path a bundle may name")
     return path
 
 
-def _positive(values: Mapping[str, Any], key: str, where: str) -> None:
+def _check_distinct(paths: Iterable[str]) -> None:
+    """Paths are different files on every file system, and none lies below another; ValueError."""
+    folders: set[str] = set()
+    seen: set[str] = set()
+    for path in map(_alike, paths):
+        if path in seen:
+            raise ValueError(f"'files' has two paths that differ in case or form only: {path!r}")
+        seen.add(path)
+        parts = path.split("/")
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+    if folders & seen:
+        raise ValueError(f"'files' names both a file and a folder: {_some(sorted(folders & seen))}")
+
+
+def _alike(path: str) -> str:
+    """The same for paths that some file system takes for one: case, and how accents are composed."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def _name(value: object, where: str) -> str:
+    """`value` if it is a text that may be shown as it is, on one line of a terminal; ValueError."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{where!r} should be a text, found {_kind(value)}")
+    if not value.isprintable() or len(value) > _LONGEST_NAME:
+        raise ValueError(
+            f"{where!r} should be a line of at most {_LONGEST_NAME} printable characters, found {value!r}"
+        )
+    return value
+
+
+def _check_depth(data: object) -> None:
+    """ValueError where JSON nests so deep that using it later could exceed the stack."""
+    level = [data]
+    for _ in range(_DEEPEST_JSON):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    if level:
+        raise ValueError(f"it nests more than {_DEEPEST_JSON} deep")
+
+
+def _positive(values: Mapping[str, Any], key: str, where: str, largest: int) -> None:
     value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"'{where}.{key}' should be a whole number from 1, found {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+        raise ValueError(
+            f"'{where}.{key}' should be a whole number from 1 to {largest}, found {value!r}"
+        )
 
 
 def _check_file(root: Path, path: str, record: FileRecord) -> None:

@@ -6,8 +6,11 @@ whole of inference for retrieval; how embeddings are kept and searched is `find.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codemill.errors import BundleError
-from codemill.runtime.bundle import TOKENIZER, Manifest, check_files, digest, read_manifest
-from codemill.runtime.session import Backend, OnnxSession, available_providers, choose_variant
+from codemill.runtime.bundle import (
+    TOKENIZER,
+    Manifest,
+    check_files,
+    check_graphs,
+    digest,
+    plain,
+    read_manifest,
+)
+from codemill.runtime.session import (
+    Backend,
+    OnnxSession,
+    available_providers,
+    choose_variant,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,11 +43,14 @@ __all__ = ["Encoder", "open_encoder"]
 
 _INPUTS = {"input_ids": "tensor(int64)", "attention_mask": "tensor(int64)"}
 _OUTPUT = "embedding"
+_OUTPUT_TYPE = "tensor(float)"
 _TASKS = ("retrieval",)
 # tokenized at a time: sorts well by length, and bounds the memory a million texts would take
 _WINDOW = 4096
 # padded tokens of one run: beyond it a token costs no less, and memory and padding only grow
 _TOKENS_PER_RUN = 1024
+# of a text by normalizing it: real tokenizers stay below a hundred
+_LARGEST_GROWTH = 4096
 
 
 def open_encoder(
@@ -62,16 +81,30 @@ def open_encoder(
         raise BundleError(
             f"variant {name!r} has {len(chosen.segments)} segments; an encoder has one"
         )
-    tokenizer_json = (folder / TOKENIZER).read_bytes()
-    tokenizer = _tokenizer(tokenizer_json, folder)
+    check_graphs(folder, chosen)
+    try:
+        tokenizer_json = (folder / TOKENIZER).read_bytes()
+    except OSError as error:
+        # gone since it was checked: the cache may be deleted at any time
+        raise BundleError(
+            f"cannot read {folder / TOKENIZER}: {error.strerror or error}. Load the bundle again"
+        ) from error
+    tokenizer = _tokenizer(tokenizer_json, str(folder))
+    _check_tokenizer(tokenizer, manifest, str(folder))
     session = OnnxSession(
         folder / chosen.segments[0], provider=chosen.provider, threads=threads, output=_OUTPUT
     )
     if session.inputs != _INPUTS:
-        raise BundleError(f"{session.path} takes {session.inputs}; an encoder takes {_INPUTS}")
+        raise BundleError(
+            f"{session.path} takes {plain(session.inputs)}; an encoder takes {_INPUTS}"
+        )
+    if session.output_type != _OUTPUT_TYPE:
+        raise BundleError(
+            f"{session.path} gives {_OUTPUT} as {session.output_type}; an encoder gives {_OUTPUT_TYPE}"
+        )
     if len(session.output_shape) != 2 or session.output_shape[1] not in (manifest.dim, None):
         raise BundleError(
-            f"{session.path} gives {_OUTPUT} of shape {list(session.output_shape)}; "
+            f"{session.path} gives {_OUTPUT} of shape {plain(list(session.output_shape))}; "
             f"the manifest says [batch, {manifest.dim}]"
         )
     return Encoder(manifest, name, tokenizer, session, tokenizer_json)
@@ -140,7 +173,7 @@ class Encoder:
             raise RuntimeError("the encoder is closed; load the bundle again")
         embeddings = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), _WINDOW):
-            window = [self._ids(self._tokenizer, text) for text in texts[start : start + _WINDOW]]
+            window = [self._cut(text) for text in texts[start : start + _WINDOW]]
             for batch in _batches([len(ids) for ids in window], batch_size):
                 rows = self._run(session, [window[i] for i in batch])
                 embeddings[[start + i for i in batch]] = rows
@@ -175,20 +208,31 @@ class Encoder:
     def _whole_tokenizer(self) -> Tokenizer:
         # a second one, made when first asked for: switching truncation off and on in the other
         # would show in another thread's `encode`
-        tokenizer = _tokenizer(self._tokenizer_json, Path(TOKENIZER))
+        tokenizer = _tokenizer(self._tokenizer_json, self._manifest.name)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
-    @staticmethod
-    def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    def _cut(self, text: str) -> list[int]:
+        """Ids of `text`, `max_tokens` at most."""
+        ids = self._ids(self._tokenizer, text)
+        if len(ids) > self._manifest.max_tokens:
+            raise BundleError(
+                f"{TOKENIZER} of {self._manifest.name!r} gave {len(ids)} tokens, "
+                f"the manifest says {self._manifest.max_tokens} at most"
+            )
+        return ids
+
+    def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
         # one by one: `encode_batch` starts a thread for every core of the machine, whatever
         # `threads` says, and they make a later fork of the process print warnings
         try:
-            ids: list[int] = tokenizer.encode(text).ids
-        except (TypeError, UnicodeEncodeError):
             # half a surrogate pair, as in file names and files read with surrogateescape
-            ids = tokenizer.encode(text.encode("utf-8", "replace").decode()).ids
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-8", "replace").decode()
+        with _translated(f"{TOKENIZER} of {self._manifest.name!r} cannot be used"):
+            ids: list[int] = tokenizer.encode(text).ids
         return ids
 
     def _run(self, session: Backend, ids: list[list[int]]) -> NDArray[np.float32]:
@@ -234,14 +278,72 @@ def _check_texts(texts: object) -> None:
             raise TypeError(f"texts[{index}] should be str, found {type(text).__name__}")
 
 
-def _tokenizer(content: bytes, folder: Path) -> Tokenizer:
+@contextmanager
+def _translated(message: str) -> Iterator[None]:
+    """Raise BundleError with `message` for what the tokenizers library raises."""
+    try:
+        yield
+    except BaseException as error:
+        # plain Exception, or where its Rust code panics a class below BaseException only
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{message}: {plain(error)}") from error
+
+
+def _tokenizer(content: bytes, where: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    try:
+    with _translated(f"{TOKENIZER} of {where!r} cannot be read"):
         return Tokenizer.from_buffer(content)
-    # the library raises plain Exception
-    except Exception as error:
-        raise BundleError(f"{TOKENIZER} of {str(folder)!r} cannot be read: {error}") from error
+
+
+def _check_tokenizer(tokenizer: Tokenizer, manifest: Manifest, where: str) -> None:
+    """Check that a text takes bounded memory, and can be cut to `max_tokens`; BundleError."""
+    with _translated(f"{TOKENIZER} of {where!r} cannot be read"):
+        added = tokenizer.num_special_tokens_to_add(False)
+        normalizer = _state(tokenizer.normalizer)
+        pre_tokenizer = _state(tokenizer.pre_tokenizer)
+        post_processor = _state(tokenizer.post_processor)
+    if added >= manifest.max_tokens:
+        raise BundleError(
+            f"{TOKENIZER} of {where!r} adds {added} tokens to every text, which leaves none of the "
+            f"{manifest.max_tokens} the manifest allows"
+        )
+    # what is cut off is combined once for each place the text stands in: without end for many
+    if any(_places(item) > 1 for item in _flat(post_processor)):
+        raise BundleError(f"{TOKENIZER} of {where!r} repeats the text; it should stand there once")
+    # each step works on what the one before it made
+    growth = math.prod(_growth(item) for item in _flat(normalizer) + _flat(pre_tokenizer))
+    if growth > _LARGEST_GROWTH:
+        raise BundleError(
+            f"{TOKENIZER} of {where!r} may replace a text by one more than {_LARGEST_GROWTH} times "
+            "as long"
+        )
+
+
+def _state(component: Any) -> Any:
+    """A part of a tokenizer as JSON; the whole holds the vocabulary, which takes long to parse."""
+    return None if component is None else json.loads(component.__getstate__())
+
+
+def _flat(component: Any) -> list[dict[str, Any]]:
+    """A part of a tokenizer, or those it is a sequence of."""
+    if not isinstance(component, dict):
+        return []
+    inner = [component.get(key) for key in ("normalizers", "pretokenizers", "processors")]
+    return [component, *(flat for items in inner for item in items or () for flat in _flat(item))]
+
+
+def _places(post_processor: dict[str, Any]) -> int:
+    return sum("Sequence" in piece for piece in post_processor.get("single") or ())
+
+
+def _growth(component: dict[str, Any]) -> int:
+    """By how much a step may lengthen a text."""
+    if component.get("type") == "Replace":
+        # between any two characters, where the pattern matches nothing
+        return 1 + len(component["content"])
+    return {"ByteLevel": 2, "Precompiled": 16}.get(component.get("type", ""), 1)
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:

@@ -28,6 +28,7 @@ from codemill.runtime.atomic import write_atomically
 from codemill.runtime.cache import cache_folder
 from codemill.runtime.encoder import Encoder
 from codemill.runtime.functions import Function, functions_of
+from codemill.runtime.lock import held
 
 __all__ = ["Hit", "Index", "python_files"]
 
@@ -45,6 +46,11 @@ _SAVE_EVERY_S = 30
 _SETTLED_AFTER_NS = 2 * 10**9
 _ORPHANED_AFTER_S = 3600
 _ROWS_AT_A_TIME = 8192
+# what reading a table that was damaged, or a matrix that is none, can raise
+_UNSOUND = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
 
 Progress = Callable[[int, int], object]
 """Called with (files done, files to do)."""
@@ -77,7 +83,7 @@ class Index:
     """The functions of the Python files below a folder, embedded. Made by `Index.open`.
 
     One thread at a time. Several processes may have the same index open: each writes whole
-    tables, and the last one stays.
+    tables, one after the other, and the last one stays.
     """
 
     def __init__(
@@ -335,13 +341,13 @@ class Index:
                 for name, file in self._files.items()
             },
         }
-        before = _matrix_name(self._cache)
         try:
-            write_atomically(self._cache / matrix_name, lambda file: file.write(content))
-            write_atomically(
-                self._cache / _TABLE, lambda file: file.write(json.dumps(table).encode())
-            )
-            _remove_matrices(self._cache, before, keep=matrix_name)
+            with held(_lock(self._cache)) as alone:
+                write_atomically(self._cache / matrix_name, lambda file: file.write(content))
+                write_atomically(
+                    self._cache / _TABLE, lambda file: file.write(json.dumps(table).encode())
+                )
+                _remove_others(self._cache, matrix_name, alone)
         except OSError as error:
             raise MachineError(
                 f"cannot write the index in {self._cache}: {error.strerror or error}"
@@ -376,20 +382,27 @@ def python_files(
 
 def _load(cache: Path, dim: int) -> dict[str, _File]:
     """The index in `cache`; empty where there is none, or none that is sound."""
-    # twice: another process may have replaced the matrix between reading the table and reading it
-    for _ in range(2):
-        try:
-            table = json.loads((cache / _TABLE).read_bytes())
-            content = (cache / table["embeddings"]).read_bytes()
-            name = f"{_MATRIX_PREFIX}{hashlib.sha256(content).hexdigest()}.npy"
-            if name != table["embeddings"] or table["schema"] != _SCHEMA:
+    with held(_lock(cache)):
+        # twice: without a lock, another process may replace the matrix after the table was read
+        for _ in range(2):
+            try:
+                table = json.loads((cache / _TABLE).read_bytes())
+                content = (cache / table["embeddings"]).read_bytes()
+                name = f"{_MATRIX_PREFIX}{hashlib.sha256(content).hexdigest()}.npy"
+                if name != table["embeddings"] or table["schema"] != _SCHEMA:
+                    continue
+                matrix = np.load(io.BytesIO(content), allow_pickle=False)
+                return _files(table["files"], matrix, dim)
+            except FileNotFoundError:
                 continue
-            return _files(table["files"], np.load(io.BytesIO(content), allow_pickle=False), dim)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return {}
+            except _UNSOUND:
+                break
     return {}
+
+
+def _lock(cache: Path) -> Path:
+    # beside the indexes: one lock for all, held for as long as a table is read or written
+    return cache.parent.with_suffix(".lock")
 
 
 def _files(table: dict[str, Any], matrix: NDArray[np.float16], dim: int) -> dict[str, _File]:
@@ -416,20 +429,13 @@ def _stack(parts: list[NDArray[np.float16]], dim: int) -> NDArray[np.float16]:
     return np.concatenate([np.empty((0, dim), dtype=np.float16), *parts])
 
 
-def _matrix_name(cache: Path) -> str | None:
-    try:
-        return str(json.loads((cache / _TABLE).read_bytes())["embeddings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _remove_matrices(cache: Path, before: str | None, keep: str) -> None:
-    """Remove the matrix that was replaced, and what interrupted processes left long ago."""
+def _remove_others(cache: Path, matrix_name: str, alone: bool) -> None:
+    """Remove the matrix that was replaced, and what interrupted processes left."""
     for path in cache.iterdir():
-        old = path.name == before
         try:
-            old = old or time.time() - path.stat().st_mtime > _ORPHANED_AFTER_S
-            if old and path.name not in (keep, _TABLE):
+            # without the lock another process may be about to name it in a table
+            old = alone or time.time() - path.stat().st_mtime > _ORPHANED_AFTER_S
+            if old and path.name not in (matrix_name, _TABLE):
                 path.unlink()
         except OSError:
             # another process was faster, or has it open

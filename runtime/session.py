@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from codemill.errors import BundleError, ProviderError
-from codemill.runtime.bundle import Manifest
+from codemill.runtime.bundle import Manifest, plain
 from codemill.runtime.machine import physical_cores
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ _CPU = "CPUExecutionProvider"
 _PRECISIONS = {_CPU: ("int8", "int4", "fp32", "bf16", "fp16")}
 _ACCELERATOR_PRECISIONS = ("fp16", "bf16", "int8", "int4", "fp32")
 
-_LOG_ERRORS_ONLY = 3
+# what it logs as an error it raises as well
+_LOG_FATAL_ONLY = 4
 
 
 class Backend(Protocol):
@@ -82,9 +83,11 @@ class OnnxSession:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.log_severity_level = _LOG_FATAL_ONLY
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        # else a name that ends in .ort chooses another parser
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         # planned buffers are kept for every shape ever seen, and shapes vary here
         options.enable_mem_pattern = False
         self.path = os.fspath(path)
@@ -92,10 +95,14 @@ class OnnxSession:
             session = ort.InferenceSession(
                 self.path, options, providers=[provider], enable_fallback=0
             )
-        # ONNX Runtime's exceptions share no base below Exception
+            inputs, outputs = session.get_inputs(), session.get_outputs()
+            self.inputs = {item.name: str(item.type) for item in inputs}
+            given: dict[str, tuple[str, tuple[int | str | None, ...]]]
+            given = {item.name: (str(item.type), tuple(item.shape)) for item in outputs}
+        # ONNX Runtime's exceptions share no base below Exception; a name may not be UTF-8
         except Exception as error:
             raise BundleError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path}: {error}"
+                f"ONNX Runtime {ort.__version__} cannot load {self.path}: {plain(error)}"
             ) from error
         # a provider whose libraries do not load is dropped with a warning only
         if provider not in session.get_providers():
@@ -104,15 +111,15 @@ class OnnxSession:
                 f"{', '.join(session.get_providers())}. Check its driver and libraries, or "
                 "choose another variant"
             )
-        outputs = {item.name: item for item in session.get_outputs()}
         if output is None:
-            output = next(iter(outputs))
-        if output not in outputs:
-            raise BundleError(f"{self.path} has no output {output!r}; it has: {', '.join(outputs)}")
+            output = next(iter(given), "")
+        if output not in given:
+            raise BundleError(
+                f"{self.path} has no output {output!r}; it has: {plain(', '.join(given))}"
+            )
         self.provider = provider
-        self.inputs = {item.name: str(item.type) for item in session.get_inputs()}
         self.output = output
-        self.output_shape: tuple[int | str | None, ...] = tuple(outputs[output].shape)
+        self.output_type, self.output_shape = given[output]
         self._session: Any = session
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -123,7 +130,7 @@ class OnnxSession:
         try:
             result: NDArray[np.float32] = session.run([self.output], dict(inputs))[0]
         except Exception as error:
-            raise BundleError(f"{self.path} failed while running: {error}") from error
+            raise BundleError(f"{self.path} failed while running: {plain(error)}") from error
         return result
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from codemill.errors import DataError
 
-__all__ = ["json_lines", "text_of"]
+__all__ = ["check_there", "json_lines", "text_of"]
 
 _MOST_LINE_BYTES = 10_000_000
 _MOST_CHARACTERS = 1_000_000
@@ -28,7 +28,7 @@ def json_lines(
     more than 10,000,000 bytes, and for a file that is empty or cannot be read to its end.
     """
     expected = f"expected one JSON object a line with {' and '.join(map(repr, fields))}"
-    _check_there(path, what, expected)
+    check_there(path, what, expected)
     number = size = found = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
@@ -49,8 +49,8 @@ def json_lines(
         raise DataError(f"{what} {path} is empty; {expected}")
 
 
-def _check_there(path: Path, what: str, expected: str) -> None:
-    """Say what is wrong with the path before anything is read; a pipe would wait for ever."""
+def check_there(path: Path, what: str, expected: str) -> None:
+    """Raise DataError where `path` is no file, before anything is read: a pipe would wait for ever."""
     try:
         if path.is_file():
             return

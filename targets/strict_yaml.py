@@ -7,6 +7,7 @@ key twice in one mapping, of which the last would count).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ __all__ = ["parse_yaml", "read_yaml"]
 _MOST_BYTES = 1_000_000
 _DEEPEST = 20
 _INTEGER = "tag:yaml.org,2002:int"
+_FLOAT = "tag:yaml.org,2002:float"
+_OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _MOST_INTEGER = 2**63
 
 
@@ -95,6 +98,8 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
+                if key.value == "<<":
+                    raise _Refused("<< takes keys from elsewhere; write them out", key.start_mark)
                 line = key.start_mark.line + 1
                 if key.value in lines:
                     raise _Refused(
@@ -106,6 +111,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    _check_number(node)
     try:
         value = int(loader.construct_yaml_int(node))
     except ValueError:
@@ -115,7 +121,22 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return value
 
 
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    _check_number(node)
+    return float(loader.construct_yaml_float(node))
+
+
+def _check_number(node: yaml.ScalarNode) -> None:
+    """Refuse what YAML 1.1 alone takes for a number: 1:30 is 90 there, and 010 is 8."""
+    if ":" in node.value or _OCTAL.fullmatch(node.value):
+        raise _Refused(
+            f"{node.value!r:.40} would be read as base 60 or 8; write a plain number, or quote a text",
+            node.start_mark,
+        )
+
+
 _Loader.add_constructor(_INTEGER, _integer)
+_Loader.add_constructor(_FLOAT, _float)
 
 
 def _place(error: yaml.MarkedYAMLError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,13 @@ def list_command(work: Path, as_json: bool) -> None:
     if as_json:
         print_json([entry.to_json() for entry in kept])
         return
-    rows = [("what", "size", "state", "last used", "where")]
+    rows = [("what", "size", "state", "last written", "where")]
     rows += [
         (
             entry.name,
             in_bytes(entry.size_bytes).split(" (")[0],
             entry.state,
-            entry.last_used[:16],
+            entry.last_written[:16],
             str(entry.folder),
         )
         for entry in kept
@@ -91,7 +92,11 @@ def clear_command(work: Path, unfinished: bool, finished: bool, runtime: bool, y
     for entry in chosen:
         click.echo(f"{in_bytes(entry.size_bytes):>30}  {entry.folder}", err=True)
     if not yes:
-        click.confirm("remove these?", abort=True, err=True)
+        if not sys.stdin.isatty():
+            raise click.UsageError("nobody is there to be asked; add --yes to remove these")
+        if not click.confirm("remove these?", err=True):
+            click.echo("nothing was removed", err=True)
+            return
     from codemill.compress.cache import remove
 
     try:

@@ -74,8 +74,11 @@ def search_command(
     """
     require_extra("compress", "`compress search`")
     given = dict(_budget(item) for item in budgets)
+    if len(given) < len(budgets):
+        raise click.UsageError("--budget: each key may be given once")
     if space == "compressor":
-        used = [f"--{name}" for name, value in named.items() if value] + (
+        flags = {"settings": "--set"}
+        used = [flags.get(name, f"--{name}") for name, value in named.items() if value] + (
             [recipe_or_model] if recipe_or_model else []
         )
         if used:
@@ -110,7 +113,7 @@ def search_command(
 def _budget(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or key not in _BUDGETS:
-        raise RecipeError(
+        raise click.UsageError(
             f"--budget {text!r}: expected one of {', '.join(f'{name}=VALUE' for name in _BUDGETS)}"
         )
     return key, value

@@ -16,6 +16,7 @@ from codemill.compress.data.splits import Splits, split_pairs
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Data, Recipe
 from codemill.errors import DataError
+from codemill.targets.json_lines import check_there
 
 __all__ = ["VERSION", "read_split", "stage"]
 
@@ -71,6 +72,7 @@ def _path(data: Data) -> Path:
 
 
 def _hash(path: Path) -> str:
+    check_there(path, "data.source", "expected 'installed' or a .jsonl file of pairs")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

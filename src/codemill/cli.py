@@ -13,10 +13,14 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from types import FrameType
+from typing import Any
 
 import click
 
@@ -44,12 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a file's name need not be Unicode, and a terminal need not be UTF-8
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    with _Interrupts() as interrupts:
+        code = _end(arguments, options, interrupts)
+        if interrupts.came or code == INTERRUPTED:
+            # a library may have made another error of it; and what ends now is not worth a traceback
+            code = INTERRUPTED
+            interrupts.say()
+    return code
+
+
+def _end(arguments: Sequence[str] | None, options: Options, interrupts: _Interrupts) -> int:
+    """Run the command; the exit code, with its message said."""
     try:
         return _run(arguments, options)
     except SystemExit:
         raise
     # a panic inside the tokenizers library is no Exception
     except BaseException as error:
+        if interrupts.came:
+            return INTERRUPTED
         code, message = _ending(error)
         with contextlib.suppress(OSError):
             if options.debug:
@@ -57,6 +74,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
             click.echo(message, err=True)
         _forget_unwritten()
         return code
+
+
+class _Interrupts:
+    """Ctrl-C while a command runs: the first raises KeyboardInterrupt, a second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._said = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        # only the main thread may, and a process that was started to ignore it (nohup) goes on so
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+        ):
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        # once it came the process ends: a further one must not print a traceback on the way
+        if self._before is not None and not self.came:
+            signal.signal(signal.SIGINT, self._before)
+
+    def say(self) -> None:
+        """How to go on, once."""
+        if not self._said:
+            self._said = True
+            with contextlib.suppress(OSError):
+                click.echo("interrupted; run the same command again to continue", err=True)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        # libraries print tracebacks of their own where their import is interrupted; a second one hits the way out
+        if self.came or _importing(frame):
+            self.say()
+            os._exit(INTERRUPTED)
+        self.came = True
+        raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _run(arguments: Sequence[str] | None, options: Options) -> int:
@@ -68,9 +131,8 @@ def _run(arguments: Sequence[str] | None, options: Options) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    # click makes Abort of a Ctrl-C that reaches it
+    # click makes Abort of a Ctrl-C that reaches it, and of a question that nobody answers
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; run the same command again to continue", err=True)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
 

@@ -79,3 +79,19 @@ def test_what_was_begun_is_said_to_be_continued(tmp_path: Path) -> None:
         run_stages(stages(fails=True), tmp_path, Silent())
     _, second = explain(stages(), tmp_path)
     assert second.said.startswith("begun, and will be continued")
+
+
+def test_what_a_run_finished_since_it_was_listed_is_not_removed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(stages(fails=True), tmp_path, Silent())
+    chosen = [entry for entry in kept(tmp_path) if entry.state == "unfinished"]
+    run_stages(stages(), tmp_path, Silent())
+    remove(chosen, tmp_path)
+    assert status(stages(), tmp_path)["second-one"]
+
+
+def test_a_spoilt_stage_is_said_to_be_done_again(tmp_path: Path) -> None:
+    done = run_stages(stages(), tmp_path, Silent())
+    (done["first"].folder / "result").write_bytes(b"short")
+    first, _ = explain(stages(), tmp_path)
+    assert (first.cached, "done again" in first.said or "do again" in first.said) == (False, True)

@@ -236,3 +236,14 @@ def test_a_recipe_that_is_not_there_names_those_that_ship(tmp_path: Path) -> Non
         read_recipe("code-serch")
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", ["010", "1:30", "-0_7", "1:1:1.5", ":".join(["1"] * 300) + ".5"])
+def test_a_number_that_only_old_yaml_knows_is_refused(value: str) -> None:
+    with pytest.raises(RecipeError, match=r"base 60 or 8; write a plain number"):
+        parse_recipe({"name": "mine"}, [f"seed={value}"])
+
+
+def test_keys_merged_in_are_refused() -> None:
+    with pytest.raises(RecipeError, match="<< takes keys from elsewhere"):
+        parse_recipe({"name": "mine"}, ["distill={<<: {epochs: 3}}"])

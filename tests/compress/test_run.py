@@ -14,11 +14,12 @@ import pytest
 from codemill import load
 from codemill.compress import pipeline
 from codemill.compress.data.pairs import Pair
+from codemill.compress.preflight import Check
 from codemill.compress.progress import Silent
 from codemill.compress.recipe import Recipe
 from codemill.compress.run import RunResult, plan, run, stages_of
 from codemill.compress.stages import bench, export
-from codemill.errors import InputError, RefusedError
+from codemill.errors import InputError, MachineError, RefusedError
 from codemill.runtime import read_manifest, size_bytes, verify_bundle
 
 from .small_run import BUDGET, STAGES, recipe_of
@@ -233,3 +234,41 @@ def test_a_bundle_is_replaced_and_nothing_else_ever_is(finished: Run, tmp_path: 
     assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == [], (
         "nothing half-done is left"
     )
+
+
+def test_a_bundle_stays_where_it_was_if_the_new_one_cannot_be_put_there(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    run(finished.recipe, finished.work, out, Silent())
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(finished.recipe, finished.work, out, Silent())
+    verify_bundle(out)
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_a_file_that_is_no_bundle_is_never_replaced(finished: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.mill").write_text("precious")
+    (tmp_path / "x.report.html").mkdir()
+    for out in ("notes.mill", "x.mill"):
+        with pytest.raises(InputError, match=r"--out"):
+            run(finished.recipe, finished.work, tmp_path / out, Silent())
+    assert (tmp_path / "notes.mill").read_text() == "precious"
+
+
+def test_a_finished_run_needs_no_room(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Check("disk", False, "full")
+    monkeypatch.setattr("codemill.compress.preflight._disk", lambda *_: full)
+    run(finished.recipe, finished.work, tmp_path / "again", Silent())
+    with pytest.raises(MachineError, match="full"):
+        run(finished.recipe, tmp_path / "elsewhere", tmp_path / "other", Silent())

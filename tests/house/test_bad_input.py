@@ -258,9 +258,9 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     ),
     (("run", "model-gpt2", "--data", "pairs.jsonl"), 1, "supported so far: bert"),
     # data
-    (run("--data", "nowhere.jsonl"), 1, "'nowhere.jsonl' cannot be read (No such file"),
+    (run("--data", "nowhere.jsonl"), 1, "data.source nowhere.jsonl does not exist; expected"),
     (run("--data", "~nobody-here/x"), 1, "there is no such home folder"),
-    (run("--data", "folder.jsonl"), 1, "'folder.jsonl' cannot be read (Is a directory)"),
+    (run("--data", "folder.jsonl"), 1, "data.source folder.jsonl is a folder; expected"),
     (run("--data", "empty.jsonl"), 1, "data file empty.jsonl is empty; expected one JSON object"),
     (run("--data", "blank.jsonl"), 1, "data file blank.jsonl is empty"),
     (run("--data", "binary.jsonl"), 1, "binary.jsonl:1: not a JSON object"),
@@ -419,6 +419,17 @@ def test_a_dry_run_finds_what_a_run_would(compress: Compress) -> None:
             assert (ended.code, said in ended.err) == (code, True), arguments
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+def test_a_pipe_or_device_for_data_is_refused_and_not_waited_for(
+    compress: Compress, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    for data in (pipe, "/dev/zero"):
+        ended = compress("run", "good.yaml", "--data", data)
+        assert (ended.code, "is not a file; expected" in ended.err) == (1, True)
+
+
 def test_a_dry_run_of_what_is_right_says_so_and_makes_nothing(compress: Compress) -> None:
     ended = compress("run", "good.yaml", "--dry-run", "--work", "new/wörk", "--out", "new/öut")
     assert ended.code == 0, ended.err
@@ -453,7 +464,7 @@ def test_a_name_for_a_new_recipe_is_made_of_any_path(compress: Compress, tmp_pat
     assert "name: gr-e-of\n" in text
     # it is a recipe: only its data, which are not there, are wrong with it
     ended = compress("run", path, "--data", "nowhere.jsonl")
-    assert "'nowhere.jsonl' cannot be read" in ended.err
+    assert "nowhere.jsonl does not exist" in ended.err
 
 
 def test_strange_paths_are_paths_like_any_other(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from codemill.compress.pipeline import Stage, run_stages
 from codemill.compress.progress import Silent
@@ -32,15 +35,27 @@ def test_a_list_names_what_is_kept_with_its_size(compress: Compress) -> None:
     assert "in all" in shown
 
 
-def test_clear_says_what_to_choose_from_and_asks(compress: Compress) -> None:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_clear_says_what_to_choose_from_and_asks(
+    compress: Compress, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = compress("cache", "clear")
     assert ended.code == 2
     assert "--unfinished, --finished, --runtime" in ended.err
     assert compress("cache", "clear", "--unfinished").err == "there is nothing to remove\n"
     keep(Path(".codemill"))
     (folder,) = Path(".codemill").glob("corpus-*")
-    # there is nobody to answer
-    assert compress("cache", "clear", "--finished").code != 0
+    ended = compress("cache", "clear", "--finished")
+    assert ended.code == 2
+    assert "nobody is there to be asked; add --yes" in ended.err
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    ended = compress("cache", "clear", "--finished")
+    assert ended.code == 0
+    assert ended.err.endswith("nothing was removed\n")
     assert (folder / "result").is_file()
     ended = compress("cache", "clear", "--finished", "--yes")
     assert ended.code == 0
@@ -53,3 +68,13 @@ def test_an_explanation_names_every_stage(compress: Compress) -> None:
     assert found[0]["stage"] == "corpus"
     assert not any(item["cached"] for item in found)
     assert compress("cache", "explain", "code-serch").code == 1
+
+
+def test_a_work_folder_that_is_a_file_is_an_input_error(compress: Compress) -> None:
+    Path("file").touch()
+    for command in (("list",), ("clear", "--finished")):
+        ended = compress("cache", *command, "--work", "file")
+        assert (ended.code, ended.err) == (
+            1,
+            "error: file is not a folder to work in; choose another --work\n",
+        )

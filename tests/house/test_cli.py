@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -434,3 +438,38 @@ def test_bench_without_an_evaluation_set_says_what_to_give(
     ended = compress("bench", bundle)
     assert ended.code == 1
     assert "--evaluation" in ended.err
+
+
+def test_an_interrupt_that_a_library_made_another_error_of_is_an_interrupt(
+    compress: Compress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_numpy() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("codemill.targets.all_targets", import_numpy)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        ended = compress("targets")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.code == 130
+    assert ended.err == "interrupted; run the same command again to continue\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("delay_s", [0.03, 0.1, 0.15, 0.25])
+def test_ctrl_c_while_libraries_load_prints_no_traceback(delay_s: float) -> None:
+    code = "import sys; from codemill.__main__ import main; sys.exit(main())"
+    argv = [sys.executable, "-c", code, "targets"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True) as process:
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[1]
+    # before Python runs a line of ours the signal ends it plainly; late, the command was done
+    assert process.returncode in (130, 0, -signal.SIGINT)
+    if process.returncode == 130:
+        assert said.strip() == "interrupted; run the same command again to continue"

@@ -224,3 +224,18 @@ def test_a_cache_that_cannot_be_made_is_a_machine_error(
     monkeypatch.setenv("CODEMILL_CACHE", str(tmp_path / "file"))
     with pytest.raises(MachineError, match="CODEMILL_CACHE"):
         unpack(mill)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_disk_that_is_full_is_a_machine_error_and_leaves_nothing(mill: Path, cache: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(MachineError, match="cannot unpack"):
+            unpack(mill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((cache / "bundles").iterdir()) == []
+    verify_bundle(unpack(mill))

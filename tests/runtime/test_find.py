@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -272,3 +273,27 @@ def test_folders_named_in_exclude_are_left_out_at_any_depth(code: Path, encoder:
     write(code / "net/extra.py", PARSE.replace("parse", "extra"))
     assert names(Index.open(code, encoder, exclude=["net"]), "json") == ["parse", "product"]
     assert "Client.connect" in names(Index.open(code, encoder), "json")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_disk_that_is_full_is_a_machine_error_and_the_older_index_stays(
+    code: Path, encoder: Counting, cache: Path
+) -> None:
+    import resource
+
+    Index.open(code, encoder)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write(
+        code / "c.py",
+        "".join(f"def parse_{n}(json):\n    return read(json, {n})\n" for n in range(99)),
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
+    try:
+        with pytest.raises(MachineError, match="cannot write the index"):
+            Index.open(code, encoder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(list(cache.glob("indexes/*/*"))) == 2
+    encoder.embedded.clear()
+    assert len(Index.open(code, encoder)) == 102
+    assert len(encoder.embedded) == 99
