@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -77,8 +78,16 @@ def start(
     argv = [sys.executable, "-c", f"import sys; {code}; sys.exit(main())", "run", str(recipe)]
     argv += ["--work", str(work), "--out", str(out), *more]
     pipe = subprocess.PIPE
-    # a group of its own: a signal to it does not reach the tests
-    return subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(
+        argv,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # a group of its own: a signal to it does not reach the tests
+        start_new_session=True,
+        # tests may have been started in the background, where shells have Ctrl-C ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def stages_begun(process: subprocess.Popen[str], said: list[str]) -> Iterator[str]:

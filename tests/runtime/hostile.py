@@ -630,7 +630,7 @@ def _change_model(rng: Random, model: Any, parts: Parts) -> None:
     kind = rng.randrange(5)
     if kind == 0:
         model.ir_version = rng.choice((0, 1, 3, 99, 2**40))
-    elif kind == 1:
+    elif kind == 1 and model.opset_import:
         model.opset_import[0].version = rng.choice((0, 1, 7, 13, 22, 99, -1, 2**40))
     elif kind == 2:
         del model.opset_import[:]
