@@ -450,7 +450,8 @@ def test_an_interrupt_that_a_library_made_another_error_of_is_an_interrupt(
             raise ImportError("initialization failed") from error
 
     monkeypatch.setattr("codemill.targets.all_targets", import_numpy)
-    before = signal.getsignal(signal.SIGINT)
+    # tests may have been started in the background, where shells have Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         ended = compress("targets")
     finally:
