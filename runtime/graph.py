@@ -17,32 +17,23 @@ from codemill.errors import BundleError
 
 __all__ = ["check_graph"]
 
-# what encoders are made of: name -> the inputs that may be left out ("" in their place), which is
-# what the operator's definition says, or less: "" for the bias of a LayerNormalization crashes
+# what encoders are made of, without those that mutated graphs made crash (GatherND, Inverse) or that
+# none needs: name -> the inputs that may be left out ("" in their place), which is what the operator's
+# definition says, or less: "" for the bias of a LayerNormalization crashes
 _STANDARD: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(
         (
             *("Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "CastLike", "Ceil", "Concat"),
             *("Constant", "ConstantOfShape", "Cos", "CumSum", "Div", "DynamicQuantizeLinear"),
-            *("Einsum", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather"),
-            *("GatherElements", "GatherND", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid"),
-            *("HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual"),
-            *(
-                "LayerNormalization",
-                "Log",
-                "LogSoftmax",
-                "LpNormalization",
-                "MatMul",
-                "Max",
-                "Mean",
-                "Min",
-                "Mish",
-            ),
-            *("Mod", "Mul", "Neg", "NonZero", "Not", "Or", "Pow", "QLinearMatMul", "Range"),
-            *("RMSNormalization", "Reciprocal", "Relu", "Reshape", "Round", "ScatterElements"),
-            *("ScatterND", "Shape", "Sigmoid", "Sign", "SimplifiedLayerNormalization", "Sin"),
-            *("Size", "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh"),
-            *("Tile", "TopK", "Transpose", "Unsqueeze", "Where", "Xor"),
+            *("Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather"),
+            *("GatherElements", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish"),
+            *("Identity", "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu", "Less"),
+            *("LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "MatMul", "Max", "Mean"),
+            *("Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "QLinearMatMul"),
+            *("RMSNormalization", "Range", "Reciprocal", "Relu", "Reshape", "Round", "Shape"),
+            *("Sigmoid", "Sign", "SimplifiedLayerNormalization", "Sin", "Size", "Softmax"),
+            *("Softplus", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "Tile", "Transpose"),
+            *("Unsqueeze", "Where", "Xor"),
         ),
         (),
     ),

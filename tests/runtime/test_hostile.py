@@ -747,6 +747,7 @@ def _dims(*dims: int) -> Callable[[Any, Parts], None]:
         (_node("Evil", domain="evil"), r"operator 'evil\.Evil'"),
         (_node("EPContext", domain="com.microsoft", ep_cache_context="/etc/passwd"), "EPContext"),
         (_node("Inverse", domain="com.microsoft"), "Inverse"),
+        (_node("GatherND", "sum", "last", batch_dims=-1), "GatherND"),
         (_node("Max", "sum", ""), "'Max' lacks an input"),
         (_node("Sum", "sum", ""), "'Sum' lacks an input"),
         (_node("LayerNormalization", "sum", ""), "'LayerNormalization' lacks an input"),
