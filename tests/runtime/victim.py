@@ -161,8 +161,8 @@ class _Watch:
         libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = libc.inotify_init1(os.O_NONBLOCK)
         opened, read, written, made, removed = 0x20, 0x1, 0x2, 0x100, 0x200
-        for path in (canary, canary.parent):
-            mask = opened | read | written | made | removed
+        # who lists the folder of temporary files is somebody else
+        for path, mask in ((canary, opened | read | written), (canary.parent, made | removed)):
             assert libc.inotify_add_watch(self._inotify, os.fsencode(path), mask) >= 0
         self._drain()
         sys.addaudithook(self._hook)
