@@ -1,24 +1,31 @@
-"""The student's shape, as data. What it costs is `search/cost.py`; how it is cut out of a teacher is `models/`."""
+"""The student's shape, as data. What it costs is `search/`; how it is cut out of a teacher is `models/`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from codemill.errors import RecipeError
 
-__all__ = ["Architecture"]
+__all__ = ["BITS", "Architecture", "Family"]
+
+Family = Literal["bert", "llama"]
+
+BITS = (8, 32)
+"""What a weight may take: int8, or float."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An encoder's shape.
+    """The shape of an encoder (`family` "bert") or of a decoder ("llama").
 
     `embedding_rank` is the inner size of a factorised word embedding (vocab_size x rank, then
     rank x hidden_size); None means one full table. `heads` x `head_size` may be smaller than
     `hidden_size`: whole heads are dropped when a student is cut. `copied_layers` names the
     teacher's layers, counted from 0 at the bottom, that the student starts from; empty for a
-    fresh one. `max_tokens` is the longest input, special tokens included.
+    fresh one. `max_tokens` is the longest input, special tokens included. `kv_heads`: a decoder's
+    groups of heads share so many keys and values; None means one for each head. `bits` of the
+    weights that ship.
     """
 
     vocab_size: int
@@ -30,6 +37,9 @@ class Architecture:
     max_tokens: int
     embedding_rank: int | None = None
     copied_layers: tuple[int, ...] = ()
+    family: Family = "bert"
+    kv_heads: int | None = None
+    bits: int = 8
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "hidden_size", "layers", "heads", "head_size", "max_tokens"):
@@ -41,6 +51,12 @@ class Architecture:
             raise RecipeError(
                 f"architecture: copied_layers names {len(self.copied_layers)} layers, "
                 f"but the student has {self.layers}"
+            )
+        if self.bits not in BITS:
+            raise RecipeError(f"architecture: bits must be one of {list(BITS)}, not {self.bits}")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise RecipeError(
+                f"architecture: {self.heads} heads do not divide into {self.kv_heads} groups"
             )
 
     def to_json(self) -> dict[str, Any]:
