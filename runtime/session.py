@@ -78,6 +78,9 @@ class OnnxSession:
         _require(provider)
         import onnxruntime as ort
 
+        # for an application that has imported it before codemill; see codemill/__init__.py
+        ort.disable_telemetry_events()
+
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads = threads or physical_cores()
         options.inter_op_num_threads = 1

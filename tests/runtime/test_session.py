@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -149,3 +152,19 @@ def test_an_unknown_variant_is_an_error_that_names_those_there(built: Path) -> N
     assert list(read_manifest(built).variants) == ["cpu-fp32"]
     with pytest.raises(BundleError, match="no variant 'cpu-int8'; it has: cpu-fp32"):
         load(built, variant="cpu-int8")
+
+
+def test_onnxruntime_keeps_its_telemetry_to_itself(bundle: Path, tmp_path: Path) -> None:
+    """Version 1.32 for Linux reports every session, and writes a device id into the user's cache folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    hidden = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "CODEMILL_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    code = "import sys, codemill; codemill.load(sys.argv[1]).encode(['x'])"
+    subprocess.run(
+        [sys.executable, "-c", code, str(bundle)],
+        env={**environment, "HOME": str(home), "USERPROFILE": str(home)},
+        check=True,
+        timeout=60,
+    )
+    assert [path for path in home.rglob("*") if "codemill" not in path.parts] == []
