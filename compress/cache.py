@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +26,8 @@ from codemill.compress.pipeline import (
     stage_of,
     status,
 )
-from codemill.errors import InputError, MachineError
-from codemill.runtime.cache import cache_folder
+from codemill.errors import InputError
+from codemill.runtime.cache import cache_root
 
 __all__ = ["Explanation", "Kept", "explain", "kept", "remove"]
 
@@ -68,35 +69,53 @@ class Explanation:
 def kept(work: Path) -> list[Kept]:
     """The stage folders in `work`, and the folders of the runtime's cache that hold something.
 
-    Raises InputError where `work` is there and is no folder.
+    Raises InputError where `work` is there and is no folder, or cannot be looked into.
     """
-    if work.exists() and not work.is_dir():
-        raise InputError(f"{work} is not a folder to work in; choose another --work")
+    try:
+        found = _stages(work)
+    except NotADirectoryError as error:
+        raise InputError(f"{work} is not a folder to work in; choose another --work") from error
+    except OSError as error:
+        raise InputError(
+            f"the work folder {work} cannot be looked into ({error.strerror or error}); choose another --work"
+        ) from error
+    root = cache_root()
+    if root is None:
+        return found
+    for kind in _RUNTIME_KINDS:
+        # not there, or another user's
+        with contextlib.suppress(OSError):
+            folder = root / kind
+            if any(folder.iterdir()):
+                found.append(_kept(kind, "runtime", folder))
+    return found
+
+
+def _stages(work: Path) -> list[Kept]:
+    try:
+        folders = sorted(work.iterdir())
+    except FileNotFoundError:
+        return []
     found = []
-    for folder in sorted(work.iterdir()) if work.is_dir() else ():
+    for folder in folders:
         name = stage_of(folder.name)
         if name is not None and folder.is_dir() and not folder.is_symlink():
             state: Literal["finished", "unfinished"]
             state = "finished" if is_finished(folder) else "unfinished"
-            found.append(_kept(name, state, folder))
-    for kind in _RUNTIME_KINDS:
-        try:
-            folder = cache_folder(kind)
-        # nothing can be kept where no folder can be
-        except MachineError:
-            break
-        if any(folder.iterdir()):
-            found.append(_kept(kind, "runtime", folder))
+            # another process may remove it meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                found.append(_kept(name, state, folder))
     return found
 
 
 def _kept(name: str, state: Literal["finished", "unfinished", "runtime"], folder: Path) -> Kept:
     size, newest = 0, folder.stat().st_mtime
-    for path in folder.rglob("*"):
-        # another process may remove files meanwhile
-        with contextlib.suppress(OSError):
-            status = path.lstat()
-            size, newest = size + status.st_size, max(newest, status.st_mtime)
+    # unlike rglob it goes on where another process removes a folder meanwhile
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                size, newest = size + status.st_size, max(newest, status.st_mtime)
     when = datetime.fromtimestamp(newest).astimezone().isoformat(" ", "seconds")
     return Kept(name, state, folder, size, when)
 
@@ -123,7 +142,8 @@ def remove(chosen: Sequence[Kept], work: Path) -> None:
 
 def explain(stages: Sequence[Stage], work: Path) -> list[Explanation]:
     """For each stage: kept, begun or to be done, and what differs from the last one that is kept."""
-    found, cached, entries = [], status(stages, work), kept(work)
+    entries, found = kept(work), []
+    cached = status(stages, work)
     for name, identity in identities_of(stages).items():
         folder = folder_of(work, name, identity.key)
         if cached[name]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -28,8 +29,8 @@ _HOLDER = "running.json"
 def working_in(work: Path, wait: bool, say: Callable[[str], object]) -> Iterator[None]:
     """Make the folder `work` where it is missing, and hold it for this process.
 
-    Where another process holds it: with `wait`, say so and wait; else raise MachineError. Raises
-    InputError where the folder cannot be made or written to.
+    Where another process holds it: with `wait`, say so and wait; else raise MachineError, as where
+    files cannot be locked. Raises InputError where the folder cannot be made or written to.
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -39,10 +40,7 @@ def working_in(work: Path, wait: bool, say: Callable[[str], object]) -> Iterator
         ) from error
     with contextlib.ExitStack() as stack:
         if not stack.enter_context(held(work / _LOCK, timeout_s=0)):
-            if not os.access(work, os.W_OK):
-                raise InputError(
-                    f"the work folder {work} cannot be written to; choose another --work"
-                )
+            _check_lockable(work)
             if not wait:
                 raise MachineError(
                     f"{_holder(work)} is working in {work}, and two runs would mix; wait for it with --wait, "
@@ -50,15 +48,36 @@ def working_in(work: Path, wait: bool, say: Callable[[str], object]) -> Iterator
                 )
             say(f"waiting for {_holder(work)}, which works in {work}")
             if not stack.enter_context(held(work / _LOCK, timeout_s=math.inf)):
-                raise MachineError(
-                    f"{work} lies where files cannot be locked; choose another --work"
-                )
+                raise _no_locks(work)
         stack.callback(lambda: (work / _HOLDER).unlink(missing_ok=True))
         said = {"pid": os.getpid(), "since": datetime.now().astimezone().isoformat("T", "seconds")}
         # only for a message: a disk that is full is met where it matters
         with contextlib.suppress(OSError):
             write_atomically(work / _HOLDER, lambda file: file.write(json.dumps(said).encode()))
         yield
+
+
+def _check_lockable(work: Path) -> None:
+    """The lock can be opened, and a file of this process's own locked: it is another process that holds it."""
+    try:
+        (work / _LOCK).open("ab").close()
+        with (
+            tempfile.TemporaryDirectory(prefix=".lock-", dir=work) as folder,
+            held(Path(folder) / _LOCK, timeout_s=0) as works,
+        ):
+            if not works:
+                raise _no_locks(work)
+    except OSError as error:
+        raise InputError(
+            f"the work folder {work} cannot be written to ({error.strerror or error}); choose another --work"
+        ) from error
+
+
+def _no_locks(work: Path) -> MachineError:
+    return MachineError(
+        f"the work folder {work} lies where files cannot be locked, so that two runs there could mix; "
+        "choose another --work, on a disk of this machine"
+    )
 
 
 def _holder(work: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import zipfile
 from pathlib import Path
@@ -20,20 +19,38 @@ def check_folder(folder: Path, option: str = "--out") -> None:
 
     Makes nothing. `option` is what the message asks to choose anew.
     """
-    place = folder.absolute()
+    _check_room(folder, folder, option)
+
+
+def _check_room(asked: Path, folder: Path, option: str, name: str | None = None) -> None:
+    """`folder` can be made and written into, and can hold `name`, under which `asked` is written first."""
+    names = [] if name is None else [name]
+    place = culprit = folder.absolute()
     try:
-        # a link to nowhere is there as well
-        while not os.path.lexists(place):
-            place = place.parent
+        while not _is_there(place):
+            names.append(place.name)
+            place = culprit = place.parent
         if not place.is_dir():
             raise InputError(f"{place} is not a folder; choose another {option}")
         # asks the file system itself: permissions do not tell of one that is mounted read-only
         with tempfile.TemporaryFile(dir=place):
             pass
+        culprit = asked
+        for each in names:
+            _is_there(place / each)
     except OSError as error:
         raise InputError(
-            f"{place} cannot be written to ({error.strerror or error}); choose another {option}"
+            f"{culprit} cannot be written to ({error.strerror or error}); choose another {option}"
         ) from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether anything is, a link to nowhere too. Raises OSError where nothing could be."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def check_file_out(path: Path, option: str = "--out") -> None:
@@ -47,7 +64,7 @@ def check_file_out(path: Path, option: str = "--out") -> None:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}); choose another {option}"
         ) from error
-    check_folder(path.absolute().parent, option)
+    _check_room(path, path.absolute().parent, option, f".{path.name}.{'0' * 16}")
 
 
 def write_out(path: Path, content: bytes) -> None:
@@ -82,7 +99,7 @@ def check_bundle_out(out: Path, work: Path) -> None:
     except (OSError, RuntimeError) as error:
         said = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{out} cannot be looked at ({said}); choose another --out") from error
-    return check_folder(out.absolute().parent)
+    return _check_room(out, out.absolute().parent, "--out", f".{out.name}.partial-{'0' * 8}")
 
 
 def _check_apart(out: Path, work: Path) -> None:

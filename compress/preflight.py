@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from codemill.compress.architecture import Architecture
 from codemill.compress.data.pairs import Pair, read_pairs
 from codemill.compress.data.splits import split_pairs
 from codemill.compress.models.load import TeacherShape, load_teacher, read_shape, resolve_model
+from codemill.compress.models.tokenize import tokenize
 from codemill.compress.models.wordpiece import keep_order, prune_tokenizer
 from codemill.compress.recipe import Recipe
-from codemill.compress.search.cost import size_bytes
+from codemill.compress.search.cost import gflops, size_bytes
 from codemill.compress.search.space import Choices, default_space
 from codemill.errors import CodemillError, DataError, MachineError, RecipeError, RefusedError
 from codemill.runtime.machine import this_machine
@@ -37,6 +40,10 @@ _FEW_PAIRS = 5_000
 """So many pairs at most are split before the start: half a second's work."""
 _FEWEST_TRAINED = 10
 """As few as a recipe can ask for."""
+_FEWEST_TOKENS = 3
+"""Of any function: the two special tokens and one of its own."""
+_SAMPLE = 1000
+"""So many training functions tell the search how long functions are."""
 _HEADLINE_TOKENS = 128
 _LABEL_BYTES = 2
 _GRAPH_COPIES = 4
@@ -95,6 +102,7 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
     parameters = sum(value.numel() for value in teacher.model.parameters())
     config = teacher.model.config
     _check_lengths(recipe, config.max_position_embeddings)
+    codes, data = _data(recipe, teacher.tokenizer_json)
     memory = _memory_bytes(recipe, parameters, config.hidden_size, config.num_hidden_layers)
     disk = max(0, _disk_bytes(recipe, parameters, config.hidden_size) - held_bytes)
     checks = [
@@ -104,12 +112,13 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
             f"{config.model_type}, {_count(config.num_hidden_layers, 'layer')}, "
             f"{parameters / 1e6:.1f} M parameters",
         ),
-        *_data(recipe, teacher.tokenizer_json),
+        *data,
         _target(recipe),
         _memory(memory),
         _disk(disk, work),
     ]
-    refused = _refused(recipe, read_shape(teacher.folder), teacher.tokenizer_json)
+    tokens = _tokens(recipe, codes, teacher.tokenizer_json)
+    refused = _refused(recipe, read_shape(teacher.folder), teacher.tokenizer_json, tokens)
     return Preflight(tuple(checks), memory, disk, refused)
 
 
@@ -127,11 +136,14 @@ def _check_lengths(recipe: Recipe, positions: int) -> None:
         )
 
 
-def _data(recipe: Recipe, tokenizer_json: str) -> list[Check]:
-    """A data file, read to its end. Few pairs are split too: what they lack would show only hours later."""
+def _data(recipe: Recipe, tokenizer_json: str) -> tuple[list[str], list[Check]]:
+    """A data file, read to its end, and the functions that the search will measure where that can be told.
+
+    Few pairs are split, as the stage `corpus` does: what they lack would show only hours later.
+    """
     data = recipe.data
     if data.source == "installed":
-        return []
+        return [], []
     path = Path(data.source).expanduser()
     few: list[Pair] = []
     total = 0
@@ -140,6 +152,7 @@ def _data(recipe: Recipe, tokenizer_json: str) -> list[Check]:
         if total <= _FEW_PAIRS:
             few.append(pair)
     found = f"{path.name}, {_count(total, 'pair')}"
+    codes: list[str] = []
     if total <= _FEW_PAIRS:
         splits = split_pairs(
             few, data.validation_pairs, data.test_pairs, recipe.seed, str(data.source)
@@ -151,7 +164,17 @@ def _data(recipe: Recipe, tokenizer_json: str) -> list[Check]:
             )
         _check_measurable(recipe, [pair.code for pair in splits.test], tokenizer_json)
         found += f": {len(splits.train):,} to train on, {len(splits.test):,} to test on"
-    return [Check("data", True, found)]
+        random.Random(recipe.seed).shuffle(splits.train)
+        codes = [pair.code for pair in splits.train[: min(data.train_pairs, _SAMPLE)]]
+    return codes, [Check("data", True, found)]
+
+
+def _tokens(recipe: Recipe, codes: Sequence[str], tokenizer_json: str) -> float:
+    """The fewest tokens a function that any student can have: a smaller vocabulary only takes more."""
+    if not codes:
+        return _FEWEST_TOKENS
+    lengths = [len(ids) for ids in tokenize(tokenizer_json, codes, recipe.student.max_tokens)]
+    return float(np.mean(lengths))
 
 
 def _check_measurable(recipe: Recipe, codes: Sequence[str], tokenizer_json: str) -> None:
@@ -176,8 +199,8 @@ def _check_measurable(recipe: Recipe, codes: Sequence[str], tokenizer_json: str)
         ) from error
 
 
-def _refused(recipe: Recipe, shape: TeacherShape, tokenizer_json: str) -> str | None:
-    """Why no architecture keeps the size, by the least that any can take, or None.
+def _refused(recipe: Recipe, shape: TeacherShape, tokenizer_json: str, tokens: float) -> str | None:
+    """Why no architecture keeps the size, or the GFLOPs, by the least that any can take, or None.
 
     Raises ModelError for a tokenizer that cannot be pruned and RecipeError for choices that the teacher
     cannot give. The search, which knows the data, may refuse more.
@@ -197,36 +220,52 @@ def _refused(recipe: Recipe, shape: TeacherShape, tokenizer_json: str) -> str | 
         intermediate_size=shape.intermediate_size,
         vocab_size=min(shape.vocab_size, len(order)),
         max_tokens=recipe.student.max_tokens,
-        choices=Choices(**recipe.search.model_dump()),
+        choices=Choices(
+            **recipe.search.model_dump(include={each.name for each in fields(Choices)})
+        ),
     )
     smallest = min(space.vocab_sizes)
     pruned = prune_tokenizer(tokenizer_json, counts, order, smallest).tokenizer_json
     bits = 8 if recipe.quantize.method == "dynamic-int8" else 32
-    least = min(
-        size_bytes(
-            Architecture(
-                vocab_size=smallest,
-                hidden_size=space.hidden_size,
-                layers=min(len(copied) for copied in space.layers),
-                heads=min(space.heads),
-                head_size=space.head_size,
-                intermediate_size=min(space.intermediate_sizes),
-                max_tokens=space.max_tokens,
-                embedding_rank=rank,
-            ),
-            len(pruned.encode()),
-            bits,
+    smallest_of_each_rank = [
+        Architecture(
+            vocab_size=smallest,
+            hidden_size=space.hidden_size,
+            layers=min(len(copied) for copied in space.layers),
+            heads=min(space.heads),
+            head_size=space.head_size,
+            intermediate_size=min(space.intermediate_sizes),
+            max_tokens=space.max_tokens,
+            embedding_rank=rank,
+            bits=bits,
         )
         for rank in space.embedding_ranks
-    )
-    limit = recipe.budget.size_bytes
-    if limit is None or least <= limit:
+    ]
+    text_bytes = len(pruned.encode())
+    least_bytes = min(size_bytes(item, text_bytes) for item in smallest_of_each_rank)
+    least_gflops = min(gflops(item, tokens) for item in smallest_of_each_rank)
+    size, operations = recipe.budget.size_bytes, recipe.budget.gflops
+    missed = []
+    if size is not None and least_bytes > size:
+        missed.append(f"size_bytes <= {size:,}; the smallest takes {least_bytes:,} bytes at least")
+    # `auto` is a share of the teacher's, which the search tells
+    if isinstance(operations, float) and least_gflops > operations:
+        missed.append(
+            f"gflops <= {operations:g}; the least takes {_rounded_up(least_gflops)} GFLOPs a function "
+            "at least"
+        )
+    if not missed:
         return None
     return (
-        f"none of the {space.size:,} architectures in the search space fits size_bytes <= {limit:,}; "
-        f"the smallest takes {least:,} bytes at least: raise the limit, or give the search smaller "
-        "choices or a smaller teacher"
+        f"none of the {space.size:,} architectures in the search space fits {', nor '.join(missed)}: "
+        "raise the limit, or give the search smaller choices or a smaller teacher"
     )
+
+
+def _rounded_up(number: float) -> str:
+    """To four digits, and not below it: what is named has to be possible."""
+    digits = 3 - math.floor(math.log10(number))
+    return f"{math.ceil(number * 10**digits) / 10**digits:.4g}"
 
 
 def _count(number: int, what: str) -> str:

@@ -188,7 +188,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     Raises BundleError, which says what is wrong and, for a newer schema, what reads it.
     """
     path = Path(folder) / MANIFEST
-    if not Path(folder).is_dir():
+    try:
+        there = Path(folder).is_dir()
+    except OSError as error:
+        raise BundleError(
+            f"the bundle {os.fspath(folder)!r} cannot be looked into: {error.strerror or error}"
+        ) from error
+    if not there:
         raise BundleError(f"there is no bundle at {os.fspath(folder)!r}: no such folder")
     try:
         mode = path.lstat().st_mode

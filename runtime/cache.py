@@ -12,17 +12,15 @@ from pathlib import Path
 
 from codemill.errors import MachineError
 
-__all__ = ["cache_folder"]
+__all__ = ["cache_folder", "cache_root"]
 
 
 def cache_folder(kind: str) -> Path:
     """The folder for `kind` ("bundles", "indexes"), made where it is missing.
 
-    $CODEMILL_CACHE, else $XDG_CACHE_HOME/codemill, else ~/.cache/codemill; where there is no home
-    a folder of this user among the temporary files. Raises MachineError where it cannot be made.
+    It lies in `cache_root()`. Raises MachineError where it cannot be made.
     """
-    root = _root()
-    folder = root / kind
+    folder = (cache_root() or _temporary_root()) / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -33,7 +31,11 @@ def cache_folder(kind: str) -> Path:
     return folder
 
 
-def _root() -> Path:
+def cache_root() -> Path | None:
+    """$CODEMILL_CACHE, else $XDG_CACHE_HOME/codemill, else ~/.cache/codemill; makes nothing.
+
+    Where there is no home a folder of this user among the temporary files, and None before there is one.
+    """
     if configured := os.environ.get("CODEMILL_CACHE"):
         return Path(configured).absolute()
     xdg = os.environ.get("XDG_CACHE_HOME")
@@ -41,28 +43,41 @@ def _root() -> Path:
     if xdg and Path(xdg).is_absolute():
         return Path(xdg) / "codemill"
     try:
-        home = Path.home()
+        # Python takes the root folder for an empty one
+        home = Path() if os.environ.get("HOME") == "" else Path.home()
     except RuntimeError:
         home = Path()
     if home.is_absolute() and home.is_dir():
         return home / ".cache" / "codemill"
-    return _temporary_root()
+    if not hasattr(os, "getuid"):
+        return Path(tempfile.gettempdir()) / "codemill"
+    folder = _temporary_name()
+    return folder if _is_private(folder) else None
 
 
 def _temporary_root() -> Path:
     """A private folder among the temporary files, the same one each time where that is safe."""
-    if not hasattr(os, "getuid"):
-        return Path(tempfile.gettempdir()) / "codemill"
-    folder = Path(tempfile.gettempdir()) / f"codemill-{os.getuid()}"
+    folder = _temporary_name()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
     except OSError as error:
         raise MachineError(
             f"cannot make the cache folder {folder}: {error.strerror or error}. "
             "Set CODEMILL_CACHE to a folder that can be written"
         ) from error
-    # anybody can make a folder of that name: one that another user may write to is not ours
-    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
-        return folder
-    return Path(tempfile.mkdtemp(prefix="codemill-"))
+    return folder if _is_private(folder) else Path(tempfile.mkdtemp(prefix="codemill-"))
+
+
+def _temporary_name() -> Path:
+    return Path(tempfile.gettempdir()) / f"codemill-{os.getuid()}"
+
+
+def _is_private(folder: Path) -> bool:
+    """Anybody can make a folder of that name: one that another user may write to is not ours."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return (
+        stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    )

@@ -57,7 +57,8 @@ def open_encoder(
     path: str | os.PathLike[str], *, variant: str | None = None, threads: int | None = None
 ) -> Encoder:
     """What `codemill.load` does for a bundle that embeds; see there."""
-    if Path(path).is_file():
+    # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
+    if os.path.isfile(path):  # noqa: PTH113
         from codemill.runtime.archive import unpack
 
         # which has checked every file

@@ -113,7 +113,13 @@ class Index:
         from codemill import __version__
 
         root = Path(folder)
-        if not root.is_dir():
+        try:
+            there = root.is_dir()
+        except OSError as error:
+            raise DataError(
+                f"the folder {os.fspath(folder)!r} cannot be looked into: {error.strerror or error}"
+            ) from error
+        if not there:
             raise DataError(f"there is no folder {os.fspath(folder)!r} to search")
         without = frozenset(exclude)
         # the version stands for how functions are read: another reading is another index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 import warnings
@@ -184,7 +185,8 @@ def _reference(model: str, threads: int) -> Engine:
     from codemill.targets import bundle_engine
 
     path = Path(model)
-    if path.is_file() or (path / "manifest.json").is_file():
+    # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
+    if any(os.path.isfile(each) for each in (path, path / "manifest.json")):  # noqa: PTH113
         other = bundle_engine(model, threads=threads, name=f"bundle {path.name}")
         return replace(other, role="reference")
     require_extra("compress", f"`compress bench --against {model}`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def verify_command(bundle: Path, expect: str | None, as_json: bool) -> None:
 
 def folder_of(bundle: Path) -> Path:
     """The folder of a bundle; a `.mill` is checked and unpacked into the cache."""
-    if not bundle.is_file():
+    # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
+    if not os.path.isfile(bundle):  # noqa: PTH113
         return bundle
     from codemill.runtime.archive import unpack
 

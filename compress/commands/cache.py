@@ -92,7 +92,7 @@ def clear_command(work: Path, unfinished: bool, finished: bool, runtime: bool, y
     for entry in chosen:
         click.echo(f"{in_bytes(entry.size_bytes):>30}  {entry.folder}", err=True)
     if not yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise click.UsageError("nobody is there to be asked; add --yes to remove these")
         if not click.confirm("remove these?", err=True):
             click.echo("nothing was removed", err=True)

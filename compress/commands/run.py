@@ -143,6 +143,10 @@ def resolve(
     """
     from codemill.compress.recipe import parse_recipe, read_recipe, shipped_recipes
 
+    if not recipe_or_model.strip():
+        raise click.UsageError(
+            "RECIPE|MODEL is empty; name a recipe (`compress recipes` lists those that ship), a .yaml file or a model"
+        )
     is_yaml = Path(recipe_or_model).suffix in (".yaml", ".yml")
     if recipe_or_model in shipped_recipes() or (is_yaml and not _is_folder(recipe_or_model)):
         return read_recipe(recipe_or_model, settings, given)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from codemill.compress import cache as module
 from codemill.compress.cache import explain, kept, remove
 from codemill.compress.lock import working_in
 from codemill.compress.pipeline import Stage, run_stages, status
@@ -42,6 +44,19 @@ def test_what_is_kept_is_listed_and_nothing_else(tmp_path: Path) -> None:
     assert first.size_bytes > 1000
     assert (second.name, second.state) == ("second-one", "unfinished")
     assert (bundles.name, bundles.state, bundles.size_bytes) == ("bundles", "runtime", 7)
+
+
+def test_what_is_removed_while_it_is_listed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run_stages(stages(), tmp_path, Silent())
+
+    def first_is_removed(folder: Path) -> bool:
+        shutil.rmtree(done["first"].folder, ignore_errors=True)
+        return True
+
+    monkeypatch.setattr(module, "is_finished", first_is_removed)
+    assert [entry.name for entry in kept(tmp_path)] == ["second-one"]
 
 
 def test_what_is_removed_is_done_again(tmp_path: Path) -> None:

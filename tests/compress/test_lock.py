@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from codemill.compress.lock import working_in
 from codemill.errors import InputError, MachineError
+from codemill.runtime import lock as runtime_lock
 
 HOLD = """
 import sys
@@ -75,5 +77,31 @@ def test_a_work_folder_that_cannot_be_is_an_input_error(tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match=r"cannot be made.*another --work"),
         working_in(tmp_path / "file" / "work", False, print),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL])
+def test_where_files_cannot_be_locked_nobody_is_said_to_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, wait: bool
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(runtime_lock, "_try", refuse)
+    with (
+        pytest.raises(MachineError, match=r"lies where files cannot be locked.*another --work"),
+        working_in(tmp_path, wait, pytest.fail),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_lock_that_cannot_be_opened_is_not_one_that_is_held(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(InputError, match=r"cannot be written to .*another --work"),
+        working_in(tmp_path, False, print),
     ):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from codemill.compress import preflight as module
 from codemill.compress.preflight import Preflight, preflight
 from codemill.compress.recipe import Recipe, parse_recipe
-from codemill.errors import MachineError, ModelError, RecipeError
+from codemill.errors import MachineError, ModelError, RecipeError, RefusedError
 
 
 def recipe(model: Path, **sections: dict[str, Any]) -> Recipe:
@@ -81,6 +82,42 @@ def test_too_little_memory_or_disk_stops_the_run_and_says_how_much_is_needed(
         module, "this_machine", lambda: SimpleNamespace(memory_available_bytes=None)
     )
     assert failed(preflight(recipe(made_model), tmp_path)) == ["disk"]
+
+
+def test_gflops_that_no_architecture_keeps_to_are_refused_with_the_fewest(
+    made_model: Path, tmp_path: Path
+) -> None:
+    def refused(gflops: float | str | None) -> str | None:
+        return preflight(recipe(made_model, budget={"gflops": gflops}), tmp_path).refused
+
+    said = refused(1e-9)
+    assert said is not None
+    least = float(said.partition("the least takes ")[2].split()[0])
+    assert refused(least) is None
+    assert refused(least * 0.99) is not None
+    # none of them is known to be impossible without the data
+    assert refused("auto") is refused(None) is refused(100.0) is None
+    with pytest.raises(RefusedError, match="gflops <= 1e-09"):
+        preflight(recipe(made_model, budget={"gflops": 1e-9}), tmp_path).raise_if_refused()
+
+
+def test_functions_of_a_data_file_tell_how_many_gflops_are_needed(
+    made_model: Path, tmp_path: Path
+) -> None:
+    def least(words: int) -> float:
+        path = tmp_path / f"{words}.jsonl"
+        path.write_text(
+            "\n".join(
+                json.dumps({"query": f"get {i}", "code": f"f{i} " + f"v{i} " * words})
+                for i in range(120)
+            )
+        )
+        values = {"data": {"source": str(path), "max_tokens": 48}, "bench": {"tokens": [8]}}
+        found = preflight(recipe(made_model, budget={"gflops": 1e-9}, **values), tmp_path)
+        assert found.refused is not None
+        return float(found.refused.partition("the least takes ")[2].split()[0])
+
+    assert 1.5 * least(8) < least(16)
 
 
 def test_more_trained_layers_and_larger_batches_take_more_memory(

@@ -184,6 +184,10 @@ def setting(value: str) -> tuple[str, ...]:
     return run("--set", value)
 
 
+LONG = "x" * 300
+COMPRESSOR = ("--space", "compressor", "--budget")
+NO_MODEL = ("--set", "teacher.model=nowhere")
+
 # arguments, exit code, what the message says
 CASES: list[tuple[tuple[str, ...], int, str]] = [
     # usage
@@ -191,6 +195,11 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("run",), 2, "Missing argument"),
     (("run", "good.yaml", "--nonsense"), 2, "No such option"),
     (("run", "model"), 2, "model is a model, which needs --data"),
+    *(
+        ((*command, name), 2, "RECIPE|MODEL is empty; name a recipe")
+        for command in (("run",), ("search",), ("cache", "explain"))
+        for name in ("", " ")
+    ),
     (run("--task", "poetry"), 2, "'poetry' is not 'retrieval'"),
     (run("--seed", "-1"), 2, "-1 is not in the range"),
     (run("--seed", "one"), 2, "'one' is not a valid integer"),
@@ -205,6 +214,28 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("bench", "bundle", "--threads", "99999"), 2, "99999 is not in the range"),
     (("report", "report.json"), 2, "Missing option '--out'"),
     (("encode", "bundle", "texts", "--out", "empty"), 2, "'empty' is a directory"),
+    (("search",), 2, "name a RECIPE or MODEL, or take --space compressor"),
+    (("search", "model"), 2, "model is a model, which needs --data"),
+    (("search", "good.yaml", "--space", "wide"), 2, "'wide' is not one of 'recipe', 'compressor'"),
+    (
+        ("search", "good.yaml", "--objective", "speed"),
+        2,
+        "Invalid value for '--objective': 'speed'",
+    ),
+    (("search", "good.yaml", "--fitness", "paper"), 2, "goes with --space compressor only"),
+    (("search", "good.yaml", "--budget", "size"), 2, "expected one of size=VALUE, gflops=VALUE"),
+    (("search", "good.yaml", "--budget", "energy=1"), 2, "expected one of size=VALUE"),
+    (("search", "good.yaml", *("--budget", "size=3MB") * 2), 2, "each key may be given once"),
+    (("search", "good.yaml", "--space", "compressor"), 2, "stands for itself: leave out "),
+    (("search", "--space", "compressor", "--data", "x", "--set", "a=1"), 2, "leave out --"),
+    (("search", "--space", "compressor", "--work", ".codemill"), 2, "leave out --work"),
+    (("search", "good.yaml", "--budget", "gflops="), 2, "expected one of size=VALUE"),
+    (("search", "--space", "compressor", "--fitness", "paper"), 2, "give --budget size=3MB"),
+    (("cache", "nonsense"), 2, "No such command 'nonsense'"),
+    (("cache", "list", "extra"), 2, "unexpected extra argument"),
+    (("cache", "explain"), 2, "Missing argument 'RECIPE|MODEL'"),
+    (("cache", "explain", "model"), 2, "model is a model, which needs --data"),
+    (("cache", "clear"), 2, "say what to remove: --unfinished, --finished, --runtime"),
     # recipes
     (("run", "code-serch"), 1, "did you mean 'code-search'?"),
     (("run", "no/such.yaml"), 1, "there is no recipe 'no/such.yaml'"),
@@ -234,6 +265,13 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (run("--size", "much"), 1, "size 'much' is not understood; expected a number"),
     (run("--size", "-3MB"), 1, "size '-3MB' is not understood"),
     (run("--size", "5kB"), 3, "size_bytes <= 5,000; the smallest takes "),
+    (setting("budget.gflops=0.00001"), 3, "gflops <= 1e-05; the least takes 0.000"),
+    (setting("budget.gflops=0"), 1, "budget.gflops: Input should be 'auto' or greater than 0"),
+    (
+        run("--size", "5kB", "--set", "budget.gflops=0.00001"),
+        3,
+        "bytes at least, nor gflops <= 1e-05; the least takes",
+    ),
     # models
     (
         setting("teacher.model=nowhere"),
@@ -283,6 +321,14 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     # where it works and writes
     (run("--work", "pairs.jsonl"), 1, "pairs.jsonl is not a folder; choose another --work"),
     (run("--work", "pairs.jsonl/below"), 1, "pairs.jsonl is not a folder; choose another --work"),
+    (run("--work", LONG), 1, "(File name too long); choose another --work"),
+    (run("--work", f"new/{LONG}/work"), 1, "(File name too long); choose another --work"),
+    (run("--work", "/".join(["y" * 200] * 30)), 1, "(File name too long); choose another --work"),
+    (run("--out", LONG), 1, "(File name too long); choose another --out"),
+    (run("--out", f"new/{LONG}/out"), 1, "(File name too long); choose another --out"),
+    # what is written first has a longer name
+    (run("--out", LONG[:245]), 1, "(File name too long); choose another --out"),
+    (run("--out", f"{LONG[:235]}.mill"), 1, "(File name too long); choose another --out"),
     (run("--work", "made/work", "--out", "made"), 1, "work folder made/work lies in --out made"),
     (run("--work", "made", "--out", "made"), 1, "the work folder made lies in --out made"),
     (run("--work", "empty/../made", "--out", "./made"), 1, "lies in --out made"),
@@ -299,7 +345,36 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("init", "--out", "empty", "--force"), 1, "empty is a folder; choose another --out"),
     (("init", "--out", "texts/new.yaml"), 1, "texts is not a folder; choose another --out"),
     (("init", "--out", "/dev/full", "--force"), 1, "/dev/full is not a plain file"),
-    (("init", "--out", "x" * 300), 1, "File name too long"),
+    (("init", "--out", LONG), 1, "(File name too long); choose another --out"),
+    (("init", "--out", LONG[:245]), 1, "(File name too long); choose another --out"),
+    # searching alone
+    (("search", "code-serch"), 1, "did you mean 'code-search'?"),
+    (("search", "good.yaml", "--set", "search.head=[2]"), 1, "did you mean 'search.heads'?"),
+    (("search", "good.yaml", "--budget", "gflops=much"), 1, "budget.gflops: Input should be"),
+    (("search", "good.yaml", "--budget", "size=much"), 1, "size 'much' is not understood"),
+    (("search", "good.yaml", "--work", "pairs.jsonl"), 1, "choose another --work"),
+    (("search", "good.yaml", "--work", "pairs.jsonl/below"), 1, "choose another --work"),
+    (("search", "good.yaml", "--work", LONG), 1, "(File name too long); choose another --work"),
+    (("search", *COMPRESSOR, "size=much"), 1, "size 'much' is not understood"),
+    (("search", *COMPRESSOR, "gflops=much"), 1, "expected a number, such as gflops=0.5"),
+    (("search", *COMPRESSOR, "gflops=nan"), 1, "gflops must be a number above 0, not nan"),
+    (("search", *COMPRESSOR, "size=1kB"), 3, "least possible, each on its own, is 108,296 bytes"),
+    (("search", *COMPRESSOR, "gflops=0.01"), 3, "108,296 bytes, 0.04738 GFLOPs a function"),
+    # what is kept
+    *(
+        (("cache", *command, "--work", work), 1, said)
+        for command in (("list",), ("clear", "--finished"), ("explain", "good.yaml"))
+        for work, said in (
+            ("pairs.jsonl", "pairs.jsonl is not a folder to work in; choose another --work"),
+            ("pairs.jsonl/below", "below is not a folder to work in; choose another --work"),
+            (LONG, "cannot be looked into (File name too long); choose another --work"),
+        )
+    ),
+    (("cache", "explain", "code-serch"), 1, "did you mean 'code-search'?"),
+    (("cache", "explain", "good.yaml", "--set", "seeds=1"), 1, "did you mean 'seed'?"),
+    (("cache", "explain", "good.yaml", "--data", "nowhere.jsonl"), 1, "does not exist; expected"),
+    (("cache", "explain", "good.yaml", "--data", "folder.jsonl"), 1, "is a folder; expected"),
+    (("cache", "explain", "good.yaml", *NO_MODEL), 1, "model 'nowhere' is not a folder here"),
     # bundles
     *(
         ((command, name, *rest), 1, said)
@@ -308,6 +383,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
             ("nowhere", "there is no bundle at 'nowhere'"),
             ("nowhere.mill", "there is no bundle at 'nowhere.mill'"),
             ("/dev/null", "there is no bundle at '/dev/null'"),
+            (LONG, "' cannot be looked into: File name too long"),
             ("empty", "'empty' is not a bundle: it has no manifest.json"),
             ("pairs.jsonl", "'pairs.jsonl' is not a sound .mill file"),
             ("cut.mill", "'cut.mill' is not a sound .mill file"),
@@ -328,6 +404,11 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("encode", "bundle", "texts", "--out", "/dev/full"), 1, "/dev/full is not a plain file"),
     (("find", "a query", "nowhere", "--bundle", "bundle"), 1, "there is no folder 'nowhere'"),
     (("find", "a query", "texts", "--bundle", "bundle"), 1, "there is no folder 'texts'"),
+    (
+        ("find", "a query", LONG, "--bundle", "bundle"),
+        1,
+        "cannot be looked into: File name too long",
+    ),
     (("find", "a query", "code", "--bundle", "nowhere"), 1, "there is no bundle at 'nowhere'"),
     (("find", "a query", "code"), 1, "give one with --bundle, or make one with"),
     # measuring
@@ -352,6 +433,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
         (("bench", "bundle", "--evaluation", "pairs.jsonl", "--against", name), 1, said)
         for name, said in (
             ("nowhere", "model 'nowhere' is not a folder here"),
+            (LONG, "xxx is not a folder here"),
             ("empty", "it has no config.json"),
             ("model-gpt2", "supported so far: bert"),
             ("cut.mill", "'cut.mill' is not a sound .mill file"),
@@ -419,6 +501,35 @@ def test_a_dry_run_finds_what_a_run_would(compress: Compress) -> None:
             assert (ended.code, said in ended.err) == (code, True), arguments
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (NO_MODEL, 1, "model 'nowhere' is not a folder here"),
+        (("--set", "teacher.model=empty"), 1, "it has no config.json"),
+        (("--set", "teacher.model=model-cut-short"), 1, "model-cut-short cannot be loaded"),
+        (("--set", "teacher.model=model-pickled"), 1, "model-pickled cannot be loaded"),
+        (("--set", "teacher.model=model-gpt2"), 1, "supported so far: bert"),
+        (("--data", "nowhere.jsonl"), 1, "nowhere.jsonl does not exist"),
+        (("--data", "empty.jsonl"), 1, "data file empty.jsonl is empty"),
+        (("--data", "latin.jsonl"), 1, "latin.jsonl:3: not a JSON object"),
+        (("--data", "few.jsonl"), 1, "too few distinct pairs: 20 of 20"),
+        (("--set", "search.heads=[99]"), 1, "heads asks for [99], but the teacher has only 4"),
+        (("--set", "search.vocab_sizes=[10]"), 1, "a vocabulary of 10 has no room for"),
+        (("--budget", "size=5kB"), 3, "size_bytes <= 5,000"),
+        (("--budget", "gflops=0.00001"), 3, "gflops <= 1e-05"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_search_ends_as_the_run_would(
+    compress: Compress, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    ended = compress("search", "good.yaml", *arguments, "--work", tmp_path / "work")
+    assert (ended.code, ended.out) == (code, ""), ended.err
+    assert said in ended.err
+    assert ended.err.count("error: ") == 1
+    assert "Traceback" not in ended.err
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
 def test_a_pipe_or_device_for_data_is_refused_and_not_waited_for(
     compress: Compress, tmp_path: Path
@@ -437,12 +548,34 @@ def test_a_dry_run_of_what_is_right_says_so_and_makes_nothing(compress: Compress
     assert "ok  data: pairs.jsonl, 300 pairs: " in ended.out
 
 
-def test_the_smallest_budget_that_is_named_is_possible(compress: Compress) -> None:
-    refused = compress("run", "good.yaml", "--size", "5kB", "--dry-run")
-    least = refused.err.partition("takes ")[2].split()[0].replace(",", "")
-    assert compress("run", "good.yaml", "--size", least, "--dry-run").code == 0
-    below = str(int(least) - 1)
-    assert compress("run", "good.yaml", "--size", below, "--dry-run").code == 3
+@pytest.mark.parametrize(
+    ("key", "too_little", "below"),
+    [
+        ("size_bytes", "5000", lambda least: str(int(least) - 1)),
+        ("gflops", "0.00001", lambda least: f"{float(least) * 0.99:.8f}"),
+    ],
+)
+def test_the_smallest_budget_that_is_named_is_possible(
+    compress: Compress, key: str, too_little: str, below: Callable[[str], str]
+) -> None:
+    def tried(value: str) -> Any:
+        return compress("run", "good.yaml", "--set", f"budget.{key}={value}", "--dry-run")
+
+    least = tried(too_little).err.partition("takes ")[2].split()[0].replace(",", "")
+    assert tried(least).code == 0
+    assert tried(below(least)).code == 3
+
+
+def test_the_fewest_gflops_that_are_named_are_no_more_than_the_search_finds(
+    compress: Compress, tmp_path: Path
+) -> None:
+    named = compress("run", "good.yaml", "--set", "budget.gflops=0.00001", "--dry-run").err
+    least = float(named.partition("takes ")[2].split()[0])
+    # a sixth of the teacher's is too little for this space: what is possible, the search has measured
+    refused = compress("search", "good.yaml", "--work", tmp_path)
+    assert refused.code == 3
+    measured = float(refused.err.partition(" GFLOPs a function")[0].split()[-1])
+    assert measured / 2 < least <= measured * 1.001
 
 
 def test_bench_finds_an_unusable_out_before_it_measures(
@@ -569,13 +702,17 @@ def read_only() -> Iterator[Path]:
         ("init", "--out", "{}/new/below.yaml"),
         ("report", "x.json", "--out", "{}/page.html"),
         ("encode", "bundle", "texts", "--out", "{}/rows.npy"),
+        ("run", "good.yaml", "--work", "{}/work"),
+        ("run", "good.yaml", "--work", "{}"),
+        ("run", "good.yaml", "--work", "{}", "--out", "{}/out"),
     ],
 )
 def test_a_read_only_folder_is_named(
     compress: Compress, read_only: Path, arguments: tuple[str, ...]
 ) -> None:
     ended = compress(*(argument.format(read_only) for argument in arguments))
-    said = f"error: {read_only} cannot be written to (Permission denied); choose another --out\n"
+    option = "--work" if "--work" in arguments else "--out"
+    said = f"error: {read_only} cannot be written to (Permission denied); choose another {option}\n"
     assert (ended.code, ended.out, ended.err) == (1, "", said)
     assert list(read_only.iterdir()) == []
 

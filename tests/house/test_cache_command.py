@@ -23,6 +23,25 @@ def keep(work: Path) -> None:
     run_stages([Stage("corpus", 1, (), {"seed": 0}, (), write)], work, Silent())
 
 
+def test_a_list_makes_nothing(
+    compress: Compress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("CODEMILL_CACHE", "kept"), ("XDG_CACHE_HOME", "xdg"), ("HOME", "home")):
+        monkeypatch.setenv(name, str(tmp_path / value))
+        before = sorted(tmp_path.rglob("*"))
+        assert compress("cache", "list", "--json").document == []
+        assert compress("cache", "clear", "--runtime").err == "there is nothing to remove\n"
+        assert sorted(tmp_path.rglob("*")) == before
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert compress("cache", "list", "--json").document == []
+    assert sorted(tmp_path.rglob("*")) == before
+    (cache_folder("bundles") / "one").write_bytes(b"x")
+    (found,) = compress("cache", "list", "--json").document
+    assert found["folder"].startswith(str(tmp_path / "codemill-"))
+
+
 def test_a_list_names_what_is_kept_with_its_size(compress: Compress) -> None:
     assert compress("cache", "list", "--json").document == []
     keep(Path(".codemill"))
@@ -57,6 +76,9 @@ def test_clear_says_what_to_choose_from_and_asks(
     assert ended.code == 0
     assert ended.err.endswith("nothing was removed\n")
     assert (folder / "result").is_file()
+    monkeypatch.setattr("sys.stdin", None)
+    ended = compress("cache", "clear", "--finished")
+    assert (ended.code, "nobody is there to be asked" in ended.err) == (2, True)
     ended = compress("cache", "clear", "--finished", "--yes")
     assert ended.code == 0
     assert "removed 0.00 MB (1," in ended.err
