@@ -1,0 +1,97 @@
+"""Peak activation memory of one run, as formulas: what ONNX Runtime allocates beside the weights.
+
+Of the fused encoder graph, and of a decoder's prompt through the plain graph, float or dynamic int8.
+Letters as in `cost.py` and `decoder.py`; everything below is in floats (4 bytes) a token, times
+batch x T. Assumed: float32 activations; every input padded to T tokens; one thread; tensors with at
+least the size of H / 8 (ids, masks and scalars are left out, and so is what the caller hands in);
+ONNX Runtime's arena off. With the arena, which asks the system for more than it hands out, a process
+grew by 13 to 28 % more in its first run.
+
+The terms were read off ONNX Runtime 1.32's own allocations, by size, at the moment of their peak. Three
+things beside the tensors that are alive by the graph: buffers inside the kernels; a copy in int8 of
+what enters a dynamically quantized product; and, where the planner knows all shapes, buffers that it
+keeps for a later tensor of the same size although nothing alive is in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from codemill.compress.architecture import Architecture
+
+__all__ = ["activation_bytes"]
+
+
+def activation_bytes(architecture: Architecture, tokens: int, batch: int = 1) -> int:
+    """Most bytes of activations alive at once in one run over `batch` inputs of `tokens` tokens.
+
+    For a decoder, a prompt with no past, its keys and values included, logits for every position. The
+    fields of the architecture, `tokens` and `batch` may be numpy arrays that broadcast.
+    """
+    count = _decoder if architecture.family == "llama" else _encoder
+    floats = count(architecture, np.asarray(tokens), np.asarray(batch))
+    size = np.rint(4 * floats * tokens * batch).astype(int)
+    return size if size.ndim else int(size)
+
+
+def _encoder(architecture: Architecture, tokens: Any, batch: Any) -> Any:
+    """Floats a token at the peak: the largest of three moments.
+
+    attention       H its input, A its output, and inside the kernel 3 A (query, key, value), heads T
+                    (scores), A (weighted values before heads are joined); in int8 also H / 4, its
+                    input quantized
+    feed-forward    H the residual, I the product, I its GELU, I inside the GELU's kernel (bias added)
+    norms           3 H: two inputs, one output (and in the embedding, words, types, their sum, and
+                    H / batch of positions)
+
+    In an int8 graph, and in a float one with a full table, the planner knows all shapes and lets
+    tensors of one size share buffers, which then live from the first to the last of them: three of H
+    (two before the only layer's norms), and from the second layer on, two of I through attention and
+    one of A through the feed-forward; sizes that happen to be equal share with each other. A
+    float graph with a factorised embedding has unknown shapes and keeps nothing.
+    """
+    h, i = architecture.hidden_size, architecture.intermediate_size
+    a = architecture.heads * architecture.head_size
+    integer = architecture.bits == 8
+    kernel = 4 * a + architecture.heads * tokens + (h / 4 if integer else 0)
+    norms = 3 * h + h / batch
+    if not integer and architecture.embedding_rank is not None:
+        return np.maximum(np.maximum(h + a + kernel, h + 3 * i), norms)
+    again = np.asarray(architecture.layers) > 1
+    joined, inner = np.where(a == h, 0, a), np.where(i == h, 0, 2 * i)
+    attention = (2 + again) * h + joined + again * inner + kernel
+    feed_forward = 3 * h + again * np.where(a == i, 0, joined) + inner + i
+    return np.maximum(attention, feed_forward)
+
+
+def _decoder(architecture: Architecture, tokens: Any, _batch: Any) -> Any:
+    """Floats a token at the peak: the largest of four moments, all in the last layers.
+
+    Keys and values are outputs and stay: 2 K a layer. Shapes are unknown to the planner: nothing is
+    kept beyond its last use.
+
+    rotation        2 H (residual and its norm), 4 A where heads are grouped (keys repeated for each
+                    head; query, its cosine part, its turned copy) else 3 A, A for the halves (half
+                    of it negated), 2 D angles, T mask, the keys and values but this layer's last
+    scores          2 heads T (before and after the mask), T the mask and T its slice (the last layer
+                    needs no further one, but two K more), 2 D, 2 H; in int8 H / 4 instead of the norm
+    feed-forward    H residual, 3 I (gate, up, their product), all keys and values
+    logits          V, and what enters the head, H or, factorised, R; in int8 a quarter more of it
+    """
+    v, h, i = architecture.vocab_size, architecture.hidden_size, architecture.intermediate_size
+    a, d = architecture.heads * architecture.head_size, architecture.head_size
+    kv_heads = architecture.heads if architecture.kv_heads is None else architecture.kv_heads
+    k = kv_heads * d
+    integer = architecture.bits == 8
+    rank = architecture.embedding_rank
+    kept = 2 * architecture.layers * k
+    entering = h + (h / 4 if integer else h) + 2 * d
+    rotation = entering + np.where(k < a, 4, 3) * a + tokens + kept - k
+    mask = tokens + np.where(np.asarray(architecture.layers) > 1, np.maximum(tokens - 2 * k, 0), 0)
+    scores = entering + 2 * architecture.heads * tokens + mask + kept - k
+    feed_forward = h + 3 * i + kept
+    narrow = h if rank is None else rank
+    logits = v + narrow * (1.25 if integer else 1) + kept
+    return np.maximum(np.maximum(rotation, scores), np.maximum(feed_forward, logits))
