@@ -42,7 +42,8 @@ class Architecture:
     bits: int = 8
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "hidden_size", "layers", "heads", "head_size", "max_tokens"):
+        whole = ("vocab_size", "hidden_size", "layers", "heads", "head_size", "intermediate_size")
+        for key in (*whole, "max_tokens"):
             if getattr(self, key) < 1:
                 raise RecipeError(
                     f"architecture: {key} must be at least 1, not {getattr(self, key)}"
@@ -51,6 +52,10 @@ class Architecture:
             raise RecipeError(
                 f"architecture: copied_layers names {len(self.copied_layers)} layers, "
                 f"but the student has {self.layers}"
+            )
+        if self.embedding_rank is not None and self.embedding_rank < 1:
+            raise RecipeError(
+                f"architecture: embedding_rank must be at least 1, not {self.embedding_rank}"
             )
         if self.bits not in BITS:
             raise RecipeError(f"architecture: bits must be one of {list(BITS)}, not {self.bits}")

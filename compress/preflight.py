@@ -7,22 +7,21 @@ import math
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from codemill.compress.architecture import Architecture
 from codemill.compress.data.pairs import Pair, read_pairs
 from codemill.compress.data.splits import split_pairs
 from codemill.compress.models.load import TeacherShape, load_teacher, read_shape, resolve_model
 from codemill.compress.models.tokenize import tokenize
-from codemill.compress.models.wordpiece import keep_order, prune_tokenizer
+from codemill.compress.models.vocabulary import Pruned, Trained
 from codemill.compress.recipe import Recipe
 from codemill.compress.search.cost import gflops, size_bytes
-from codemill.compress.search.space import Choices, default_space
+from codemill.compress.stages.search import space_of
 from codemill.errors import CodemillError, DataError, MachineError, RecipeError, RefusedError
 from codemill.runtime.machine import this_machine
 from codemill.targets.evaluation import texts_of_length
@@ -205,45 +204,17 @@ def _refused(recipe: Recipe, shape: TeacherShape, tokenizer_json: str, tokens: f
     Raises ModelError for a tokenizer that cannot be pruned and RecipeError for choices that the teacher
     cannot give. The search, which knows the data, may refuse more.
     """
-    vocabulary = json.loads(tokenizer_json)["model"].get("vocab", {})
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
-    # as if short tokens were the most used: no other choice makes a smaller file
-    counts = np.full(max(ids, default=0) + 1, -(10**6))
-    if isinstance(vocabulary, dict):
-        for token, index in vocabulary.items():
-            counts[index] = -len(token.encode())
-    order = keep_order(tokenizer_json, counts)
-    space = default_space(
-        hidden_size=shape.hidden_size,
-        layers=shape.layers,
-        heads=shape.heads,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=min(shape.vocab_size, len(order)),
-        max_tokens=recipe.student.max_tokens,
-        choices=Choices(
-            **recipe.search.model_dump(include={each.name for each in fields(Choices)})
-        ),
-    )
-    smallest = min(space.vocab_sizes)
-    pruned = prune_tokenizer(tokenizer_json, counts, order, smallest).tokenizer_json
-    bits = 8 if recipe.quantize.method == "dynamic-int8" else 32
-    smallest_of_each_rank = [
-        Architecture(
-            vocab_size=smallest,
-            hidden_size=space.hidden_size,
-            layers=min(len(copied) for copied in space.layers),
-            heads=min(space.heads),
-            head_size=space.head_size,
-            intermediate_size=min(space.intermediate_sizes),
-            max_tokens=space.max_tokens,
-            embedding_rank=rank,
-            bits=bits,
-        )
-        for rank in space.embedding_ranks
-    ]
-    text_bytes = len(pruned.encode())
-    least_bytes = min(size_bytes(item, text_bytes) for item in smallest_of_each_rank)
-    least_gflops = min(gflops(item, tokens) for item in smallest_of_each_rank)
+    if recipe.student.tokenizer == "bpe":
+        # nothing is known of a tokenizer that is still to be trained
+        space, text_bytes = space_of(recipe, shape, Trained.most), 0
+    else:
+        vocabulary = _of_short_tokens(tokenizer_json)
+        space = space_of(recipe, shape, vocabulary.most)
+        text_bytes = len(vocabulary.at(min(space.choices[0])).tokenizer_json.encode())
+    least_bytes, least_gflops = math.inf, math.inf
+    for _, architectures in space.grids():
+        least_bytes = min(least_bytes, np.min(size_bytes(architectures, text_bytes)))
+        least_gflops = min(least_gflops, np.min(gflops(architectures, tokens)))
     size, operations = recipe.budget.size_bytes, recipe.budget.gflops
     missed = []
     if size is not None and least_bytes > size:
@@ -260,6 +231,16 @@ def _refused(recipe: Recipe, shape: TeacherShape, tokenizer_json: str, tokens: f
         f"none of the {space.size:,} architectures in the search space fits {', nor '.join(missed)}: "
         "raise the limit, or give the search smaller choices or a smaller teacher"
     )
+
+
+def _of_short_tokens(tokenizer_json: str) -> Pruned:
+    """As if short tokens were the most used: no other choice of them makes a smaller file."""
+    vocabulary = json.loads(tokenizer_json)["model"].get("vocab", {})
+    tokens = vocabulary if isinstance(vocabulary, dict) else {}
+    counts = np.full(max(tokens.values(), default=0) + 1, -(10**6))
+    for token, index in tokens.items():
+        counts[index] = -len(token.encode())
+    return Pruned(tokenizer_json, counts)
 
 
 def _rounded_up(number: float) -> str:

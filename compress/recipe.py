@@ -182,33 +182,91 @@ class BudgetLimits(_Section):
         description="billion operations (2 a multiply-add) a function of mean length, dense products only; "
         "`auto`: a sixth of the teacher's",
     )
-    latency_ms: float | None = Field(
-        None, gt=0, le=_MANY, description="per function of 128 tokens, batch 1, on this machine"
+    latency_ms: Literal["auto"] | Annotated[float, Field(gt=0, le=_MANY)] | None = Field(
+        None,
+        description="per function of 128 tokens, batch 1, on this machine; `auto`: an eighth of the teacher's as "
+        "fused fp32 ONNX by search.latency, for the search only",
     )
 
 
 class Search(_Section):
-    """The space of architectures; a key left out means what the teacher allows."""
+    """How an architecture is searched, and in what space: a key left out means what the teacher allows."""
 
+    objective: Literal["gflops", "pareto"] = Field(
+        "gflops",
+        description="the most GFLOPs within the budget (Compressor), or NSGA-II over `objectives`",
+    )
+    objectives: tuple[Literal["quality", "gflops", "latency_ms", "size_bytes"], ...] = Field(
+        ("quality", "latency_ms", "size_bytes"), description="of `pareto`; the first one leads"
+    )
+    pick: Literal["budget", "knee"] = Field(
+        "budget",
+        description="of the Pareto front: the best at the first objective, or where gains begin to cost most",
+    )
+    quality: PathText | None = Field(
+        None,
+        description="file of `compress estimate`; `reference`: that of the embedded default, which ships",
+    )
+    latency: PathText | None = Field(
+        None,
+        description="file of `compress profile`; `reference`: one that ships, of a 2-core x86 server",
+    )
     vocab_sizes: tuple[int, ...] | None = Field(None, description="vocabulary sizes to choose from")
     embedding_ranks: tuple[int | None, ...] | None = Field(
-        None, description="inner sizes of the factorised embedding"
+        None, description="inner sizes of the factorised embedding; null is a full table"
     )
-    layers: tuple[tuple[int, ...], ...] | None = Field(
-        None, description="which teacher layers to copy, counted from 0"
+    hidden_sizes: tuple[int, ...] | None = Field(None, description="widths of a fresh student")
+    layers: tuple[tuple[int, ...], ...] | tuple[int, ...] | None = Field(
+        None,
+        description="which teacher layers to copy, counted from 0; of a fresh student, how many layers",
     )
     heads: tuple[int, ...] | None = Field(None, description="attention heads kept in each layer")
+    head_sizes: tuple[int, ...] | None = Field(
+        None, description="columns of a head of a fresh student"
+    )
     intermediate_sizes: tuple[int, ...] | None = Field(
         None, description="feed-forward neurons kept in each layer"
     )
+    bits: tuple[Literal[8, 32], ...] | None = Field(
+        None,
+        description="of the weights that ship; by default what quantize.method and target say",
+    )
+
+    @model_validator(mode="after")
+    def _says_what_it_needs(self) -> Search:
+        if self.objective == "pareto":
+            if not self.objectives:
+                raise ValueError("objectives must list at least one for objective: pareto")
+            for name, file in (("quality", self.quality), ("latency_ms", self.latency)):
+                if name in self.objectives and file is None:
+                    key = name.removesuffix("_ms")
+                    raise ValueError(
+                        f"objectives hold {name}, which search.{key} has to name a file for (or `reference`)"
+                    )
+        return self
 
 
 class Student(_Section):
     """The student beyond its searched shape."""
 
+    init: Literal["teacher", "fresh"] = Field(
+        "teacher", description="cut out of the teacher, or random weights"
+    )
+    tokenizer: Literal["pruned", "bpe"] = Field(
+        "pruned",
+        description="the teacher's most used tokens or, for a fresh student, a byte-level BPE trained on the data",
+    )
     max_tokens: int = Field(
         256, ge=8, le=_LONGEST, description="longest input of the student, special tokens included"
     )
+
+    @model_validator(mode="after")
+    def _own_tokens_own_table(self) -> Student:
+        if self.tokenizer == "bpe" and self.init == "teacher":
+            raise ValueError(
+                "tokenizer: bpe makes new tokens, for which the teacher has no embeddings; set init: fresh too"
+            )
+        return self
 
 
 class Losses(_Section):
@@ -332,6 +390,19 @@ class Recipe(_Section):
     def longest_common(self) -> int:
         """The longest input that neither the teacher nor the student cuts."""
         return min(self.teacher.max_tokens, self.student.max_tokens)
+
+    @model_validator(mode="after")
+    def _layers_to_copy_or_how_many(self) -> Recipe:
+        for choice in self.search.layers or ():
+            if isinstance(choice, int) is (self.student.init == "teacher"):
+                said = {
+                    "teacher": "the layers that it copies, such as [[0], [0, 5]]",
+                    "fresh": "how many layers, such as [2, 4]: it copies none",
+                }[self.student.init]
+                raise ValueError(
+                    f"search.layers holds {choice}; with student.init: {self.student.init} it lists {said}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _measured_at_uncut_lengths(self) -> Recipe:

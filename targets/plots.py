@@ -204,20 +204,39 @@ def training_curve(points: Sequence[TrainingPoint]) -> str | None:
 
 
 def search_points(points: Sequence[SearchPoint]) -> str | None:
-    """GFLOPs a function against size of the architectures looked at; the ring is the chosen one."""
+    """The architectures looked at, in the two measures that matter most; the ring is the chosen one.
+
+    A Pareto front: estimated quality against latency, the larger the more bytes. Else GFLOPs against size.
+    """
     if not points:
         return None
+    front = [p for p in points if p.front and p.quality is not None and p.latency_ms is not None]
     with _figure("search", 4.2, 3.1) as (figure, svg):
         axes = figure.subplots()
-        sizes, gflops = [p.size_bytes / 1e6 for p in points], [p.gflops for p in points]
-        axes.scatter(sizes, gflops, s=9, color=MUTED, alpha=0.45, linewidths=0)
+        if front:
+            sizes = [p.size_bytes / 1e6 for p in front]
+            dots = [4 + 12 * size / max(sizes) for size in sizes]
+            axes.scatter(*_places(front, True), s=dots, color=MUTED, alpha=0.55, linewidths=0)
+            axes.set_xlabel(
+                f"latency of 128 tokens, ms by the profile (dots: {min(sizes):.1f} to {max(sizes):.1f} MB)"
+            )
+            axes.set_ylabel("estimated quality")
+        else:
+            axes.scatter(*_places(points, False), s=9, color=MUTED, alpha=0.45, linewidths=0)
+            axes.set_xlabel("size, MB")
+            axes.set_ylabel("GFLOPs a function")
         for p in (p for p in points if p.chosen):
-            axes.scatter([p.size_bytes / 1e6], [p.gflops], s=60, color=SERIES[0], zorder=3)
+            axes.scatter(*_places([p], bool(front)), s=60, color=SERIES[0], zorder=3)
             axes.set_title(f"chosen: {p.label}", loc="left", color=SERIES[0], fontsize=9)
-        axes.set_xlabel("size, MB")
-        axes.set_ylabel("GFLOPs a function")
         axes.margins(0.08, 0.14)
     return svg.text
+
+
+def _places(points: Sequence[SearchPoint], front: bool) -> tuple[list[float], list[float]]:
+    """x and y: of a Pareto front latency and quality, else megabytes and GFLOPs."""
+    if front:
+        return [p.latency_ms or 0.0 for p in points], [p.quality or 0.0 for p in points]
+    return [p.size_bytes / 1e6 for p in points], [p.gflops for p in points]
 
 
 @dataclass

@@ -98,12 +98,17 @@ class TrainingPoint:
 
 @dataclass(frozen=True)
 class SearchPoint:
-    """One architecture that the search looked at; `gflops` a function."""
+    """One architecture that the search looked at; `gflops` a function.
+
+    `quality` and `latency_ms` as estimated; `front`: whether it is on the Pareto front.
+    """
 
     label: str
     size_bytes: float
     gflops: float
     quality: float | None = None
+    latency_ms: float | None = None
+    front: bool = False
     chosen: bool = False
 
 

@@ -20,6 +20,8 @@ __all__ = ["Options", "compress"]
 _MODULES = {
     "run": "run",
     "search": "search",
+    "profile": "profile",
+    "estimate": "estimate",
     "init": "recipes",
     "recipes": "recipes",
     "inspect": "bundle",

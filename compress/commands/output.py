@@ -36,7 +36,7 @@ __all__ = [
 _EXTRAS = {
     "compress": (
         *("jinja2", "matplotlib", "onnx", "onnxscript", "optimum", "psutil", "pydantic"),
-        *("pygad", "rich", "safetensors", "torch", "transformers", "yaml"),
+        *("pygad", "rich", "safetensors", "scipy", "sklearn", "torch", "transformers", "yaml"),
     ),
     "bench": ("jinja2", "matplotlib", "psutil", "rich", "yaml"),
 }

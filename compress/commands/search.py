@@ -23,7 +23,8 @@ from codemill.errors import RecipeError
 if TYPE_CHECKING:
     from codemill.compress.recipe import Recipe
 
-_BUDGETS = {"size": "size_bytes", "gflops": "gflops"}
+_BUDGETS = {"size": "size_bytes", "gflops": "gflops", "latency": "latency_ms"}
+_SEARCHED = ("objective", "pick", "quality", "latency")
 _SHAPE = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size")
 
 
@@ -36,7 +37,19 @@ _SHAPE = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size")
     show_default=True,
     help="What can be cut out of the recipe's teacher, or the space of the Compressor paper.",
 )
-@click.option("--objective", type=click.Choice(["gflops"]), default="gflops", show_default=True)
+@click.option(
+    "--objective",
+    type=click.Choice(["gflops", "pareto"]),
+    help="The most GFLOPs within the budget, or NSGA-II over quality, latency and size. "
+    "[default: the recipe's]",
+)
+@click.option(
+    "--pick",
+    type=click.Choice(["budget", "knee"]),
+    help="Of a Pareto front: the best quality within the budget, or the knee. [default: the recipe's]",
+)
+@click.option("--quality", metavar="FILE", help="What `compress estimate` wrote, or `reference`.")
+@click.option("--latency", metavar="FILE", help="What `compress profile` wrote, or `reference`.")
 @click.option(
     "--fitness",
     type=click.Choice(["limits", "paper"]),
@@ -50,15 +63,14 @@ _SHAPE = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size")
     "budgets",
     multiple=True,
     metavar="KEY=VALUE",
-    help="size=3MB or gflops=0.5; may be given several times. In the space `compressor`, size is the "
-    "paper's: 4 bytes a parameter.",
+    help="size=3MB, gflops=0.5 or latency=2 (ms); may be given several times. In the space `compressor`, "
+    "size is the paper's: 4 bytes a parameter.",
 )
 @work_option
 @json_option
 def search_command(
     recipe_or_model: str | None,
     space: str,
-    objective: str,  # noqa: ARG001  # one so far
     fitness: str,
     budgets: tuple[str, ...],
     work: Path,
@@ -76,11 +88,18 @@ def search_command(
     given = dict(_budget(item) for item in budgets)
     if len(given) < len(budgets):
         raise click.UsageError("--budget: each key may be given once")
+    searched = {name: named.pop(name) for name in _SEARCHED}
     if space == "compressor":
         flags = {"settings": "--set"}
-        used = [flags.get(name, f"--{name}") for name, value in named.items() if value] + (
-            [recipe_or_model] if recipe_or_model else []
-        )
+        used = [flags.get(name, f"--{name}") for name, value in named.items() if value]
+        used += [f"--{name}" for name in ("pick", "quality", "latency") if searched[name]]
+        used += ["--objective pareto"] if searched["objective"] == "pareto" else []
+        used += ["--work"] if _is_given("work") else []
+        used += [recipe_or_model] if recipe_or_model else []
+        if "latency" in given:
+            raise click.UsageError(
+                "--space compressor knows no latency: leave out --budget latency"
+            )
         if used:
             raise click.UsageError(
                 f"--space compressor stands for itself: leave out {', '.join(used)}"
@@ -92,12 +111,19 @@ def search_command(
         if fitness != "limits":
             raise click.UsageError(f"--fitness {fitness} goes with --space compressor only")
         settings = [f"budget.{_BUDGETS[key]}={value}" for key, value in given.items()]
+        settings += [f"search.{key}={value}" for key, value in searched.items() if value]
         named["settings"] = (*named["settings"], *settings)
         recipe = recipe_of(recipe_or_model=recipe_or_model, seed=seed, **named)
         found = _of_recipe(recipe, work)
     if as_json:
         print_json(found)
         return
+    click.echo(table(_rows(found)))
+    for line in found.get("warnings", []):
+        click.echo(f"note: {line}", err=True)
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     best = found["best"]
     rows = [
         (key, str(best[key])) for key in (*_SHAPE, "embedding_rank", "copied_layers") if key in best
@@ -105,14 +131,33 @@ def search_command(
     rows += [("GFLOPs a function", f"{found['gflops']:.4f}")]
     rows += [("fp32 parameters", in_bytes(found["params_fp32_bytes"]))]
     rows += [("what ships", in_bytes(found["size_bytes"]))]
-    rows += [("fitness", f"{found['fitness']:.4f}"), ("evaluations", f"{found['evaluations']:,}")]
-    rows += [("seconds", f"{found['seconds']:.1f}")]
-    click.echo(table(rows))
+    if best.get("latency_ms") is not None:
+        rows += [("latency of 128 tokens", f"{best['latency_ms']:.2f} ms by the profile")]
+    if best.get("quality") is not None:
+        predictor, error = found["quality"]["predictor"], found["quality"]["error"]
+        said = f"{best['quality']:.3f} MRR, give or take {error:.3f}"
+        rows += [("quality" if predictor == "estimate" else predictor, said)]
+    if found.get("front"):
+        rows += [("Pareto front", f"{len(found['front'])} architectures in search.json")]
+    else:
+        rows += [("fitness", f"{found['fitness']:.4f}")]
+    proven = ", then held against all of the space" if found.get("exact") else ""
+    rows += [
+        ("space", f"{found['space_size']:,} architectures"),
+        ("evaluations", f"{found['evaluations']:,}{proven}"),
+        ("seconds", f"{found['seconds']:.1f}"),
+    ]
+    return rows
+
+
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _budget(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
-    if not equals or key not in _BUDGETS:
+    if not equals or not value or key not in _BUDGETS:
         raise click.UsageError(
             f"--budget {text!r}: expected one of {', '.join(f'{name}=VALUE' for name in _BUDGETS)}"
         )
@@ -154,6 +199,7 @@ def _compressor(given: dict[str, str], fitness: str, seed: int) -> dict[str, Any
         "best": {**shape, **figures},
         **figures,
         "evaluations": result.evaluations,
+        "exact": result.exact,
         "seconds": result.seconds,
         "space_size": CompressorSpace().size,
     }
@@ -167,18 +213,23 @@ def _number(key: str, text: str) -> float:
 
 
 def _of_recipe(recipe: Recipe, work: Path) -> dict[str, Any]:
+    from codemill.compress.places import check_folder
     from codemill.compress.progress import shown_progress
 
+    check_folder(work, "--work")
     with quiet_stdout():
+        from codemill.compress.preflight import preflight
         from codemill.compress.run import run_search
 
+        preflight(recipe, work).raise_if_refused()
         with shown_progress() as progress:
             folder = run_search(recipe, work, progress)
     found: dict[str, Any] = json.loads((folder / "search.json").read_text())
     figures = {key: found["best"][key] for key in ("gflops", "params_fp32_bytes", "size_bytes")}
-    # the objective, which is what is maximised under limits
+    # the first objective, or the one that is maximised under limits
+    fitness = figures["gflops"] if found["objective"] == "gflops" else found["best"]["quality"]
     return {
         **figures,
-        "fitness": figures["gflops"],
-        **{k: v for k, v in found.items() if k != "seen"},
+        "fitness": fitness,
+        **{key: value for key, value in found.items() if key != "seen"},
     }

@@ -25,7 +25,7 @@ from codemill.compress.recipe import Distill, Losses
 from codemill.errors import TrainingError
 from codemill.runtime.atomic import write_atomically
 
-__all__ = ["Point", "Targets", "plan_batches", "train"]
+__all__ = ["Point", "Targets", "narrowed", "plan_batches", "train"]
 
 _CHECKPOINT_SECONDS = 60.0
 _POOL = 32
@@ -37,13 +37,15 @@ class Targets:
     """What a student learns from; index i of each belongs to pair i.
 
     teacher_queries, teacher_codes: float [n, dim], L2-normalised, None where only the pairs
-    themselves teach (fine-tuning a teacher).
+    themselves teach (fine-tuning a teacher). `aims`: the embeddings that the cosine loss draws
+    queries and codes to, where they are not the teacher's: of a student of another width, [n, its dim].
     """
 
     queries: Tokenized
     codes: Tokenized
     teacher_queries: np.ndarray | None = None
     teacher_codes: np.ndarray | None = None
+    aims: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,33 @@ class Schedule:
         """The schedule of a recipe's `distill` section."""
         names = set(cls.__dataclass_fields__) - {"bf16"}
         return cls(**{name: getattr(settings, name) for name in names}, bf16=bf16)
+
+
+def narrowed(
+    queries: np.ndarray, codes: np.ndarray, dim: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Embeddings [n, width] of both sides in the `dim` directions that hold most of them, L2-normalised.
+
+    None where they have that width already. Raises TrainingError for a `dim` above it.
+    """
+    width = queries.shape[1]
+    if dim == width:
+        return None
+    if dim > width:
+        raise TrainingError(
+            f"a student of width {dim} cannot learn embeddings of width {width}: set "
+            "distill.losses.cosine to 0, or take a narrower student"
+        )
+    rows = np.concatenate([queries, codes]).astype(np.float32)
+    _, directions = np.linalg.eigh(rows.T @ rows)
+    basis = directions[:, ::-1][:, :dim]
+
+    def image(side: np.ndarray) -> np.ndarray:
+        found = side.astype(np.float32) @ basis
+        image: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-9)
+        return image
+
+    return image(queries), image(codes)
 
 
 def plan_batches(
@@ -202,7 +231,12 @@ def _loss(
     teacher_query = torch.from_numpy(targets.teacher_queries[batch].astype(np.float32))
     teacher_code = torch.from_numpy(targets.teacher_codes[batch].astype(np.float32))
     if weights.cosine:
-        apart = cosine_distance(query, teacher_query) + cosine_distance(code, teacher_code)
+        query_aim, code_aim = (teacher_query, teacher_code)
+        if targets.aims is not None:
+            query_aim, code_aim = (
+                torch.from_numpy(rows[batch].astype(np.float32)) for rows in targets.aims
+            )
+        apart = cosine_distance(query, query_aim) + cosine_distance(code, code_aim)
         total = total + weights.cosine * apart / 2
     if weights.similarity:
         total = total + weights.similarity * similarity_divergence(

@@ -24,7 +24,16 @@ from transformers import BertConfig, BertModel
 from codemill.compress.architecture import Architecture
 from codemill.errors import ModelError
 
-__all__ = ["FactorizedEmbedding", "cut_student", "load_student", "neuron_strength", "save_student"]
+__all__ = [
+    "FactorizedEmbedding",
+    "cut_student",
+    "empty_student",
+    "fresh_student",
+    "load_student",
+    "neuron_strength",
+    "save_student",
+    "student_config",
+]
 
 _ARCHITECTURE_FILE = "architecture.json"
 _CONFIG_FILE = "config.json"
@@ -45,13 +54,14 @@ class FactorizedEmbedding(nn.Module):
         return widened
 
 
-def _student_config(architecture: Architecture, base: BertConfig) -> BertConfig:
+def student_config(architecture: Architecture, base: BertConfig) -> BertConfig:
+    """The configuration of a student; what the architecture does not say is as in `base`."""
     values = base.to_dict()
     values.update(
         vocab_size=architecture.vocab_size,
         hidden_size=architecture.hidden_size,
         num_hidden_layers=architecture.layers,
-        # heads are dropped from a full-width layer, see _empty_student
+        # heads are dropped from a full-width layer, see empty_student
         num_attention_heads=architecture.hidden_size // architecture.head_size,
         intermediate_size=architecture.intermediate_size,
         max_position_embeddings=architecture.max_tokens,
@@ -61,7 +71,7 @@ def _student_config(architecture: Architecture, base: BertConfig) -> BertConfig:
     return BertConfig(**values)
 
 
-def _empty_student(architecture: Architecture, config: BertConfig) -> BertModel:
+def empty_student(architecture: Architecture, config: BertConfig) -> BertModel:
     """A student of the right shape with weights still to be filled."""
     student = BertModel(config, add_pooling_layer=False)
     surplus = config.num_attention_heads - architecture.heads
@@ -187,7 +197,7 @@ def cut_student(
             f"{len(kept_tokens)} tokens kept for a vocabulary of {architecture.vocab_size}"
         )
 
-    student = _empty_student(architecture, _student_config(architecture, config))
+    student = empty_student(architecture, student_config(architecture, config))
     old, new = teacher.embeddings, student.embeddings
     new.position_embeddings.weight.copy_(old.position_embeddings.weight[: architecture.max_tokens])
     new.token_type_embeddings.weight.copy_(old.token_type_embeddings.weight)
@@ -203,6 +213,21 @@ def cut_student(
     for target, source in enumerate(architecture.copied_layers):
         _copy_layer(teacher, student, source, target, architecture)
     return student.eval()
+
+
+def fresh_student(architecture: Architecture, base: BertConfig, seed: int) -> BertModel:
+    """A student of `architecture` with random weights, drawn by `seed`; all else is as in `base`.
+
+    Raises ModelError where the heads do not fill the width, which a fresh student has no reason for.
+    """
+    if architecture.heads * architecture.head_size != architecture.hidden_size:
+        raise ModelError(
+            f"{architecture.heads} heads of {architecture.head_size} do not make the width "
+            f"{architecture.hidden_size} of a fresh student"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return empty_student(architecture, student_config(architecture, base)).eval()
 
 
 def save_student(student: BertModel, architecture: Architecture, folder: Path) -> None:
@@ -222,6 +247,6 @@ def load_student(folder: Path) -> tuple[BertModel, Architecture]:
     """Read what `save_student` wrote."""
     architecture = Architecture.from_json(json.loads((folder / _ARCHITECTURE_FILE).read_text()))
     config = BertConfig(**json.loads((folder / _CONFIG_FILE).read_text()))
-    student = _empty_student(architecture, config)
+    student = empty_student(architecture, config)
     student.load_state_dict(load_file(folder / _WEIGHTS_FILE))
     return student.eval(), architecture

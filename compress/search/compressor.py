@@ -7,9 +7,9 @@ space holds heads of two columns. The default space is `space.py`'s; this one re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from codemill.compress.architecture import Architecture
 from codemill.compress.search.cost import (
@@ -19,6 +19,7 @@ from codemill.compress.search.cost import (
     size_bytes,
 )
 from codemill.compress.search.genetic import Candidate
+from codemill.compress.search.space import AnySpace
 
 __all__ = ["TOKENS", "CompressorCosts", "CompressorSpace", "paper_fitness", "shipped_bytes"]
 
@@ -27,7 +28,7 @@ TOKENS = 514
 
 
 @dataclass(frozen=True)
-class CompressorSpace:
+class CompressorSpace(AnySpace):
     """The published space. Genes: vocabulary, width, layers, heads, intermediate size."""
 
     vocab_sizes: tuple[int, ...] = tuple(range(1000, 50_001, 1000))
@@ -35,6 +36,8 @@ class CompressorSpace:
     layers: tuple[int, ...] = tuple(range(1, 13))
     heads: tuple[int, ...] = (1, 2, 4, 8)
     intermediate_sizes: tuple[int, ...] = tuple(range(32, 3041, 32))
+
+    spread = (0, 1, 4)
 
     @property
     def choices(self) -> tuple[tuple[int, ...], ...]:
@@ -47,25 +50,18 @@ class CompressorSpace:
             self.intermediate_sizes,
         )
 
-    @property
-    def size(self) -> int:
-        """How many architectures there are."""
-        return math.prod(len(choices) for choices in self.choices)
-
-    def architecture(self, genes: Sequence[int]) -> Architecture:
-        """The architecture of a gene vector; 514 positions, a full embedding, nothing copied."""
-        vocab_size, hidden_size, layers, heads, intermediate_size = (
-            choices[gene] for choices, gene in zip(self.choices, genes, strict=True)
-        )
-        return Architecture(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            layers=layers,
-            heads=heads,
-            head_size=hidden_size // heads,
-            intermediate_size=intermediate_size,
-            max_tokens=TOKENS,
-        )
+    def fields(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The fields of the architecture; 514 positions, a full embedding, nothing copied."""
+        vocab_size, hidden_size, layers, heads, intermediate_size = values
+        return {
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "layers": layers,
+            "heads": heads,
+            "head_size": hidden_size // heads,
+            "intermediate_size": intermediate_size,
+            "max_tokens": TOKENS,
+        }
 
 
 class CompressorCosts:
@@ -96,7 +92,7 @@ _BPE_BYTES = {
 
 def shipped_bytes(architecture: Architecture) -> int:
     """What would ship as int8 ONNX with a byte-level BPE of that vocabulary; not what the paper's search limits."""
-    return size_bytes(architecture, interpolate(_BPE_BYTES)(architecture.vocab_size), bits=8)
+    return size_bytes(architecture, interpolate(_BPE_BYTES)(architecture.vocab_size))
 
 
 def paper_fitness(target_bytes: int) -> Callable[[Candidate], float]:

@@ -1,13 +1,16 @@
 """What an architecture costs, as formulas: parameters, GFLOPs in two conventions, bytes that ship.
 
-For BERT-like encoders as `models/bert.py` cuts them and `export/` writes them. Letters used below:
+For BERT-like encoders as `models/bert.py` cuts them and `export/` writes them; those of Llama-style decoders
+are `decoder.py`, which the same names lead to. Letters used below:
 
     V vocabulary   R embedding rank   H width   A = heads x head size   I intermediate size
     L layers       P longest input    T tokens of one input            2 token types
 
 Costs are stated for one function, not for one token: a smaller vocabulary makes every function
 longer. How much longer is measured on the data by the caller and comes in as a `CostModel`.
-Nothing here imports torch.
+The formulas take an architecture whose fields are numbers, or numpy arrays that broadcast (all of
+whose embeddings are factorised, or none, and whose bits are the same): so a whole space is costed at
+once. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from codemill.compress.architecture import Architecture
+from codemill.compress.search import decoder
 from codemill.errors import RecipeError
 
 __all__ = [
@@ -71,6 +75,8 @@ def parameters(architecture: Architecture) -> int:
                 H I + I + I H + H               feed-forward
                 2 H + 2 H                       two layer norms
     """
+    if architecture.family == "llama":
+        return decoder.parameters(architecture)
     h, a, i = (
         architecture.hidden_size,
         _attention_size(architecture),
@@ -112,6 +118,8 @@ def gflops(architecture: Architecture, tokens: float) -> float:
     attention on a CPU that counter misses the two T T A.) `tokens` may be a mean: attention grows
     with the square, so a mean of lengths gives slightly less than the mean over the inputs.
     """
+    if architecture.family == "llama":
+        return decoder.gflops(architecture, tokens)
     h, a, i = (
         architecture.hidden_size,
         _attention_size(architecture),
@@ -132,6 +140,10 @@ def gflops_paper(architecture: Architecture, tokens: float) -> float:
     paper's figures come out (2.253 for its 3 MB model and 138.4 for CodeBERT, at 514 tokens).
     For a factorised embedding, unknown to the paper: R columns are looked up, then 2 R H a token.
     """
+    if architecture.family == "llama":
+        raise RecipeError(
+            "the GFLOPs of Compressor's paper are defined for encoders, not for decoders"
+        )
     h, a, i = (
         architecture.hidden_size,
         _attention_size(architecture),
@@ -147,8 +159,8 @@ def gflops_paper(architecture: Architecture, tokens: float) -> float:
     return t * (architecture.layers * (attention + feed_forward) + embedding + head) / 1e9
 
 
-def graph_bytes(architecture: Architecture, bits: int = 8) -> int:
-    """Length of the fused graph that `export/` writes at `bits` 8 (dynamic int8) or 32 (float).
+def graph_bytes(architecture: Architecture) -> int:
+    """Length of the fused graph that `export/` writes at 8 bits (dynamic int8) or 32 (float).
 
     At 32 bits each parameter takes 4 bytes. At 8 bits:
         matrices and tables     1 byte an element: V R + R H or V H, (P + 2) H, L (4 H A + 2 H I)
@@ -158,17 +170,17 @@ def graph_bytes(architecture: Architecture, bits: int = 8) -> int:
                                 the embedding's layer norm 2 H; ONNX Runtime's fused embedding
                                 operator, which only a full table gets, has that norm in 1 byte
     At both: the exporter's constant token types 8 P and, where factorised, positions 8 P (int64;
-    the fused operator makes its own), and the graph itself. Raises RecipeError for other `bits`.
+    the fused operator makes its own), and the graph itself.
     """
-    if bits not in _OVERHEAD:
-        raise RecipeError(f"bits: {bits} is not known; expected one of {sorted(_OVERHEAD)}")
-    overhead = _OVERHEAD[bits]
+    if architecture.family == "llama":
+        return decoder.graph_bytes(architecture)
+    overhead = _OVERHEAD[architecture.bits]
     factorized = architecture.embedding_rank is not None
     size = architecture.layers * overhead.layer + 8 * architecture.max_tokens * (
         2 if factorized else 1
     )
     size += overhead.factorized_embedding if factorized else overhead.full_embedding
-    if bits == 32:
+    if architecture.bits == 32:
         return size + 4 * parameters(architecture)
     h, a, i = (
         architecture.hidden_size,
@@ -187,13 +199,12 @@ def graph_bytes(architecture: Architecture, bits: int = 8) -> int:
 
 
 def size_bytes(
-    architecture: Architecture,
-    tokenizer_bytes: float,
-    bits: int = 8,
-    manifest_bytes: int = MANIFEST_BYTES,
+    architecture: Architecture, tokenizer_bytes: float, manifest_bytes: int = MANIFEST_BYTES
 ) -> int:
     """What a user ships: graph, tokenizer.json and manifest.json. Within 2 % of the real files."""
-    return graph_bytes(architecture, bits) + round(tokenizer_bytes) + manifest_bytes
+    tokenizer = np.rint(np.asarray(tokenizer_bytes)).astype(int)[()]
+    size: int = graph_bytes(architecture) + tokenizer + manifest_bytes
+    return size
 
 
 def interpolate(points: Mapping[int, float]) -> Callable[[int], float]:
@@ -207,12 +218,13 @@ def interpolate(points: Mapping[int, float]) -> Callable[[int], float]:
     values = [float(points[size]) for size in sizes]
 
     def at(vocab_size: int) -> float:
-        if not sizes[0] <= vocab_size <= sizes[-1]:
+        if np.min(vocab_size) < sizes[0] or np.max(vocab_size) > sizes[-1]:
             raise ValueError(
                 f"vocabulary {vocab_size} lies outside the measured sizes {sizes[0]}..{sizes[-1]}; "
                 "measure at the space's smallest and largest"
             )
-        return float(np.interp(vocab_size, sizes, values))
+        value: float = np.interp(vocab_size, sizes, values)
+        return value
 
     return at
 
@@ -244,7 +256,6 @@ class CostModel:
     tokens_per_function: Callable[[int], float]
     tokenizer_bytes: Callable[[int], float]
     latency_ms: Callable[[Architecture], float] | None = None
-    bits: int = 8
     manifest_bytes: int = MANIFEST_BYTES
 
     def gflops(self, architecture: Architecture) -> float:
@@ -254,7 +265,7 @@ class CostModel:
     def size_bytes(self, architecture: Architecture) -> int:
         """What ships, tokenizer and manifest included."""
         tokenizer_bytes = self.tokenizer_bytes(architecture.vocab_size)
-        return size_bytes(architecture, tokenizer_bytes, self.bits, self.manifest_bytes)
+        return size_bytes(architecture, tokenizer_bytes, self.manifest_bytes)
 
 
 def _attention_size(architecture: Architecture) -> int:

@@ -47,7 +47,7 @@ __all__ = [
     "stage",
 ]
 
-VERSION = 2
+VERSION = 3
 REPORT = "report.json"
 BASELINE = "teacher, PyTorch fp32"
 FUSED = "teacher, fused ONNX fp32"
@@ -142,7 +142,7 @@ def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) ->
         found.append(
             limit("gflops", "at most", searched["budget"]["gflops"], cost, note, "estimate")
         )
-    if budget.latency_ms is not None:
+    if isinstance(budget.latency_ms, float):
         shape = _headline(recipe)
         (latency,) = [
             x
@@ -193,12 +193,18 @@ def _training(folder: Path) -> list[TrainingPoint]:
 
 def _seen(folder: Path) -> list[SearchPoint]:
     searched = json.loads((folder / "search.json").read_text())
-    best = searched["best"]
     points = [
-        SearchPoint(_shape(item["architecture"]), item["size_bytes"], item["gflops"])
-        for item in searched["seen"]
+        *(_search_point(item, item["architecture"]) for item in searched["seen"]),
+        *(_search_point(item, item["architecture"], front=True) for item in searched["front"]),
     ]
-    return [*points, SearchPoint(_shape(best), best["size_bytes"], best["gflops"], chosen=True)]
+    return [*points, _search_point(searched["best"], searched["best"], chosen=True)]
+
+
+def _search_point(
+    item: dict[str, Any], architecture: dict[str, Any], *, front: bool = False, chosen: bool = False
+) -> SearchPoint:
+    costs = (item["size_bytes"], item["gflops"], item["quality"], item["latency_ms"])
+    return SearchPoint(_shape(architecture), *costs, front=front, chosen=chosen)
 
 
 def _shape(architecture: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
 
         student, architecture = load_student(inputs["student"] / STUDENT)
         report(0.0, "exporting")
-        quantized = recipe.quantize.method == "dynamic-int8"
+        quantized = recipe.quantize.method == "dynamic-int8" and architecture.bits == 8
         export_bundle(
             student,
             folder / CANDIDATES,
@@ -66,7 +66,7 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
 def _findings(folder: Path) -> str:
     found = accepted(folder)
     if found["gates"] is None:
-        return f"{found['accepted']} ships: the recipe asks for no quantization"
+        return f"{found['accepted']} ships: no quantization was asked for"
     speed, quality = found["gates"]["speed"], found["gates"]["quality"]
     return (
         f"{found['accepted']} ships: int8 is {speed['times_faster']:.2f} times as fast as fp32 "

@@ -92,7 +92,7 @@ def _rehearse(
     chosen = read_chosen(inputs["search"])
     teacher = load_teacher(resolve_model(recipe.teacher.model))
     pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
-    precision = "int8" if recipe.quantize.method == "dynamic-int8" else "fp32"
+    precision = "int8" if chosen.architecture.bits == 8 else "fp32"
     report(0.1, "exporting an untrained student")
     student = cut(teacher, chosen)
     export_bundle(
@@ -205,7 +205,7 @@ def _check(recipe: Recipe, prediction: Prediction) -> None:
             f"a student of the searched architecture takes {prediction.size_bytes:,} bytes, over the budget of "
             f"{limits.size_bytes:,}; raise budget.size_bytes or narrow the search"
         )
-    if limits.latency_ms is not None and prediction.latency_ms > 2 * limits.latency_ms:
+    if isinstance(limits.latency_ms, float) and prediction.latency_ms > 2 * limits.latency_ms:
         raise RefusedError(
             f"a student of the searched architecture takes {prediction.latency_ms:.1f} ms a function here, far over "
             f"the budget of {limits.latency_ms} ms; lower budget.gflops"

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from codemill.compress.architecture import Architecture
 from codemill.compress.budget import Budget
-from codemill.compress.models.load import fingerprint, load_teacher, resolve_model
+from codemill.compress.data.pairs import Pair
+from codemill.compress.models.load import (
+    TeacherShape,
+    fingerprint,
+    load_teacher,
+    read_shape,
+    resolve_model,
+)
 from codemill.compress.models.tokenize import tokenize
-from codemill.compress.models.wordpiece import count_tokens, keep_order, prune_tokenizer
+from codemill.compress.models.vocabulary import Pruned, Trained, Vocabulary
+from codemill.compress.models.wordpiece import count_tokens
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.search.cost import (
@@ -28,21 +37,42 @@ from codemill.compress.search.cost import (
     parameters,
     params_fp32_bytes,
 )
-from codemill.compress.search.genetic import Candidate, search
-from codemill.compress.search.space import Choices, Space, default_space
+from codemill.compress.search.genetic import Candidate, SearchResult, search
+from codemill.compress.search.latency import LatencyModel, warn_if_foreign
+from codemill.compress.search.pareto import ParetoResult, knee, most_quality, pareto
+from codemill.compress.search.quality import QualityModel, read_estimate
+from codemill.compress.search.space import AnySpace, Choices, default_space, fresh_space
 from codemill.compress.stages.corpus import read_split
+from codemill.errors import RecipeError
+from codemill.targets.environment import machine_id
+from codemill.targets.latency import LatencyProfile, read_profile
+from codemill.targets.profile import target_named
 
-if TYPE_CHECKING:
-    from transformers import BertConfig
+__all__ = [
+    "VERSION",
+    "Chosen",
+    "Searched",
+    "prepare",
+    "read_chosen",
+    "space_of",
+    "stage",
+    "vocabulary_of",
+]
 
-__all__ = ["VERSION", "Chosen", "read_chosen", "stage"]
-
-VERSION = 2
+VERSION = 3
 _SAMPLE = 1000
 _SIZES_MEASURED = 6
 _AUTO_SHARE = 1 / 6
 """`gflops: auto` is this share of the teacher's: about what one of MiniLM's six layers costs. GFLOPs without
 a cap is the wrong goal: it picks the slowest architecture of its size."""
+
+
+_AUTO_LATENCY_SHARE = 1 / 8
+"""`latency_ms: auto` is this share of the teacher's as fused fp32 ONNX."""
+_HEADLINE_TOKENS = 128
+"""Of the teacher, in the function whose latency is searched and limited."""
+_REFERENCE = Path(__file__).parents[1] / "search" / "reference"
+_MADE_BY = {"quality": "estimate", "latency": "profile"}
 
 
 @dataclass(frozen=True)
@@ -56,163 +86,316 @@ class Chosen:
 
 
 def stage(recipe: Recipe) -> Stage:
-    """Depends on the corpus, the teacher's shape and tokenizer, the space and the budget."""
+    """Depends on the corpus, the teacher's shape and tokenizer, the space, the budget and what estimates costs."""
     source = resolve_model(recipe.teacher.model)
+    files = {name: _file_of(recipe, name) for name in ("quality", "latency")}
     settings = {
         "model": fingerprint(source),
         "search": recipe.search.model_dump(mode="json"),
+        "files": {
+            name: path and sha256(path.read_bytes()).hexdigest() for name, path in files.items()
+        },
         "budget": recipe.budget.model_dump(),
-        "bits": 8 if recipe.quantize.method == "dynamic-int8" else 32,
-        "max_tokens": recipe.student.max_tokens,
+        "bits": _bits(recipe),
+        "student": recipe.student.model_dump(),
         "train_pairs": recipe.data.train_pairs,
         "seed": recipe.seed,
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
-        teacher = load_teacher(source)
-        _search(
-            recipe, teacher.model.config, teacher.tokenizer_json, inputs["corpus"], folder, report
-        )
+        _search(recipe, inputs["corpus"], folder, report)
 
-    libraries = ("pygad", "tokenizers", "numpy")
+    libraries = ("pygad", "tokenizers", "numpy", "scikit-learn")
     return Stage("search", VERSION, ("corpus",), settings, libraries, work, findings=_findings)
 
 
 def _findings(folder: Path) -> str:
-    best = json.loads((folder / "search.json").read_text())["best"]
-    return (
-        f"{best['layers']} layers of width {best['hidden_size']} from {best['copied_layers']}, {best['heads']} heads, "
+    found = json.loads((folder / "search.json").read_text())
+    best = found["best"]
+    copied = f" from {best['copied_layers']}" if best["copied_layers"] else ""
+    known = [
+        f"{best['layers']} layers of width {best['hidden_size']}{copied}, {best['heads']} heads, "
         f"{best['intermediate_size']} inner, {best['vocab_size']:,} tokens at rank {best['embedding_rank']}: "
         f"{best['gflops']:.2f} GFLOPs, {best['size_bytes'] / 1e6:.2f} MB"
-    )
+    ]
+    if best["latency_ms"] is not None:
+        known.append(f"{best['latency_ms']:.2f} ms as measured on {found['latency']['cpu']}")
+    if best["quality"] is not None:
+        known.append(_said_of(best["quality"], found["quality"]))
+    known += found["warnings"]
+    return "; ".join(known)
 
 
-def _search(
-    recipe: Recipe,
-    config: BertConfig,
-    tokenizer_json: str,
-    corpus: Path,
-    folder: Path,
-    report: Report,
-) -> None:
+def _said_of(value: float, quality: dict[str, Any]) -> str:
+    ranked = ", ".join(f"{name} {found:.2f}" for name, found in quality["correlations"].items())
+    kind = "quality" if quality["predictor"] == "estimate" else quality["predictor"]
+    return f"{kind} {value:.3f} (rank correlations with what was trained to the end: {ranked})"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search of this recipe goes by; `teacher`: the teacher's own shape, at the student's longest input."""
+
+    space: AnySpace
+    costs: CostModel
+    budget: Budget
+    vocabulary: Vocabulary
+    teacher: Architecture
+    teacher_tokens: float
+    quality: QualityModel | None
+    latency: LatencyProfile | None
+    warnings: list[str]
+
+
+def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
+    """Count tokens, measure vocabularies, read the files that estimate latency and quality."""
     report(0.0, "counting tokens")
+    teacher = load_teacher(resolve_model(recipe.teacher.model))
+    shape = read_shape(teacher.folder)
     pairs = read_split(corpus, "train", recipe.data.train_pairs)
-    counts = count_tokens(
-        tokenizer_json, [text for pair in pairs for text in (pair.query, pair.code)]
-    )
-    order = keep_order(tokenizer_json, counts)
-    space = _space(recipe, config, len(order))
+    vocabulary = vocabulary_of(recipe, teacher.tokenizer_json, pairs)
+    space = space_of(recipe, shape, vocabulary.most)
     report(0.3, "measuring vocabularies")
     codes = [pair.code for pair in pairs[:_SAMPLE]]
-    costs = _cost_model(recipe, tokenizer_json, counts, order, space, codes)
-    teacher_shape = _teacher_architecture(config, recipe.student.max_tokens)
-    full_length = _mean_length(tokenizer_json, codes, recipe.student.max_tokens)
-    teacher_gflops = gflops(teacher_shape, full_length)
-    budget = _budget(recipe, teacher_gflops)
-
-    def on_generation(generation: int, best: Candidate) -> None:
-        report(
-            0.5 + 0.5 * min(1.0, generation / 200),
-            f"generation {generation}, {best.gflops:.3f} GFLOPs",
-        )
-
-    result = search(space, budget, costs, recipe.seed, on_generation)
-    best = result.best.architecture
-    pruned = prune_tokenizer(tokenizer_json, counts, order, best.vocab_size)
-    tokens = costs.tokens_per_function(best.vocab_size)
-    summary: dict[str, Any] = {
-        "best": {
-            **best.to_json(),
-            "gflops": result.best.gflops,
-            "gflops_paper": gflops_paper(best, tokens),
-            "parameters": parameters(best),
-            "params_fp32_bytes": params_fp32_bytes(best),
-            "size_bytes": result.best.size_bytes,
-            "tokens_per_function": tokens,
-        },
-        "budget": {"size_bytes": budget.size_bytes, "gflops": budget.gflops},
-        "teacher": {"gflops": teacher_gflops, "tokens_per_function": full_length},
-        "space_size": space.size,
-        "evaluations": result.evaluations,
-        "seconds": result.seconds,
-        "generations": result.generations,
-        "seen": [
-            {
-                "size_bytes": item.size_bytes,
-                "gflops": item.gflops,
-                "architecture": item.architecture.to_json(),
-            }
-            for item in result.seen
-        ],
-    }
-    (folder / "search.json").write_text(json.dumps(summary, indent=1))
-    (folder / "architecture.json").write_text(json.dumps(best.to_json(), indent=1))
-    (folder / "tokenizer.json").write_text(pruned.tokenizer_json, encoding="utf-8")
-    (folder / "vocabulary.json").write_text(
-        json.dumps({"kept": pruned.kept, "counts": pruned.counts})
-    )
-
-
-def _space(recipe: Recipe, config: BertConfig, tokens: int) -> Space:
-    """`tokens`: of the tokenizer. A model's table is often padded beyond them."""
-    wanted = recipe.search
-    return default_space(
-        hidden_size=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        vocab_size=min(config.vocab_size, tokens),
-        max_tokens=recipe.student.max_tokens,
-        choices=Choices(
-            vocab_sizes=wanted.vocab_sizes,
-            embedding_ranks=wanted.embedding_ranks,
-            layers=wanted.layers,
-            heads=wanted.heads,
-            intermediate_sizes=wanted.intermediate_sizes,
-        ),
-    )
-
-
-def _cost_model(
-    recipe: Recipe,
-    tokenizer_json: str,
-    counts: np.ndarray,
-    order: Sequence[int],
-    space: Space,
-    codes: Sequence[str],
-) -> CostModel:
-    """Tokens a function and tokenizer bytes, measured at a few vocabulary sizes and interpolated."""
-    sizes = sorted(space.vocab_sizes)
-    picked = {sizes[round(at)] for at in np.linspace(0, len(sizes) - 1, _SIZES_MEASURED)}
+    longest = recipe.student.max_tokens
     lengths: dict[int, float] = {}
     lengths_bytes: dict[int, float] = {}
-    for size in sorted(picked):
-        pruned = prune_tokenizer(tokenizer_json, counts, order, size).tokenizer_json
-        lengths[size] = _mean_length(pruned, codes, recipe.student.max_tokens)
-        lengths_bytes[size] = len(pruned.encode())
-    bits = 8 if recipe.quantize.method == "dynamic-int8" else 32
-    return CostModel(interpolate(lengths), interpolate(lengths_bytes), bits=bits)
+    sizes = sorted(space.choices[0])
+    for size in sorted(
+        {sizes[round(at)] for at in np.linspace(0, len(sizes) - 1, _SIZES_MEASURED)}
+    ):
+        tokenizer = vocabulary.at(size).tokenizer_json
+        lengths[size] = _mean_length(tokenizer, codes, longest)
+        lengths_bytes[size] = len(tokenizer.encode())
+    full_length = _mean_length(teacher.tokenizer_json, codes, longest)
+    costs = CostModel(interpolate(lengths), interpolate(lengths_bytes))
+    teacher_shape = Architecture(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        layers=shape.layers,
+        heads=shape.heads,
+        head_size=shape.hidden_size // shape.heads,
+        intermediate_size=shape.intermediate_size,
+        max_tokens=longest,
+        bits=32,
+    )
+    warnings: list[str] = []
+    quality = _quality(recipe, shape, warnings)
+    profile, teacher_ms = None, None
+    if (profiled := _latency(recipe, warnings)) is not None:
+        profile, model = profiled
+        teacher_ms = model.latency_ms(teacher_shape, _HEADLINE_TOKENS)
+
+        def latency_ms(architecture: Architecture) -> float:
+            grown = costs.tokens_per_function(architecture.vocab_size) / full_length
+            value: float = model.latency_ms(architecture, _HEADLINE_TOKENS * grown)
+            return value
+
+        costs = replace(costs, latency_ms=latency_ms)
+    return Searched(
+        space,
+        costs,
+        _budget(recipe, gflops(teacher_shape, full_length), teacher_ms),
+        vocabulary,
+        teacher_shape,
+        full_length,
+        quality,
+        profile,
+        warnings,
+    )
+
+
+def vocabulary_of(recipe: Recipe, tokenizer_json: str, pairs: Sequence[Pair]) -> Vocabulary:
+    """The student's tokenizers, by size; `tokenizer_json` is the teacher's, `pairs` are to train on."""
+    texts = [text for pair in pairs for text in (pair.query, pair.code)]
+    if recipe.student.tokenizer == "bpe":
+        return Trained(texts)
+    return Pruned(tokenizer_json, count_tokens(tokenizer_json, texts))
+
+
+def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
+    searched = prepare(recipe, corpus, report)
+    found: SearchResult | ParetoResult
+    if recipe.search.objective == "pareto":
+        found = _pareto(recipe, searched, report)
+        best = (most_quality if recipe.search.pick == "budget" else knee)(found)
+        looked: dict[str, Any] = {"front": [_point(item) for item in found.front], "seen": []}
+    else:
+
+        def on_generation(generation: int, fittest: Candidate) -> None:
+            report(_share(generation), f"generation {generation}, {fittest.gflops:.3f} GFLOPs")
+
+        found = search(searched.space, searched.budget, searched.costs, recipe.seed, on_generation)
+        best = found.best
+        looked = {"front": [], "seen": [_point(item) for item in found.seen], "exact": found.exact}
+    chosen = best.architecture
+    kept = searched.vocabulary.at(chosen.vocab_size)
+    tokens = searched.costs.tokens_per_function(chosen.vocab_size)
+    budget = searched.budget
+    summary: dict[str, Any] = {
+        "best": {
+            **chosen.to_json(),
+            "gflops": best.gflops,
+            "gflops_paper": gflops_paper(chosen, tokens),
+            "parameters": parameters(chosen),
+            "params_fp32_bytes": params_fp32_bytes(chosen),
+            "size_bytes": best.size_bytes,
+            "latency_ms": best.latency_ms,
+            "quality": best.quality,
+            "tokens_per_function": tokens,
+        },
+        "budget": asdict(budget),
+        "teacher": {
+            "gflops": gflops(searched.teacher, searched.teacher_tokens),
+            "tokens_per_function": searched.teacher_tokens,
+        },
+        "objective": recipe.search.objective,
+        "pick": recipe.search.pick if recipe.search.objective == "pareto" else None,
+        "quality": searched.quality and searched.quality.to_json(),
+        "latency": searched.latency
+        and {
+            "cpu": searched.latency.environment.machine.get("cpu"),
+            "machine_id": searched.latency.environment.machine_id,
+            "measured_at": searched.latency.environment.measured_at,
+            "threads": searched.latency.threads,
+        },
+        "warnings": searched.warnings,
+        "space_size": searched.space.size,
+        "evaluations": found.evaluations,
+        "seconds": found.seconds,
+        "generations": found.generations,
+        **looked,
+    }
+    (folder / "search.json").write_text(json.dumps(summary, indent=1))
+    (folder / "architecture.json").write_text(json.dumps(chosen.to_json(), indent=1))
+    (folder / "tokenizer.json").write_text(kept.tokenizer_json, encoding="utf-8")
+    (folder / "vocabulary.json").write_text(json.dumps({"kept": kept.kept, "counts": kept.counts}))
+
+
+def _pareto(recipe: Recipe, searched: Searched, report: Report) -> ParetoResult:
+    def on_generation(generation: int, length: int) -> None:
+        report(_share(generation), f"generation {generation}, {length} on the front")
+
+    return pareto(
+        searched.space,
+        searched.budget,
+        searched.costs,
+        None if searched.quality is None else searched.quality.predict,
+        recipe.search.objectives,
+        recipe.seed,
+        on_generation,
+    )
+
+
+def _share(generation: int) -> float:
+    return 0.5 + 0.5 * min(1.0, generation / 200)
+
+
+def _point(item: Candidate) -> dict[str, Any]:
+    return {**asdict(item), "architecture": item.architecture.to_json()}
+
+
+def space_of(recipe: Recipe, shape: TeacherShape, tokens: int) -> AnySpace:
+    """The space that a recipe searches. `tokens`: the largest vocabulary there is a tokenizer for.
+
+    Raises RecipeError for choices that the teacher cannot give.
+    """
+    wanted = recipe.search
+    choices = Choices(
+        **{
+            field.name: getattr(wanted, field.name)
+            for field in fields(Choices)
+            if field.name != "bits"
+        },
+        bits=wanted.bits or (_bits(recipe),),
+    )
+    if recipe.student.init == "fresh":
+        return fresh_space(
+            hidden_size=shape.hidden_size,
+            layers=shape.layers,
+            vocab_size=min(tokens, shape.vocab_size),
+            max_tokens=recipe.student.max_tokens,
+            choices=choices,
+        )
+    return default_space(
+        hidden_size=shape.hidden_size,
+        layers=shape.layers,
+        heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+        # a model's table is often padded beyond its tokenizer
+        vocab_size=min(tokens, shape.vocab_size),
+        max_tokens=recipe.student.max_tokens,
+        choices=choices,
+    )
+
+
+def _bits(recipe: Recipe) -> int:
+    return 8 if recipe.quantize.method == "dynamic-int8" else 32
+
+
+def _file_of(recipe: Recipe, name: str) -> Path | None:
+    """The file that search.quality or search.latency names."""
+    said: str | None = getattr(recipe.search, name)
+    if said is None:
+        return None
+    path = _REFERENCE / f"{name}.json" if said == "reference" else Path(said).expanduser()
+    if not path.is_file():
+        raise RecipeError(
+            f"search.{name}: there is no file {said!r}; `compress {_MADE_BY[name]}` makes one, and "
+            "`reference` is the one that ships"
+        )
+    return path
+
+
+def _latency(recipe: Recipe, warnings: list[str]) -> tuple[LatencyProfile, LatencyModel] | None:
+    """The profile and the model of it; None where the recipe names none."""
+    path = _file_of(recipe, "latency")
+    if path is None:
+        return None
+    profile = read_profile(path)
+    foreign = warn_if_foreign(profile, machine_id(), target_named(recipe.target))
+    warnings += [foreign] if foreign else []
+    return profile, LatencyModel.fit(profile)
+
+
+def _quality(recipe: Recipe, shape: TeacherShape, warnings: list[str]) -> QualityModel | None:
+    path = _file_of(recipe, "quality")
+    if path is None:
+        return None
+    estimate = read_estimate(path)
+    teacher = estimate.teacher
+    if (teacher["layers"], teacher.get("hidden_size")) != (shape.layers, shape.hidden_size):
+        raise RecipeError(
+            f"search.quality: the estimate is of a teacher of {teacher['layers']} layers and width "
+            f"{teacher.get('hidden_size')}, this one has {shape.layers} and {shape.hidden_size}; "
+            "`compress estimate` makes one for it"
+        )
+    if teacher.get("fingerprint") != fingerprint(resolve_model(recipe.teacher.model)):
+        warnings.append(
+            f"the quality estimate is of another teacher, {teacher.get('name')}, of the same shape"
+        )
+    return QualityModel(estimate)
 
 
 def _mean_length(tokenizer_json: str, codes: Sequence[str], max_tokens: int) -> float:
     return float(np.mean([len(ids) for ids in tokenize(tokenizer_json, codes, max_tokens)]))
 
 
-def _teacher_architecture(config: BertConfig, max_tokens: int) -> Architecture:
-    return Architecture(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        head_size=config.hidden_size // config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        max_tokens=max_tokens,
-    )
-
-
-def _budget(recipe: Recipe, teacher_gflops: float) -> Budget:
-    cap = recipe.budget.gflops
-    return Budget(recipe.budget.size_bytes, teacher_gflops * _AUTO_SHARE if cap == "auto" else cap)
+def _budget(recipe: Recipe, teacher_gflops: float, teacher_ms: float | None) -> Budget:
+    operations, latency_ms = recipe.budget.gflops, recipe.budget.latency_ms
+    if operations == "auto":
+        operations = teacher_gflops * _AUTO_SHARE
+    if teacher_ms is None:
+        if latency_ms == "auto":
+            raise RecipeError(
+                "budget.latency_ms: auto is a share of the teacher's by a latency profile; name one as "
+                "search.latency (`compress profile` makes it, `reference` ships), or give milliseconds"
+            )
+        # without a profile the search cannot tell: the closing benchmark holds the limit
+        latency_ms = None
+    elif latency_ms == "auto":
+        latency_ms = teacher_ms * _AUTO_LATENCY_SHARE
+    return Budget(recipe.budget.size_bytes, operations, latency_ms)
 
 
 def read_chosen(folder: Path) -> Chosen:

@@ -19,7 +19,9 @@ from codemill.compress.stages.search import Chosen, read_chosen
 if TYPE_CHECKING:
     from transformers import BertModel
 
-__all__ = ["HISTORY", "STUDENT", "VERSION", "cut", "stage"]
+    from codemill.compress.distill.loop import Point
+
+__all__ = ["HISTORY", "STUDENT", "VERSION", "cut", "distil", "stage"]
 
 VERSION = 1
 STUDENT = "student"
@@ -46,41 +48,61 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
     )
 
 
-def cut(teacher: TeacherModel, chosen: Chosen) -> BertModel:
-    """The untrained student."""
-    from codemill.compress.models.bert import cut_student
+def cut(teacher: TeacherModel, chosen: Chosen, seed: int = 0) -> BertModel:
+    """The untrained student; `seed` draws the weights of a fresh one."""
+    from codemill.compress.models.bert import cut_student, fresh_student
 
+    if not chosen.architecture.copied_layers:
+        return fresh_student(chosen.architecture, teacher.model.config, seed)
     return cut_student(teacher.model, chosen.architecture, chosen.kept, chosen.counts)
 
 
 def _distill(
     recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report
 ) -> None:
-    from codemill.compress.distill.loop import Schedule, Targets, train
     from codemill.compress.models.bert import save_student
-    from codemill.compress.tasks.retrieval import tokenize_pairs, validator
 
     chosen = read_chosen(inputs["search"])
-    student = cut(teaching_model(recipe, inputs["teacher"]), chosen)
+    student, points = distil(recipe, compute, inputs, chosen, folder, report)
+    save_student(student, chosen.architecture, folder / STUDENT)
+    (folder / HISTORY).write_text(json.dumps([asdict(point) for point in points]))
+
+
+def distil(
+    recipe: Recipe,
+    compute: Compute,
+    inputs: Folders,
+    chosen: Chosen,
+    folder: Path,
+    report: Report,
+) -> tuple[BertModel, list[Point]]:
+    """The trained student of a chosen architecture, and its validations.
+
+    Reads the folders of the stages corpus, teacher and labels; of the labels, as many as the recipe
+    has training pairs. A checkpoint in `folder` is continued from.
+    """
+    from codemill.compress.distill.loop import Schedule, Targets, narrowed, train
+    from codemill.compress.tasks.retrieval import tokenize_pairs, validator
+
+    student = cut(teaching_model(recipe, inputs["teacher"]), chosen, recipe.seed)
     pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
     longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
     tokens = tokenize_pairs(pairs, chosen.tokenizer_json, longest)
-    labels = {side: read_labels(inputs["labels"], side) for side in ("queries", "codes")}
-    targets = Targets(tokens.queries, tokens.codes, labels["queries"], labels["codes"])
+    queries, codes = (
+        read_labels(inputs["labels"], side)[: len(pairs)] for side in ("queries", "codes")
+    )
+    aims = (
+        narrowed(queries, codes, chosen.architecture.hidden_size)
+        if recipe.distill.losses.cosine
+        else None
+    )
+    targets = Targets(tokens.queries, tokens.codes, queries, codes, aims)
     held_out = read_split(inputs["corpus"], "validation", recipe.data.validation_pairs)
     validate = validator(
         student,
         tokenize_pairs(held_out, chosen.tokenizer_json, recipe.student.max_tokens),
         compute.bf16,
     )
-    points = train(
-        student,
-        targets,
-        Schedule.of(recipe.distill, compute.bf16),
-        recipe.seed,
-        validate,
-        folder,
-        report,
-    )
-    save_student(student, chosen.architecture, folder / STUDENT)
-    (folder / HISTORY).write_text(json.dumps([asdict(point) for point in points]))
+    schedule = Schedule.of(recipe.distill, compute.bf16)
+    points = train(student, targets, schedule, recipe.seed, validate, folder, report)
+    return student, points

@@ -10,7 +10,8 @@ import pytest
 
 EXTRAS = (
     *("jinja2", "matplotlib", "onnx", "onnxscript", "optimum", "psutil", "pydantic", "pygad"),
-    *("rich", "safetensors", "torch", "transformers", "yaml", "huggingface_hub"),
+    *("rich", "safetensors", "scipy", "sklearn", "torch", "transformers", "yaml"),
+    "huggingface_hub",
 )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -14,12 +16,16 @@ from codemill.compress.architecture import Architecture
 from codemill.compress.models.bert import (
     FactorizedEmbedding,
     cut_student,
+    fresh_student,
     load_student,
     neuron_strength,
     save_student,
 )
 from codemill.compress.models.load import TeacherModel
+from codemill.compress.models.pooling import embed
 from codemill.errors import ModelError
+from codemill.export.encoder import INPUTS, OUTPUT, export_encoder
+from codemill.export.fuse import fuse_encoder
 
 FULL = Architecture(
     vocab_size=100,
@@ -180,3 +186,90 @@ def test_what_the_teacher_cannot_give_is_a_model_error(
 def test_as_many_tokens_as_the_vocabulary_must_be_kept(teacher: TeacherModel) -> None:
     with pytest.raises(ModelError, match="3 tokens kept for a vocabulary of 100"):
         cut_student(teacher.model, FULL, [1, 2, 3], [1, 1, 1])
+
+
+FRESH = Architecture(
+    vocab_size=80,
+    hidden_size=48,
+    layers=2,
+    heads=3,
+    head_size=16,
+    intermediate_size=96,
+    max_tokens=40,
+)
+
+
+@pytest.mark.parametrize("rank", [None, 8])
+def test_a_fresh_student_has_its_own_shape(teacher: TeacherModel, rank: int | None) -> None:
+    student = fresh_student(replace(FRESH, embedding_rank=rank), teacher.model.config, seed=0)
+    assert not student.training
+    assert student.embeddings.position_embeddings.weight.shape == (40, 48)
+    table = student.embeddings.word_embeddings
+    if rank is None:
+        assert table.weight.shape == (80, 48)
+    else:
+        assert isinstance(table, FactorizedEmbedding)
+        assert (table.table.weight.shape, table.up.weight.shape) == ((80, 8), (48, 8))
+    assert len(student.encoder.layer) == 2
+    for layer in student.encoder.layer:
+        assert layer.attention.self.query.weight.shape == (48, 48)
+        assert layer.attention.self.num_attention_heads == 3
+        assert layer.intermediate.dense.weight.shape == (96, 48)
+    found = student(input_ids=torch.arange(40)[None]).last_hidden_state
+    assert found.shape == (1, 40, 48)
+    assert torch.isfinite(found).all()
+
+
+def test_a_fresh_student_is_drawn_by_its_seed_and_by_nothing_else(teacher: TeacherModel) -> None:
+    wanted = replace(FRESH, embedding_rank=8)
+    torch.manual_seed(1)
+    first = fresh_student(wanted, teacher.model.config, seed=5).state_dict()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again = fresh_student(wanted, teacher.model.config, seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    other = fresh_student(wanted, teacher.model.config, seed=6).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    name = "embeddings.word_embeddings.table.weight"
+    assert not torch.equal(first[name], other[name])
+
+
+@pytest.mark.parametrize("changes", [{"heads": 2}, {"head_size": 8}, {"heads": 4}])
+def test_a_fresh_student_has_no_heads_to_drop(
+    teacher: TeacherModel, changes: dict[str, int]
+) -> None:
+    with pytest.raises(ModelError, match="do not make the width 48 of a fresh student"):
+        fresh_student(replace(FRESH, **changes), teacher.model.config, seed=0)  # type: ignore[arg-type]
+
+
+def test_a_saved_fresh_student_is_read_back(teacher: TeacherModel, tmp_path: Path) -> None:
+    wanted = replace(FRESH, embedding_rank=8)
+    student = fresh_student(wanted, teacher.model.config, seed=0)
+    save_student(student, wanted, tmp_path)
+    read, architecture = load_student(tmp_path)
+    assert architecture == wanted
+    ids = {"input_ids": torch.arange(20)[None]}
+    with torch.no_grad():
+        assert torch.equal(student(**ids)[0], read(**ids)[0])
+
+
+@pytest.mark.parametrize("rank", [None, 8])
+def test_a_fresh_student_s_graphs_give_what_torch_gives(
+    teacher: TeacherModel, tmp_path: Path, rank: int | None
+) -> None:
+    wanted = replace(FRESH, embedding_rank=rank)
+    student = fresh_student(wanted, teacher.model.config, seed=0)
+    ids = torch.randint(4, 80, (2, 30), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    with torch.no_grad():
+        expected = embed(student, ids, mask).numpy()
+    plain, fused = tmp_path / "plain.onnx", tmp_path / "fused.onnx"
+    export_encoder(student, plain)
+    fuse_encoder(plain, fused, wanted.heads, wanted.hidden_size)
+    for path in (plain, fused):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        fed = dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True))
+        (found,) = session.run([OUTPUT], fed)
+        assert found.shape == (2, 48)
+        assert np.abs(found - expected).max() < 1e-5

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,8 +14,10 @@ from transformers import BertConfig, BertModel
 
 from codemill.compress.architecture import Architecture
 from codemill.compress.models.bert import cut_student
+from codemill.compress.search.compressor import CompressorCosts, CompressorSpace
 from codemill.compress.search.cost import (
     CostModel,
+    Costs,
     gflops,
     gflops_paper,
     graph_bytes,
@@ -21,6 +26,7 @@ from codemill.compress.search.cost import (
     params_fp32_bytes,
     size_bytes,
 )
+from codemill.compress.search.space import AnySpace, FreshSpace, Space
 from codemill.errors import RecipeError
 from codemill.export.encoder import export_encoder
 from codemill.export.fuse import fuse_encoder
@@ -126,15 +132,17 @@ def test_predicted_sizes_are_within_two_percent_of_exported_files(
     fuse_encoder(plain, fused, wanted.heads, wanted.hidden_size)
     quantize_dynamic_int8(fused, quantized, reduce_range=False)
     # these graphs are a thirtieth of a real one: what is not weights weighs thirty times as much
-    assert graph_bytes(wanted, 8) == pytest.approx(quantized.stat().st_size, rel=0.01)
-    assert graph_bytes(wanted, 32) == pytest.approx(fused.stat().st_size, rel=0.01)
-    shipped = quantized.stat().st_size + 9_000 + 4_000
-    assert size_bytes(wanted, 9_000) == pytest.approx(shipped, rel=0.02)
+    floats = replace(wanted, bits=32)
+    assert graph_bytes(wanted) == pytest.approx(quantized.stat().st_size, rel=0.01)
+    assert graph_bytes(floats) == pytest.approx(fused.stat().st_size, rel=0.01)
+    for one, file in ((wanted, quantized), (floats, fused)):
+        shipped = file.stat().st_size + 9_000 + 4_000
+        assert size_bytes(one, 9_000) == pytest.approx(shipped, rel=0.02)
 
 
 def test_bits_that_are_not_exported_are_refused() -> None:
-    with pytest.raises(RecipeError, match="bits: 4"):
-        graph_bytes(architecture(SHAPES[0]), 4)
+    with pytest.raises(RecipeError, match=r"bits must be one of \[8, 32\], not 4"):
+        replace(architecture(SHAPES[0]), bits=4)
 
 
 def test_a_quantity_is_interpolated_between_measured_sizes_and_not_guessed_beyond() -> None:
@@ -153,3 +161,74 @@ def test_a_smaller_vocabulary_costs_more_gflops_a_function() -> None:
     assert costs.gflops(few) > costs.gflops(many)
     assert costs.size_bytes(few) < costs.size_bytes(many)
     assert costs.size_bytes(many) == graph_bytes(many) + 3000 + costs.manifest_bytes
+
+
+MEASURED = CostModel(
+    interpolate({1000: 180, 2000: 150.5, 6000: 125}),
+    interpolate({1000: 20_000, 6000: 95_000}),
+    lambda one: 0.5 * one.layers + 1e-3 * one.intermediate_size + 1e-4 * one.heads * one.head_size,
+)
+CUT: dict[str, Any] = {
+    "vocab_sizes": (1000, 1500, 6000),
+    "layers": ((0,), (0, 2), (0, 1, 2, 5)),
+    "heads": (4, 12),
+    "intermediate_sizes": (128, 1024),
+    "hidden_size": 384,
+    "head_size": 32,
+    "max_tokens": 256,
+}
+FRESH: dict[str, Any] = {
+    "vocab_sizes": (1000, 2500),
+    "hidden_sizes": (64, 96, 384),
+    "layers": (1, 4),
+    "head_sizes": (16, 32),
+    "intermediate_sizes": (64, 640),
+    "max_tokens": 256,
+}
+COMPRESSOR = CompressorSpace(
+    vocab_sizes=(1000, 50_000),
+    hidden_sizes=(16, 48, 768),
+    layers=(1, 12),
+    intermediate_sizes=(32, 3040),
+)
+
+
+@pytest.mark.parametrize(
+    ("space", "costs"),
+    [
+        (Space(embedding_ranks=(None,), **CUT), MEASURED),
+        (Space(embedding_ranks=(32, 96), bits=(32,), **CUT), MEASURED),
+        (Space(embedding_ranks=(64, None), bits=(8, 32), **CUT), MEASURED),
+        (FreshSpace(embedding_ranks=(None,), **FRESH), MEASURED),
+        (FreshSpace(embedding_ranks=(32, None, 128), bits=(32, 8), **FRESH), MEASURED),
+        (COMPRESSOR, CompressorCosts()),
+    ],
+)
+def test_a_space_costed_as_a_whole_is_that_of_each_of_its_architectures(
+    space: AnySpace, costs: Costs
+) -> None:
+    """Exactly: the search compares the one with the other."""
+    seen = set()
+    shape = tuple(len(space.choices[place]) for place in space.spread)
+    for first, many in space.grids():
+        whole = [np.broadcast_to(costs.gflops(many), shape)]
+        whole.append(np.broadcast_to(costs.size_bytes(many), shape))
+        if costs.latency_ms is not None:
+            whole.append(np.broadcast_to(costs.latency_ms(many), shape))
+        for at in np.ndindex(shape):
+            genes = list(first)
+            for place, gene in zip(space.spread, at, strict=True):
+                genes[place] = gene
+            one = space.architecture(genes)
+            seen.add(one)
+            each = [costs.gflops(one), costs.size_bytes(one)]
+            each += [] if costs.latency_ms is None else [costs.latency_ms(one)]
+            assert [float(values[at]) for values in whole] == [float(cost) for cost in each]
+    assert len(seen) == space.size
+
+
+def test_a_whole_space_outside_the_measured_vocabularies_is_not_guessed_either() -> None:
+    space = Space(embedding_ranks=(None,), **{**CUT, "vocab_sizes": (1000, 6001)})
+    _, many = next(space.grids())
+    with pytest.raises(ValueError, match=r"1000\.\.6000"):
+        MEASURED.gflops(many)

@@ -11,9 +11,10 @@ import pytest
 
 from codemill.compress.architecture import Architecture
 from codemill.compress.budget import Budget
+from codemill.compress.search import genetic
 from codemill.compress.search.cost import CostModel, interpolate
 from codemill.compress.search.genetic import TOLERANCE, Candidate, search
-from codemill.compress.search.space import Space
+from codemill.compress.search.space import FreshSpace, Space
 from codemill.errors import RefusedError
 
 SPACE = Space(
@@ -66,11 +67,73 @@ def exhaustive(budget: Budget) -> Architecture:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_twenty_seeds_find_what_enumeration_finds(budget: Budget) -> None:
+def test_twenty_seeds_find_what_enumeration_finds_and_say_that_it_is_exact(budget: Budget) -> None:
+    found = [search(SPACE, budget, COSTS, seed) for seed in range(20)]
+    assert [item.best.architecture for item in found] == [exhaustive(budget)] * 20
+    assert all(item.exact for item in found)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_space_too_large_to_be_costed_as_a_whole_is_searched_too(
+    budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(genetic, "_MOST_ENUMERATED", 0)
+    monkeypatch.setattr(Space, "grids", None)
+    found = [search(SPACE, budget, COSTS, seed) for seed in range(5)]
     expected = exhaustive(budget)
-    assert [search(SPACE, budget, COSTS, seed).best.architecture for seed in range(20)] == [
-        expected
-    ] * 20
+    if budget != Budget(gflops=0.5):
+        assert [item.best.architecture for item in found] == [expected] * 5
+    # where depth and width trade against each other nothing guarantees more than this
+    floor = (1 - TOLERANCE) * COSTS.gflops(expected)
+    assert all(item.best.gflops >= floor for item in found)
+    assert not any(item.exact for item in found)
+    assert all(item.evaluations < SPACE.size for item in found)
+
+
+def costs_of(architecture: Architecture) -> tuple[float, int, float]:
+    return COSTS.gflops(architecture), COSTS.size_bytes(architecture), latency_ms(architecture)
+
+
+def test_whatever_fits_is_found_at_budgets_drawn_at_random() -> None:
+    """Limits just above what one architecture costs: few others keep them all."""
+    rng = np.random.default_rng(0)
+    for genes in rng.integers(0, [len(choices) for choices in SPACE.choices], (20, 6)):
+        operations, size, ms = costs_of(SPACE.architecture(genes))
+        budget = Budget(size_bytes=size, gflops=operations, latency_ms=ms)
+        found = search(SPACE, budget, COSTS, seed=0)
+        assert found.best.architecture == exhaustive(budget)
+
+
+@pytest.mark.parametrize("enumerated", [True, False])
+def test_a_fitness_of_one_s_own_is_maximised_within_the_budget(
+    enumerated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(genetic, "_MOST_ENUMERATED", SPACE.size if enumerated else 0)
+    limit = 1_500_000
+
+    def fitness(candidate: Candidate) -> float:
+        return -abs(candidate.gflops - 0.25) - abs(candidate.size_bytes / 1e6 - 1.2)
+
+    rows = []
+    for genes in product(*(range(len(choices)) for choices in SPACE.choices)):
+        wanted = SPACE.architecture(genes)
+        operations, size, ms = costs_of(wanted)
+        if size <= limit:
+            rows.append((fitness(Candidate(wanted, operations, size, ms)), -size, wanted))
+    expected = max(rows, key=lambda row: row[:2])[-1]
+    for seed in range(10):
+        found = search(SPACE, Budget(size_bytes=limit), COSTS, seed, fitness=fitness)
+        assert found.best.architecture == expected
+        assert found.exact is enumerated
+
+
+def test_equals_are_decided_by_the_order_of_choices() -> None:
+    """Layers (0,) and (5,) cost the same: the space says which is preferred."""
+    for first, second in (((0,), (5,)), ((5,), (0,))):
+        space = replace(SPACE, layers=(first, second))
+        for seed in range(5):
+            found = search(space, BUDGETS[1], COSTS, seed).best
+            assert found.architecture.copied_layers == first
 
 
 def test_the_same_seed_gives_the_same_search_whatever_ran_before() -> None:
@@ -98,7 +161,9 @@ def test_no_architecture_is_costed_twice() -> None:
     asked: list[Architecture] = []
 
     def counting(architecture: Architecture) -> float:
-        asked.append(architecture)
+        # the whole space at once, by arrays, is no evaluation of the search
+        if isinstance(architecture, Architecture):
+            asked.append(architecture)
         return latency_ms(architecture)
 
     result = search(SPACE, BUDGETS[4], replace(COSTS, latency_ms=counting), seed=0)
@@ -151,3 +216,21 @@ def test_limits_that_are_possible_one_by_one_but_not_together_are_refused() -> N
 def test_a_latency_limit_without_a_latency_model_is_refused() -> None:
     with pytest.raises(RefusedError, match="latency"):
         search(SPACE, Budget(latency_ms=1.0), replace(COSTS, latency_ms=None), seed=0)
+
+
+def test_a_rank_beyond_the_width_makes_no_larger_embedding() -> None:
+    """Rank 256 at width 64 holds no more than rank 64: what is left is better spent on tokens."""
+    space = FreshSpace(
+        vocab_sizes=(1000, 1500),
+        embedding_ranks=(256, 64),
+        hidden_sizes=(64,),
+        layers=(12,),
+        head_sizes=(16,),
+        intermediate_sizes=(4096,),
+        max_tokens=64,
+    )
+    costs = CostModel(lambda _: 64.0, lambda _: 20_000.0)
+    wide = space.architecture((0, 0, 0, 0, 0, 0, 0))
+    limit = Budget(size_bytes=costs.size_bytes(wide))
+    found = search(space, limit, costs, seed=0).best.architecture
+    assert (found.vocab_size, found.embedding_rank) == (1500, 64)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from codemill.compress.budget import Budget, parse_size
-from codemill.compress.search.space import Choices, Space, default_space
+from codemill.compress.search.space import Choices, FreshSpace, Space, default_space, fresh_space
 from codemill.errors import RecipeError
 
-MINILM = {
+MINILM: dict[str, Any] = {
     "hidden_size": 384,
     "layers": 6,
     "heads": 12,
@@ -119,10 +121,10 @@ def test_gene_vectors_and_architectures_correspond_one_to_one() -> None:
         max_tokens=32,
     )
     genes = [
-        (a, b, c, d, 0) for a in range(2) for b in range(2) for c in range(3) for d in range(2)
+        (a, b, c, d, 0, 0) for a in range(2) for b in range(2) for c in range(3) for d in range(2)
     ]
     assert space.size == len(genes) == len({space.architecture(row) for row in genes})
-    chosen = space.architecture((1, 0, 2, 0, 0))
+    chosen = space.architecture((1, 0, 2, 0, 0, 0))
     assert (chosen.vocab_size, chosen.embedding_rank, chosen.copied_layers, chosen.heads) == (
         20,
         None,
@@ -158,3 +160,126 @@ def test_a_choice_that_this_teacher_cannot_give_is_refused_by_name(choices: Choi
     (name,) = [key for key, value in vars(choices).items() if value is not None]
     with pytest.raises(RecipeError, match=name):
         default_space(**MINILM, choices=choices)
+
+
+def test_bits_are_a_gene_whose_default_is_eight() -> None:
+    assert default_space(**MINILM).bits == (8,)
+    both = default_space(**MINILM, choices=Choices(bits=(8, 32)))
+    assert both.size == 2 * default_space(**MINILM).size
+    last = both.architecture([len(choices) - 1 for choices in both.choices])
+    assert last.bits == 32
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        (Choices(vocab_sizes=()), "vocab_sizes has no choices"),
+        (Choices(embedding_ranks=()), "embedding_ranks has no choices"),
+        (Choices(layers=()), "layers has no choices"),
+        (Choices(heads=()), "heads has no choices"),
+        (Choices(intermediate_sizes=()), "intermediate_sizes has no choices"),
+        (Choices(bits=()), "bits has no choices"),
+        (Choices(bits=(4,)), r"bits are of \[8, 32\], not \[4\]"),
+        (Choices(bits=(8, 8)), "bits lists a choice twice"),
+        (Choices(embedding_ranks=(None, 0)), "embedding_ranks must be at least 1"),
+        (Choices(heads=(-1,)), "heads must be at least 1"),
+        (Choices(heads=(5,)), r"heads asks for \[5\]"),
+        (Choices(hidden_sizes=(128,)), "keeps the teacher's width"),
+        (Choices(head_sizes=(16,)), "keeps the teacher's width"),
+        (Choices(layers=(2, 4)), r"layers asks for \[2, 4\].* needs the layers it copies"),
+    ],
+)
+def test_choices_that_are_none_for_a_cut_student_are_refused(choices: Choices, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        default_space(**MINILM, choices=choices)
+
+
+def test_a_teacher_whose_heads_do_not_divide_its_width_is_refused() -> None:
+    with pytest.raises(RecipeError, match="width of 384 does not divide into 7 heads"):
+        default_space(**{**MINILM, "heads": 7})
+
+
+TEACHER: dict[str, Any] = {"hidden_size": 384, "layers": 6, "vocab_size": 30522, "max_tokens": 256}
+
+
+def test_the_default_fresh_space_holds_only_what_is_fast() -> None:
+    space = fresh_space(**TEACHER)
+    assert (min(space.hidden_sizes), max(space.hidden_sizes)) == (64, 384)
+    assert space.layers == (1, 2, 3, 4, 5, 6)
+    assert max(space.vocab_sizes) == 30522
+    assert None in space.embedding_ranks
+    assert all(size >= 16 and size % 8 == 0 for size in space.head_sizes)
+    for genes in ([0] * 7, [len(choices) - 1 for choices in space.choices]):
+        found = space.architecture(genes)
+        assert found.heads * found.head_size == found.hidden_size
+        assert (found.copied_layers, found.max_tokens) == ((), 256)
+
+
+@pytest.mark.parametrize("hidden_size", [16, 32, 48, 64, 80, 312, 768])
+def test_any_teacher_has_a_fresh_space(hidden_size: int) -> None:
+    space = fresh_space(hidden_size=hidden_size, layers=1, vocab_size=300, max_tokens=64)
+    assert max(space.hidden_sizes) <= hidden_size
+    assert space.vocab_sizes == (300,)
+
+
+def test_widths_of_a_recipe_s_own_get_heads_that_divide_them() -> None:
+    space = fresh_space(**TEACHER, choices=Choices(hidden_sizes=(48, 96)))
+    assert space.head_sizes == (16,)
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        (Choices(vocab_sizes=()), "vocab_sizes has no choices"),
+        (Choices(embedding_ranks=()), "embedding_ranks has no choices"),
+        (Choices(hidden_sizes=()), "hidden_sizes has no choices"),
+        (Choices(layers=()), "layers has no choices"),
+        (Choices(head_sizes=()), "head_sizes has no choices"),
+        (Choices(intermediate_sizes=()), "intermediate_sizes has no choices"),
+        (Choices(bits=()), "bits has no choices"),
+        (Choices(bits=(4,)), r"bits are of \[8, 32\], not \[4\]"),
+        (Choices(layers=(0, 1)), "layers must be at least 1"),
+        (Choices(layers=((0,), (0, 5))), "copies no layers"),
+        (Choices(heads=(4,)), "give head_sizes"),
+        (Choices(head_sizes=(8,)), "head size of 8 is slow"),
+        (Choices(head_sizes=(20,)), "head size of 20 is slow"),
+        (Choices(head_sizes=(0,)), "head_sizes must be at least 1"),
+        (Choices(hidden_sizes=(64, 100)), r"hidden_sizes \[100\] do not divide into heads of 16"),
+        (
+            Choices(hidden_sizes=(64, 96), head_sizes=(64,)),
+            r"hidden_sizes \[96\] do not divide into heads of 64",
+        ),
+    ],
+)
+def test_choices_that_are_none_for_a_fresh_student_are_refused(choices: Choices, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        fresh_space(**TEACHER, choices=choices)
+
+
+def test_fresh_genes_and_architectures_correspond_one_to_one() -> None:
+    values: dict[str, Any] = {
+        "vocab_sizes": (1000, 2000),
+        "embedding_ranks": (None, 32),
+        "hidden_sizes": (64, 96),
+        "layers": (1, 3),
+        "head_sizes": (16, 32),
+        "intermediate_sizes": (64,),
+        "max_tokens": 128,
+        "bits": (8, 32),
+    }
+    space = FreshSpace(**values)
+    genes = [
+        (a, b, c, d, e, 0, f)
+        for a in range(2)
+        for b in range(2)
+        for c in range(2)
+        for d in range(2)
+        for e in range(2)
+        for f in range(2)
+    ]
+    assert space.size == len(genes) == len({space.architecture(row) for row in genes})
+    found = space.architecture((1, 0, 1, 1, 1, 0, 1))
+    assert (found.vocab_size, found.hidden_size, found.heads, found.head_size, found.bits) == (
+        *(2000, 96, 3, 32),
+        32,
+    )

@@ -1,0 +1,80 @@
+"""One architecture, distilled for a while: what a candidate of the search is worth, by doing it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codemill.compress.architecture import Architecture
+
+if TYPE_CHECKING:
+    from codemill.compress.models.vocabulary import Vocabulary
+    from codemill.compress.recipe import Recipe
+
+__all__ = ["run_trial", "trial"]
+
+
+def trial(
+    recipe: Recipe, folders: dict[str, Path], architecture: Architecture, pairs: int, threads: int
+) -> dict[str, Any]:
+    """What `run_trial` reads, as plain JSON. `folders`: of the finished stages corpus, teacher and labels."""
+    schedule = {
+        "epochs": recipe.distill.epochs if pairs >= recipe.data.train_pairs else 1.0,
+        "validations": recipe.distill.validations if pairs >= recipe.data.train_pairs else 1,
+    }
+    values = recipe.model_dump(mode="json")
+    values["data"]["train_pairs"] = min(pairs, recipe.data.train_pairs)
+    values["distill"] |= schedule
+    return {
+        "recipe": values,
+        "folders": {name: str(folders[name]) for name in ("corpus", "teacher", "labels")},
+        "vocabulary_pairs": recipe.data.train_pairs,
+        "architecture": architecture.to_json(),
+        "threads": threads,
+    }
+
+
+def run_trial(item: dict[str, Any]) -> dict[str, Any]:
+    """Cut a student of the architecture, distil it on the first so many pairs, validate it.
+
+    Returns its best validation `metric` (MRR), the `pairs` seen an epoch and the `seconds` taken.
+    """
+    import torch
+
+    from codemill.compress.compute import compute_of
+    from codemill.compress.recipe import Recipe
+    from codemill.compress.stages.search import Chosen
+    from codemill.compress.stages.student import distil
+
+    started = time.monotonic()
+    recipe = Recipe.model_validate({**item["recipe"], "threads": item["threads"]})
+    torch.set_num_threads(item["threads"])
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    architecture = Architecture.from_json(item["architecture"])
+    folders = {name: Path(path) for name, path in item["folders"].items()}
+    vocabulary = _vocabulary(recipe, folders["corpus"], item["vocabulary_pairs"])
+    tokens = vocabulary.at(architecture.vocab_size)
+    chosen = Chosen(architecture, tokens.tokenizer_json, tokens.kept, tokens.counts)
+    with tempfile.TemporaryDirectory() as scratch:
+        _, points = distil(
+            recipe, compute_of(recipe), folders, chosen, Path(scratch), lambda *_: None
+        )
+    return {
+        "metric": max(point.metric for point in points),
+        "pairs": recipe.data.train_pairs,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(recipe: Recipe, corpus: Path, pairs: int) -> Vocabulary:
+    from codemill.compress.models.load import load_teacher, resolve_model
+    from codemill.compress.stages.corpus import read_split
+    from codemill.compress.stages.search import vocabulary_of
+
+    tokenizer_json = load_teacher(resolve_model(recipe.teacher.model)).tokenizer_json
+    return vocabulary_of(recipe, tokenizer_json, read_split(corpus, "train", pairs))
