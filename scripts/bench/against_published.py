@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """A bundle against the published 3 MB architecture and a CodeBERT-shaped model, on the same functions.
 
-    scripts/bench/against_published.py BUNDLE [--functions 60] [--rounds 4] [--json]
+    scripts/bench/against_published.py BUNDLE [--data FILE] [--functions 60] [--rounds 4] [--json]
 
 Compressor's published 3 MB architecture (1000 tokens, 96 wide, 12 layers, 8 heads, 64 inner, 514 positions)
 is made with random weights, given a byte-level BPE of 1,000 tokens trained on the functions of this Python's
 packages, and exported to int8 by the path that made BUNDLE. The other is a BERT of CodeBERT's shape (12 x 768,
 50,265 tokens) with random weights in PyTorch fp32, with a byte-level BPE of 50,000 tokens trained likewise.
-Timed: functions of the standard library, one a call, that no engine cuts off. Each engine runs in a process of
+Timed: functions of the bundle's evaluation set, or of FILE (.jsonl or .jsonl.gz with a `code` a line), one a call,
+that no engine cuts off. Each engine runs in a process of
 its own, processes alternate, ratios are formed round by round. Random weights take as long as trained ones.
 """
 
@@ -78,27 +79,39 @@ def _engines(bundle: Path, texts: list[str], folder: Path) -> dict[str, Any]:
     }
 
 
-def _functions(bundle: Path, tokenizers: list[str], count: int) -> list[str]:
-    """Functions of the bundle's evaluation set, none longer than any engine takes."""
+def _codes(bundle: Path, data: Path | None) -> list[str]:
+    from codemill.targets.evaluation import read_evaluation
+    from codemill.targets.json_lines import json_lines
+
+    if data is not None:
+        return [str(row["code"]) for _, row in json_lines(data, "data file", ("code",))]
+    return list(read_evaluation(bundle / "evaluation.jsonl.gz", "standard library").codes)
+
+
+def _functions(
+    bundle: Path, codes: list[str], tokenizers: list[str], count: int
+) -> tuple[list[str], list[float]]:
+    """So many functions, none longer than any engine takes, and their mean tokens for each engine."""
     from tokenizers import Tokenizer
 
     from codemill.runtime import read_manifest
-    from codemill.targets.evaluation import read_evaluation
 
-    evaluation = read_evaluation(bundle / "evaluation.jsonl.gz", "standard library")
     most = [read_manifest(bundle).max_tokens, PUBLISHED["max_tokens"], CODEBERT["max_tokens"]]
     made = [Tokenizer.from_str(text) for text in tokenizers]
     for tokenizer in made:
         tokenizer.no_truncation()
     whole = [
         code
-        for code in dict.fromkeys(evaluation.codes)
+        for code in dict.fromkeys(codes)
         if all(
             len(tokenizer.encode(code).ids) <= limit
             for tokenizer, limit in zip(made, most, strict=True)
         )
     ]
-    return random.Random(0).sample(whole, min(count, len(whole)))
+    drawn = random.Random(0).sample(whole, min(count, len(whole)))
+    return drawn, [
+        statistics.fmean(len(tokenizer.encode(code).ids) for code in drawn) for tokenizer in made
+    ]
 
 
 def main() -> int:
@@ -107,6 +120,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--functions", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", action="store_true")
@@ -121,7 +135,8 @@ def main() -> int:
         engines = _engines(asked.bundle, texts, folder)
         paths = [asked.bundle, folder / "published", folder / "codebert"]
         tokenizers = [(path / "tokenizer.json").read_text(encoding="utf-8") for path in paths]
-        functions = _functions(asked.bundle, tokenizers, asked.functions)
+        codes = _codes(asked.bundle, asked.data)
+        functions, tokens = _functions(asked.bundle, codes, tokenizers, asked.functions)
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         for _ in range(asked.rounds):
             for name, engine in engines.items():
@@ -141,12 +156,13 @@ def main() -> int:
         "engines": {
             name: {
                 "size_bytes": engine.size_bytes,
+                "tokens_per_function": mean,
                 "ms_per_function": statistics.median(seconds[name]) / len(functions) * 1e3,
                 "bundle_is_times_faster": sorted(
                     slow / fast for slow, fast in zip(seconds[name], seconds[first], strict=True)
                 ),
             }
-            for name, engine in engines.items()
+            for (name, engine), mean in zip(engines.items(), tokens, strict=True)
         },
     }
     if asked.json:
@@ -155,7 +171,8 @@ def main() -> int:
     for name, figures in found["engines"].items():
         ratios = figures["bundle_is_times_faster"]
         print(
-            f"{name:36} {figures['size_bytes']:>13,} bytes  {figures['ms_per_function']:8.2f} ms a function  "
+            f"{name:34} {figures['size_bytes']:>12,} bytes {figures['tokens_per_function']:4.0f} tokens "
+            f"{figures['ms_per_function']:8.2f} ms a function  "
             f"{statistics.median(ratios):6.1f}x [{ratios[0]:.1f}, {ratios[-1]:.1f}]"
         )
     return 0

@@ -10,8 +10,8 @@ import os
 
 from codemill.runtime import load
 
-# onnxruntime 1.32 for Linux tells its maker of every session, and keeps a device id in the user's cache
-# folder. It reads this when it is loaded, which importing codemill does not do yet.
+# onnxruntime 1.32 for Linux has telemetry switched on, and keeps a device id in the user's cache folder.
+# It reads this when it is loaded, which importing codemill does not do yet.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["__version__", "load"]

@@ -155,7 +155,7 @@ def test_an_unknown_variant_is_an_error_that_names_those_there(built: Path) -> N
 
 
 def test_onnxruntime_keeps_its_telemetry_to_itself(bundle: Path, tmp_path: Path) -> None:
-    """Version 1.32 for Linux reports every session, and writes a device id into the user's cache folder."""
+    """Version 1.32 for Linux starts it with the first session, and writes a device id into the user's cache."""
     home = tmp_path / "home"
     home.mkdir()
     hidden = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "CODEMILL_CACHE")
