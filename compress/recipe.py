@@ -184,7 +184,7 @@ class BudgetLimits(_Section):
     )
     latency_ms: Literal["auto"] | Annotated[float, Field(gt=0, le=_MANY)] | None = Field(
         None,
-        description="per function of 128 tokens, batch 1, on this machine; `auto`: an eighth of the teacher's as "
+        description="per function of 128 tokens, batch 1, on this machine; `auto`: a ninth of the teacher's as "
         "fused fp32 ONNX by search.latency, for the search only",
     )
 

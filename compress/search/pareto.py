@@ -59,13 +59,14 @@ def pareto(
     quality: Callable[[Sequence[Architecture]], np.ndarray] | None,
     objectives: Sequence[str],
     seed: int,
-    on_generation: Callable[[int, int], None] | None = None,
+    on_generation: Callable[[int, Candidate, int], None] | None = None,
 ) -> ParetoResult:
     """The Pareto front within `budget`.
 
     `quality` estimates many architectures at once, higher is better. `on_generation` is told the
-    generations done and the length of the front. Raises RefusedError, naming what is possible, where
-    nothing in the space fits, and RecipeError for objectives that nothing here can tell.
+    generations done, the best at the first objective, and the length of the front. Raises RefusedError,
+    naming what is possible, where nothing in the space fits, and RecipeError for objectives that nothing
+    here can tell.
     """
     _check(objectives, costs, quality)
     started = time.perf_counter()
@@ -83,7 +84,8 @@ def pareto(
         changed = archive.take(population, valued.of(population))
         unchanged = 0 if changed else unchanged + 1
         if on_generation is not None:
-            on_generation(generation, len(archive.kept))
+            best = valued.candidate(archive.genes()[0])
+            on_generation(generation, best, len(archive.kept))
         return "stop" if unchanged >= _UNCHANGED else None
 
     _, generations = evolve(

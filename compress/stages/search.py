@@ -67,8 +67,11 @@ _AUTO_SHARE = 1 / 6
 a cap is the wrong goal: it picks the slowest architecture of its size."""
 
 
-_AUTO_LATENCY_SHARE = 1 / 8
+_AUTO_LATENCY_SHARE = 1 / 9
 """`latency_ms: auto` is this share of the teacher's as fused fp32 ONNX."""
+_GRAPH_SHARE = 3 / 4
+"""Of a latency limit in milliseconds: what the graph may take by the profile. The rest is for the tokenizer and for
+the calls around it, which the closing benchmark times too: about 0.4 ms on machine B of docs/LOG.md."""
 _HEADLINE_TOKENS = 128
 """Of the teacher, in the function whose latency is searched and limited."""
 _REFERENCE = Path(__file__).parents[1] / "search" / "reference"
@@ -273,8 +276,11 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
 
 
 def _pareto(recipe: Recipe, searched: Searched, report: Report) -> ParetoResult:
-    def on_generation(generation: int, length: int) -> None:
-        report(_share(generation), f"generation {generation}, {length} on the front")
+    first = recipe.search.objectives[0]
+
+    def on_generation(generation: int, best: Candidate, length: int) -> None:
+        said = f"generation {generation}, best {first} {getattr(best, first):.4g}"
+        report(_share(generation), f"{said}, {length} on the front")
 
     return pareto(
         searched.space,
@@ -395,6 +401,8 @@ def _budget(recipe: Recipe, teacher_gflops: float, teacher_ms: float | None) -> 
         latency_ms = None
     elif latency_ms == "auto":
         latency_ms = teacher_ms * _AUTO_LATENCY_SHARE
+    elif latency_ms is not None:
+        latency_ms *= _GRAPH_SHARE
     return Budget(recipe.budget.size_bytes, operations, latency_ms)
 
 

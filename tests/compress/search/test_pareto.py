@@ -172,11 +172,14 @@ def test_nothing_is_costed_or_estimated_twice() -> None:
     assert len(costed) == result.evaluations >= len(estimated)
 
 
-def test_progress_tells_generations_and_the_length_of_the_front() -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_tells_generations_the_best_and_the_length_of_the_front() -> None:
+    told: list[tuple[int, Candidate, int]] = []
     result = pareto(SPACE, Budget(), COSTS, quality, THREE, 0, lambda *row: told.append(row))
-    assert [generation for generation, _ in told] == list(range(1, result.generations + 1))
-    assert all(length > 0 for _, length in told)
+    assert [generation for generation, _, _ in told] == list(range(1, result.generations + 1))
+    assert all(length > 0 for _, _, length in told)
+    best = [candidate.quality or 0.0 for _, candidate, _ in told]
+    assert best == sorted(best)
+    assert best[-1] <= (result.front[0].quality or 0.0)
     assert result.generations < 200, "it ends by itself"
 
 
