@@ -21,7 +21,7 @@ from codemill.compress.models.tokenize import tokenize
 from codemill.compress.models.vocabulary import Pruned, Trained
 from codemill.compress.recipe import Recipe
 from codemill.compress.search.cost import gflops, size_bytes
-from codemill.compress.stages.search import space_of
+from codemill.compress.stages.search import check_estimates, space_of
 from codemill.errors import CodemillError, DataError, MachineError, RecipeError, RefusedError
 from codemill.runtime.machine import this_machine
 from codemill.targets.evaluation import texts_of_length
@@ -117,7 +117,9 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
         _disk(disk, work),
     ]
     tokens = _tokens(recipe, codes, teacher.tokenizer_json)
-    refused = _refused(recipe, read_shape(teacher.folder), teacher.tokenizer_json, tokens)
+    shape = read_shape(teacher.folder)
+    check_estimates(recipe, shape)
+    refused = _refused(recipe, shape, teacher.tokenizer_json, tokens)
     return Preflight(tuple(checks), memory, disk, refused)
 
 

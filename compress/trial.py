@@ -6,10 +6,12 @@ import os
 import tempfile
 import time
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codemill.compress.architecture import Architecture
+from codemill.compress.stages import student
 
 if TYPE_CHECKING:
     from codemill.compress.models.vocabulary import Vocabulary
@@ -26,12 +28,18 @@ def trial(
         "epochs": recipe.distill.epochs if pairs >= recipe.data.train_pairs else 1.0,
         "validations": recipe.distill.validations if pairs >= recipe.data.train_pairs else 1,
     }
-    values = recipe.model_dump(mode="json")
+    whole = recipe.model_dump(mode="json")
+    # all that distilling reads, and no more: another key of the recipe leaves the trials as they are
+    values = {
+        key: whole[key] for key in ("name", "seed", "precision", "teacher", "data", "student")
+    }
+    values["distill"] = whole["distill"]
     values["data"]["train_pairs"] = min(pairs, recipe.data.train_pairs)
     values["distill"] |= schedule
     return {
         "recipe": values,
-        "folders": {name: str(folders[name]) for name in ("corpus", "teacher", "labels")},
+        "folders": {name: str(folders[name].resolve()) for name in ("corpus", "teacher", "labels")},
+        "made_by": {"student": student.VERSION, "torch": version("torch")},
         "vocabulary_pairs": recipe.data.train_pairs,
         "architecture": architecture.to_json(),
         "threads": threads,

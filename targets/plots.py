@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ def training_curve(points: Sequence[TrainingPoint]) -> str | None:
 
 
 def search_points(points: Sequence[SearchPoint]) -> str | None:
-    """The architectures looked at, in the two measures that matter most; the ring is the chosen one.
+    """The architectures looked at, in the two measures that matter most; the large dot is the chosen one.
 
     A Pareto front: estimated quality against latency, the larger the more bytes. Else GFLOPs against size.
     """
@@ -217,17 +218,16 @@ def search_points(points: Sequence[SearchPoint]) -> str | None:
             sizes = [p.size_bytes / 1e6 for p in front]
             dots = [4 + 12 * size / max(sizes) for size in sizes]
             axes.scatter(*_places(front, True), s=dots, color=MUTED, alpha=0.55, linewidths=0)
-            axes.set_xlabel(
-                f"latency of 128 tokens, ms by the profile (dots: {min(sizes):.1f} to {max(sizes):.1f} MB)"
-            )
-            axes.set_ylabel("estimated quality")
+            axes.set_xlabel("latency of 128 tokens, ms by the profile (larger dots: more bytes)")
+            axes.set_ylabel("quality, as predicted")
         else:
             axes.scatter(*_places(points, False), s=9, color=MUTED, alpha=0.45, linewidths=0)
             axes.set_xlabel("size, MB")
             axes.set_ylabel("GFLOPs a function")
         for p in (p for p in points if p.chosen):
             axes.scatter(*_places([p], bool(front)), s=60, color=SERIES[0], zorder=3)
-            axes.set_title(f"chosen: {p.label}", loc="left", color=SERIES[0], fontsize=9)
+            label = "\n".join(textwrap.wrap(f"chosen: {p.label}", 58))
+            axes.set_title(label, loc="left", color=SERIES[0], fontsize=9)
         axes.margins(0.08, 0.14)
     return svg.text
 

@@ -114,6 +114,12 @@ def search_command(
         settings += [f"search.{key}={value}" for key, value in searched.items() if value]
         named["settings"] = (*named["settings"], *settings)
         recipe = recipe_of(recipe_or_model=recipe_or_model, seed=seed, **named)
+        if "latency" in given and recipe.search.latency is None:
+            raise click.UsageError(
+                "--budget latency needs a profile: give --latency FILE or reference"
+            )
+        if searched["pick"] and recipe.search.objective != "pareto":
+            raise click.UsageError("--pick chooses on a Pareto front: give --objective pareto too")
         found = _of_recipe(recipe, work)
     if as_json:
         print_json(found)
@@ -126,7 +132,9 @@ def search_command(
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     best = found["best"]
     rows = [
-        (key, str(best[key])) for key in (*_SHAPE, "embedding_rank", "copied_layers") if key in best
+        (key, str(best[key]))
+        for key in (*_SHAPE, "embedding_rank", "copied_layers", "bits")
+        if key in best
     ]
     rows += [("GFLOPs a function", f"{found['gflops']:.4f}")]
     rows += [("fp32 parameters", in_bytes(found["params_fp32_bytes"]))]
@@ -135,8 +143,10 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [("latency of 128 tokens", f"{best['latency_ms']:.2f} ms by the profile")]
     if best.get("quality") is not None:
         predictor, error = found["quality"]["predictor"], found["quality"]["error"]
-        said = f"{best['quality']:.3f} MRR, give or take {error:.3f}"
-        rows += [("quality" if predictor == "estimate" else predictor, said)]
+        if predictor == "estimate":
+            rows += [("quality", f"{best['quality']:.3f} MRR, give or take {error:.3f}")]
+        else:
+            rows += [(f"{predictor}, which predict quality best", f"{best['quality']:.3f}")]
     if found.get("front"):
         rows += [("Pareto front", f"{len(found['front'])} architectures in search.json")]
     else:

@@ -92,7 +92,7 @@ _BPE_BYTES = {
 
 def shipped_bytes(architecture: Architecture) -> int:
     """What would ship as int8 ONNX with a byte-level BPE of that vocabulary; not what the paper's search limits."""
-    return size_bytes(architecture, interpolate(_BPE_BYTES)(architecture.vocab_size))
+    return int(size_bytes(architecture, interpolate(_BPE_BYTES)(architecture.vocab_size)))
 
 
 def paper_fitness(target_bytes: int) -> Callable[[Candidate], float]:

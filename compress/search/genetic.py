@@ -428,10 +428,21 @@ def any_that_fits(costed: Costed) -> Genes:
     raise RefusedError(
         f"none of the {costed.space.size:,} architectures in the search space fits "
         f"{' and '.join(limits)}; the least possible, each on its own, is {', '.join(possible)}; "
-        "the nearest to all limits has "
-        f"{near.size_bytes:,} bytes and {near.gflops:.4g} GFLOPs: "
+        f"the nearest to all limits ({_shape(near.architecture)}) has "
+        f"{near.size_bytes:,} bytes, {near.gflops:.4g} GFLOPs{_and_ms(near)}: "
         "raise the limit, or give the search smaller choices or a smaller teacher"
     )
+
+
+def _shape(architecture: Architecture) -> str:
+    return (
+        f"{architecture.vocab_size} tokens, {architecture.layers} x {architecture.hidden_size}, "
+        f"{architecture.heads} heads, {architecture.intermediate_size} inner"
+    )
+
+
+def _and_ms(candidate: Candidate) -> str:
+    return "" if candidate.latency_ms is None else f" and {candidate.latency_ms:.4g} ms"
 
 
 @contextmanager

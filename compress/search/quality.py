@@ -75,7 +75,9 @@ class QualityModel:
             )
         self.longest = len(longest)
         self.correlations, self.error = self._compare(longest)
-        self.predictor = max(self.correlations, key=lambda name: self.correlations[name])
+        # the first of equals: the estimate has to beat both
+        simple_first = ("gflops", "parameters", "estimate")
+        self.predictor = max(simple_first, key=lambda name: self.correlations[name])
         self._fitted = self._fit(estimate.observations)
 
     def to_json(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from codemill.compress.search.cost import (
 )
 from codemill.compress.search.genetic import Candidate, SearchResult, search
 from codemill.compress.search.latency import LatencyModel, warn_if_foreign
+from codemill.compress.search.memory import activation_bytes
 from codemill.compress.search.pareto import ParetoResult, knee, most_quality, pareto
 from codemill.compress.search.quality import QualityModel, read_estimate
 from codemill.compress.search.space import AnySpace, Choices, default_space, fresh_space
@@ -52,6 +53,7 @@ __all__ = [
     "VERSION",
     "Chosen",
     "Searched",
+    "check_estimates",
     "prepare",
     "read_chosen",
     "space_of",
@@ -122,7 +124,7 @@ def _findings(folder: Path) -> str:
         f"{best['gflops']:.2f} GFLOPs, {best['size_bytes'] / 1e6:.2f} MB"
     ]
     if best["latency_ms"] is not None:
-        known.append(f"{best['latency_ms']:.2f} ms as measured on {found['latency']['cpu']}")
+        known.append(f"{best['latency_ms']:.2f} ms by the profile of {found['latency']['cpu']}")
     if best["quality"] is not None:
         known.append(_said_of(best["quality"], found["quality"]))
     known += found["warnings"]
@@ -198,7 +200,7 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
     return Searched(
         space,
         costs,
-        _budget(recipe, gflops(teacher_shape, full_length), teacher_ms),
+        _budget(recipe, gflops(teacher_shape, full_length), teacher_ms, warnings),
         vocabulary,
         teacher_shape,
         full_length,
@@ -245,6 +247,7 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
             "size_bytes": best.size_bytes,
             "latency_ms": best.latency_ms,
             "quality": best.quality,
+            "activation_bytes": int(activation_bytes(chosen, chosen.max_tokens)),
             "tokens_per_function": tokens,
         },
         "budget": asdict(budget),
@@ -370,6 +373,12 @@ def _quality(recipe: Recipe, shape: TeacherShape, warnings: list[str]) -> Qualit
         return None
     estimate = read_estimate(path)
     teacher = estimate.teacher
+    fresh = recipe.student.init == "fresh"
+    if any(bool(item.architecture.copied_layers) is fresh for item in estimate.observations):
+        raise RecipeError(
+            f"search.quality: the estimate is of students that are {'cut' if fresh else 'fresh'}, this recipe's "
+            f"are {'fresh' if fresh else 'cut out of the teacher'}; `compress estimate` makes one for it"
+        )
     if (teacher["layers"], teacher.get("hidden_size")) != (shape.layers, shape.hidden_size):
         raise RecipeError(
             f"search.quality: the estimate is of a teacher of {teacher['layers']} layers and width "
@@ -383,11 +392,19 @@ def _quality(recipe: Recipe, shape: TeacherShape, warnings: list[str]) -> Qualit
     return QualityModel(estimate)
 
 
+def check_estimates(recipe: Recipe, shape: TeacherShape) -> None:
+    """Raise what reading and fitting the files of search.quality and search.latency would raise later."""
+    _quality(recipe, shape, [])
+    _latency(recipe, [])
+
+
 def _mean_length(tokenizer_json: str, codes: Sequence[str], max_tokens: int) -> float:
     return float(np.mean([len(ids) for ids in tokenize(tokenizer_json, codes, max_tokens)]))
 
 
-def _budget(recipe: Recipe, teacher_gflops: float, teacher_ms: float | None) -> Budget:
+def _budget(
+    recipe: Recipe, teacher_gflops: float, teacher_ms: float | None, warnings: list[str]
+) -> Budget:
     operations, latency_ms = recipe.budget.gflops, recipe.budget.latency_ms
     if operations == "auto":
         operations = teacher_gflops * _AUTO_SHARE
@@ -397,7 +414,11 @@ def _budget(recipe: Recipe, teacher_gflops: float, teacher_ms: float | None) -> 
                 "budget.latency_ms: auto is a share of the teacher's by a latency profile; name one as "
                 "search.latency (`compress profile` makes it, `reference` ships), or give milliseconds"
             )
-        # without a profile the search cannot tell: the closing benchmark holds the limit
+        if latency_ms is not None:
+            warnings.append(
+                f"budget.latency_ms {latency_ms:g} is not searched for, since search.latency names no profile: "
+                "only the closing benchmark holds it"
+            )
         latency_ms = None
     elif latency_ms == "auto":
         latency_ms = teacher_ms * _AUTO_LATENCY_SHARE
