@@ -218,7 +218,7 @@ def search_points(points: Sequence[SearchPoint]) -> str | None:
             sizes = [p.size_bytes / 1e6 for p in front]
             dots = [4 + 12 * size / max(sizes) for size in sizes]
             axes.scatter(*_places(front, True), s=dots, color=MUTED, alpha=0.55, linewidths=0)
-            axes.set_xlabel("latency of 128 tokens, ms by the profile (larger dots: more bytes)")
+            axes.set_xlabel("ms of 128 tokens, by the profile (dots: size)")
             axes.set_ylabel("quality, as predicted")
         else:
             axes.scatter(*_places(points, False), s=9, color=MUTED, alpha=0.45, linewidths=0)
@@ -226,7 +226,7 @@ def search_points(points: Sequence[SearchPoint]) -> str | None:
             axes.set_ylabel("GFLOPs a function")
         for p in (p for p in points if p.chosen):
             axes.scatter(*_places([p], bool(front)), s=60, color=SERIES[0], zorder=3)
-            label = "\n".join(textwrap.wrap(f"chosen: {p.label}", 58))
+            label = "\n".join(textwrap.wrap(f"chosen: {p.label}", 44))
             axes.set_title(label, loc="left", color=SERIES[0], fontsize=9)
         axes.margins(0.08, 0.14)
     return svg.text
