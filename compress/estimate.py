@@ -54,6 +54,7 @@ def estimate(
     longest: int = 12,
     workers: int | None = None,
     cluster: Cluster | None = None,
+    wait: bool = False,
 ) -> Estimate:
     """Distil four times `longest` architectures for a while and `longest` to the end.
 
@@ -64,14 +65,17 @@ def estimate(
     compute = compute_of(recipe)
     wanted = ("corpus", "teacher", "teacher-graphs", "labels")
     stages = [stage for stage in stages_of(recipe) if stage.name in wanted]
-    with working_in(work, wait=False, say=progress.say):
+    with working_in(work, wait, progress.say):
         done = pipeline.run_stages(stages, work, progress)
         folders = {name: item.folder for name, item in done.items()}
         report = progress.stage("trials", 1, 1, False)
         searched = prepare(recipe, folders["corpus"], lambda *_: None)
         trained = _with_pairs_there_are(recipe, folders["corpus"])
         runner = _Runner(trained, folders, work / "trials", workers, compute.threads, cluster)
-        observations = _halve(_sample(searched, 4 * longest, recipe.seed), trained, runner, report)
+        with pipeline.full_disk_said("trials", runner.results):
+            observations = _halve(
+                _sample(searched, 4 * longest, recipe.seed), trained, runner, report
+            )
     source = resolve_model(recipe.teacher.model)
     shape = read_shape(source)
     return Estimate(

@@ -38,6 +38,7 @@ __all__ = [
     "Report",
     "Stage",
     "folder_of",
+    "full_disk_said",
     "identities_of",
     "is_finished",
     "is_marked_done",
@@ -210,7 +211,7 @@ def run_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[
         report = progress.stage(stage.name, number, len(stages), finished is not None)
         if finished is None:
             inputs = {name: done[name].folder for name in stage.inputs}
-            with _full_disk_said(stage.name, folder):
+            with full_disk_said(stage.name, folder):
                 spent = _work(stage, inputs, folder, report)
                 finished = _write_done(stage, folder, identities[stage.name], spent)
             _release_memory()
@@ -275,7 +276,7 @@ class _Spent:
 
 
 @contextlib.contextmanager
-def _full_disk_said(name: str, folder: Path) -> Iterator[None]:
+def full_disk_said(name: str, folder: Path) -> Iterator[None]:
     """Say that the disk is full, whatever the library that met it made of that."""
     try:
         yield

@@ -55,6 +55,10 @@ def _is_there(path: Path) -> bool:
 
 def check_file_out(path: Path, option: str = "--out") -> None:
     """Raise InputError where the file `path` cannot be written, or written over."""
+    if path.name in ("", ".."):
+        raise InputError(
+            f"{option} {str(path)!r} names no file; give one, such as {path / 'out.json'}"
+        )
     try:
         # what is renamed into the place of a device or a pipe replaces it
         if path.exists() and not path.is_file():

@@ -183,11 +183,11 @@ def run(recipe: Recipe, work: Path, out: Path, progress: Progress, wait: bool = 
     return RunResult(made, html, json_path, report.bundle.size_bytes, report, tuple(done.values()))
 
 
-def run_search(recipe: Recipe, work: Path, progress: Progress) -> Path:
+def run_search(recipe: Recipe, work: Path, progress: Progress, wait: bool = False) -> Path:
     """Run the stages up to the architecture search; returns the folder of that stage."""
     stages = stages_of(recipe)
     upto = [stage.name for stage in stages].index("search") + 1
-    with working_in(work, wait=False, say=progress.say):
+    with working_in(work, wait, progress.say):
         return pipeline.run_stages(stages[:upto], work, progress)["search"].folder
 
 

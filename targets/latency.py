@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -335,13 +336,30 @@ class _Journal:
         lines = list(_whole_lines(path))
         if lines and lines[0] == head:
             for line in lines[1:]:
+                # what is damaged is measured again
+                if not self._is_whole(line, len(kit.shapes)):
+                    break
                 self._keep(line["graph"], line["ms"], line["seconds"])
-            kept = lines
+                kept.append(line)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
         try:
             # written anew: its last line may have been cut short
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            write_atomically(path, lambda file: file.write(text.encode()))
         except OSError as error:
             raise _unwritable(path, error) from error
+
+    def _is_whole(self, line: Any, shapes: int) -> bool:
+        if not isinstance(line, dict) or set(line) != {"graph", "ms", "seconds"}:
+            return False
+        pairs = line["ms"]
+        if line["graph"] not in self.found or not isinstance(pairs, list) or len(pairs) != shapes:
+            return False
+        numbers = [line["seconds"]]
+        for pair in pairs:
+            if not isinstance(pair, list) or len(pair) != 2:
+                return False
+            numbers += pair
+        return all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in numbers)
 
     @property
     def rounds(self) -> int:

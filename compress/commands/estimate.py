@@ -40,6 +40,7 @@ from codemill.compress.commands.run import recipe_of, recipe_options, work_optio
     help="Run the trials on a Ray cluster (extra `scale`): its address, `auto`, or `local`.",
 )
 @work_option
+@click.option("--wait", is_flag=True, help="Wait for another run that works in --work.")
 @json_option
 def estimate_command(
     out: Path,
@@ -47,6 +48,7 @@ def estimate_command(
     workers: int | None,
     ray: str | None,
     work: Path,
+    wait: bool,
     as_json: bool,
     **named: Any,
 ) -> None:
@@ -57,24 +59,36 @@ def estimate_command(
     What is finished is kept in --work; the same command continues there.
     """
     require_extra("compress", "`compress estimate`")
-    from codemill.compress.places import check_file_out, check_folder
+    from codemill.compress.places import check_file_out, check_folder, write_out
     from codemill.compress.progress import shown_progress
 
+    if ray == "":
+        raise click.UsageError("--ray: give an address, auto, or local")
     recipe = recipe_of(**named)
     check_folder(work, "--work")
     check_file_out(out)
     with quiet_stdout():
         from codemill.compress.estimate import estimate
         from codemill.compress.parallel import Cluster
-        from codemill.compress.search.quality import QualityModel, write_estimate
+        from codemill.compress.preflight import preflight
+        from codemill.compress.search.quality import QualityModel, estimate_bytes
 
+        checked = preflight(recipe, work)
+        checked.raise_if_refused()
+        checked.raise_if_impossible()
         cluster = None if ray is None else Cluster(None if ray == "local" else ray)
         with shown_progress() as progress:
             found = estimate(
-                recipe, work, progress, longest=longest, workers=workers, cluster=cluster
+                recipe,
+                work,
+                progress,
+                longest=longest,
+                workers=workers,
+                cluster=cluster,
+                wait=wait,
             )
+        write_out(out, estimate_bytes(found))
         model = QualityModel(found)
-        write_estimate(found, out)
     if as_json:
         print_json({"out": str(out), "observations": len(found.observations), **model.to_json()})
         return

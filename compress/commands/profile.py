@@ -87,21 +87,23 @@ def profile_command(
     from codemill.compress.places import check_file_out
     from codemill.targets.latency import measure, write_profile
 
-    journal = out.with_name(f"{out.name}.partial")
     # all that can be wrong with what was asked for is found before anything is measured
-    for path in (out, journal):
-        check_file_out(path)
-    with _kit(kit, target, threads) as (folder, opened):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with _shown("measuring") as progress:
-            profile = measure(
-                folder,
-                opened,
-                threads=threads,
-                minutes=minutes or _MINUTES,
-                journal=journal,
-                progress=progress,
-            )
+    check_file_out(out)
+    journal = out.with_name(f"{out.name}.partial")
+    check_file_out(journal)
+    with (
+        _alone(out),
+        _kit(kit, target, threads) as (folder, opened),
+        _shown("measuring") as progress,
+    ):
+        profile = measure(
+            folder,
+            opened,
+            threads=threads,
+            minutes=minutes or _MINUTES,
+            journal=journal,
+            progress=progress,
+        )
     write_profile(out, profile)
     journal.unlink(missing_ok=True)
     _show(profile, out, as_json)
@@ -139,6 +141,25 @@ def _only_make(folder: Path, target: str, as_json: bool) -> None:
         )
     )
     click.echo(f"wrote {folder / KIT}", err=True)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two that measure into one file would mix, and two at once disturb one another."""
+    from codemill.runtime.lock import held
+
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f".{out.name}.lock")
+    with held(path, timeout_s=0) as alone:
+        if not alone:
+            raise MachineError(
+                f"another `compress profile` measures into {out}, or there are no locks in its folder; "
+                "wait for it, or choose another --out"
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

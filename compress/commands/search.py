@@ -67,6 +67,7 @@ _SHAPE = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size")
     "size is the paper's: 4 bytes a parameter.",
 )
 @work_option
+@click.option("--wait", is_flag=True, help="Wait for another run that works in --work.")
 @json_option
 def search_command(
     recipe_or_model: str | None,
@@ -74,6 +75,7 @@ def search_command(
     fitness: str,
     budgets: tuple[str, ...],
     work: Path,
+    wait: bool,
     as_json: bool,
     seed: int | None,
     **named: Any,
@@ -92,7 +94,9 @@ def search_command(
     if space == "compressor":
         flags = {"settings": "--set"}
         used = [flags.get(name, f"--{name}") for name, value in named.items() if value]
-        used += [f"--{name}" for name in ("pick", "quality", "latency") if searched[name]]
+        used += [
+            f"--{name}" for name in ("pick", "quality", "latency") if searched[name] is not None
+        ]
         used += ["--objective pareto"] if searched["objective"] == "pareto" else []
         used += ["--work"] if _is_given("work") else []
         used += [recipe_or_model] if recipe_or_model else []
@@ -111,7 +115,9 @@ def search_command(
         if fitness != "limits":
             raise click.UsageError(f"--fitness {fitness} goes with --space compressor only")
         settings = [f"budget.{_BUDGETS[key]}={value}" for key, value in given.items()]
-        settings += [f"search.{key}={value}" for key, value in searched.items() if value]
+        settings += [
+            f"search.{key}={value}" for key, value in searched.items() if value is not None
+        ]
         named["settings"] = (*named["settings"], *settings)
         recipe = recipe_of(recipe_or_model=recipe_or_model, seed=seed, **named)
         if "latency" in given and recipe.search.latency is None:
@@ -120,7 +126,7 @@ def search_command(
             )
         if searched["pick"] and recipe.search.objective != "pareto":
             raise click.UsageError("--pick chooses on a Pareto front: give --objective pareto too")
-        found = _of_recipe(recipe, work)
+        found = _of_recipe(recipe, work, wait)
     if as_json:
         print_json(found)
         return
@@ -222,7 +228,7 @@ def _number(key: str, text: str) -> float:
         raise RecipeError(f"--budget {key}={text}: expected a number, such as {key}=0.5") from error
 
 
-def _of_recipe(recipe: Recipe, work: Path) -> dict[str, Any]:
+def _of_recipe(recipe: Recipe, work: Path, wait: bool) -> dict[str, Any]:
     from codemill.compress.places import check_folder
     from codemill.compress.progress import shown_progress
 
@@ -233,7 +239,7 @@ def _of_recipe(recipe: Recipe, work: Path) -> dict[str, Any]:
 
         preflight(recipe, work).raise_if_refused()
         with shown_progress() as progress:
-            folder = run_search(recipe, work, progress)
+            folder = run_search(recipe, work, progress, wait)
     found: dict[str, Any] = json.loads((folder / "search.json").read_text())
     figures = {key: found["best"][key] for key in ("gflops", "params_fp32_bytes", "size_bytes")}
     # the first objective, or the one that is maximised under limits

@@ -21,7 +21,7 @@ from codemill.compress.architecture import Architecture
 from codemill.compress.search.cost import gflops, parameters
 from codemill.errors import RecipeError
 
-__all__ = ["Estimate", "Observation", "QualityModel", "read_estimate", "write_estimate"]
+__all__ = ["Estimate", "Observation", "QualityModel", "estimate_bytes", "read_estimate"]
 
 _SCHEMA = 1
 _KEYS = ("schema", "made_of", "metric", "teacher", "tokens_per_function", "observations")
@@ -167,20 +167,17 @@ class QualityModel:
         return correlations, float(np.sqrt(np.mean((predicted - truth) ** 2)))
 
 
-def write_estimate(estimate: Estimate, path: Path) -> None:
-    """Write as JSON, one observation a line, appearing whole."""
-    from codemill.runtime.atomic import write_atomically
-
+def estimate_bytes(estimate: Estimate) -> bytes:
+    """As the JSON that `read_estimate` reads, one observation a line."""
     value: dict[str, Any] = {"schema": _SCHEMA, **asdict(estimate)}
     observations = value.pop("observations")
     lines = ",\n".join("  " + json.dumps(item, sort_keys=True) for item in observations)
     head = json.dumps(value, indent=1, sort_keys=True).removesuffix("\n}")
-    text = f'{head},\n "observations": [\n{lines}\n ]\n}}\n'
-    write_atomically(path, lambda file: file.write(text.encode()))
+    return f'{head},\n "observations": [\n{lines}\n ]\n}}\n'.encode()
 
 
 def read_estimate(path: Path) -> Estimate:
-    """What `write_estimate` wrote. Raises RecipeError naming the file, the key, what was expected and found."""
+    """What `estimate_bytes` made. Raises RecipeError naming the file, the key, what was expected and found."""
     where = f"quality estimate {path}"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -61,7 +61,7 @@ __all__ = [
     "vocabulary_of",
 ]
 
-VERSION = 3
+VERSION = 4
 _SAMPLE = 1000
 _SIZES_MEASURED = 6
 _AUTO_SHARE = 1 / 6
@@ -96,7 +96,8 @@ def stage(recipe: Recipe) -> Stage:
     files = {name: _file_of(recipe, name) for name in ("quality", "latency")}
     settings = {
         "model": fingerprint(source),
-        "search": recipe.search.model_dump(mode="json"),
+        # the files by what they hold, wherever they lie
+        "search": recipe.search.model_dump(mode="json", exclude={"quality", "latency"}),
         "files": {
             name: path and sha256(path.read_bytes()).hexdigest() for name, path in files.items()
         },

@@ -17,7 +17,7 @@ from codemill.compress.budget import Budget
 from codemill.compress.estimate import estimate
 from codemill.compress.progress import Silent
 from codemill.compress.search.cost import CostModel, interpolate
-from codemill.compress.search.quality import QualityModel, read_estimate, write_estimate
+from codemill.compress.search.quality import QualityModel, estimate_bytes, read_estimate
 from codemill.compress.search.space import Space
 from codemill.compress.stages.search import Searched
 from codemill.compress.trial import trial
@@ -163,7 +163,7 @@ def test_a_small_estimate_from_end_to_end_and_resumed(
     assert len(longest) == 8
     assert all(0 < item.metric <= 1 for item in found.observations)
     assert (found.teacher["layers"], found.teacher["hidden_size"]) == (3, 32)
-    write_estimate(found, tmp_path / "quality.json")
+    (tmp_path / "quality.json").write_bytes(estimate_bytes(found))
     assert read_estimate(tmp_path / "quality.json") == found
     assert QualityModel(found).longest == 8
 

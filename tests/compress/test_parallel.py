@@ -51,6 +51,8 @@ def start(function: str, notes: Path, folder: Path, count: int) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell that runs the tests in the background has Ctrl-C ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -257,7 +259,10 @@ def test_workers_end_with_the_map(notes: Path, tmp_path: Path, how: signal.Signa
             os.killpg(process.pid, how)
         else:
             os.kill(process.pid, how)
-        errors = process.communicate(timeout=60)[1]
+        try:
+            errors = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
     assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
     wait_until(lambda: not any(is_alive(worker) for worker in mapped.processes(notes)))
 

@@ -17,8 +17,8 @@ from codemill.compress.search.quality import (
     Estimate,
     Observation,
     QualityModel,
+    estimate_bytes,
     read_estimate,
-    write_estimate,
 )
 from codemill.compress.search.space import default_space
 from codemill.errors import RecipeError
@@ -184,14 +184,14 @@ def test_fresh_students_are_estimated_too() -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     found = tmp_path / "quality.json"
-    write_estimate(estimate_of(worth), found)
+    found.write_bytes(estimate_bytes(estimate_of(worth)))
     return found
 
 
 def test_what_was_written_is_read_back(path: Path, tmp_path: Path) -> None:
     found = read_estimate(path)
     assert found == estimate_of(worth)
-    write_estimate(found, tmp_path / "again.json")
+    (tmp_path / "again.json").write_bytes(estimate_bytes(found))
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
     lines = path.read_text().splitlines()
     assert sum('"architecture"' in line for line in lines) == len(found.observations)
