@@ -52,7 +52,9 @@ def estimate_command(
     as_json: bool,
     **named: Any,
 ) -> None:
-    """Distil a sample of architectures for a while, and a few to the end.
+    """Distil a sample of architectures, for the search.
+
+    Four times --longest of them for a while, --longest to the end.
 
     RECIPE|MODEL as in `compress run`, whose search space, budget, data and teacher are used. The file is
     what search.quality of a recipe names: with it the search knows that equal GFLOPs are not equal quality.

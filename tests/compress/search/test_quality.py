@@ -137,7 +137,7 @@ def test_of_a_metric_that_is_chance_the_best_of_poor_predictors_is_said_with_its
 def test_a_metric_that_never_varies_gives_no_correlation_and_no_warning() -> None:
     model = QualityModel(estimate_of(lambda *_: 0.5))
     assert model.correlations == {"estimate": 0.0, "gflops": 0.0, "parameters": 0.0}
-    assert model.predict(sample(3)) == pytest.approx([0.5] * 3)
+    assert model.predictor == "gflops", "the estimate has to beat the others"
 
 
 def test_the_same_observations_give_the_same_model_and_leave_random_numbers_alone() -> None:
