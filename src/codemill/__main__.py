@@ -25,7 +25,10 @@ def main() -> int:
         signal.signal(signal.SIGINT, _leave)
     from codemill.cli import main as run
 
-    return run()
+    code = run()
+    # all is done: Python takes its handlers away before it ends, and a late one would look like a failure
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
 
 
 if __name__ == "__main__":
