@@ -9,7 +9,7 @@ from codemill.errors import RecipeError
 
 __all__ = ["BITS", "Architecture", "Family"]
 
-Family = Literal["bert", "llama"]
+Family = Literal["bert", "modernbert", "t5", "llama"]
 
 BITS = (8, 32)
 """What a weight may take: int8, or float."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Tokenized", "embed", "embed_all", "pad", "positions"]
+__all__ = ["Pooling", "Tokenized", "embed", "embed_all", "pad", "pool", "positions"]
+
+Pooling = Literal["mean", "cls"]
+"""What an embedding is made of: the mean over real tokens, or the first token alone."""
 
 Tokenized = Sequence[np.ndarray]
 """Token ids of each text, special tokens included, cut to the model's length."""
@@ -42,6 +46,16 @@ def pad(texts: Tokenized, most: int | None = None) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling = "mean") -> Tensor:
+    """hidden [batch, tokens, width], mask [batch, tokens] -> float32 [batch, width], not normalised."""
+    hidden = hidden.float()
+    if pooling == "cls":
+        return hidden[:, 0]
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    mean: Tensor = (hidden * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
+    return mean
+
+
 def embed(model: nn.Module, ids: Tensor, mask: Tensor, bf16: bool = False) -> Tensor:
     """ids, mask [batch, tokens] -> L2-normalised mean of the last hidden states, float32 [batch, hidden].
 
@@ -49,10 +63,7 @@ def embed(model: nn.Module, ids: Tensor, mask: Tensor, bf16: bool = False) -> Te
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-    hidden = hidden.float()
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    mean = (hidden * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
-    return functional.normalize(mean, dim=-1)
+    return functional.normalize(pool(hidden, mask), dim=-1)
 
 
 @torch.inference_mode()

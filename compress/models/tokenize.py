@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-__all__ = ["tokenize"]
+__all__ = ["tokenize", "unknown_id"]
 
 
 def tokenize(tokenizer_json: str, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
@@ -21,3 +21,10 @@ def tokenize(tokenizer_json: str, texts: Sequence[str], max_tokens: int) -> list
         for start in range(0, len(texts), 1024)
         for encoding in tokenizer.encode_batch(list(texts[start : start + 1024]))
     ]
+
+
+def unknown_id(tokenizer_json: str) -> int:
+    """The token that stands for what the vocabulary has no token for; 0 where there is none."""
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    found = (tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>"))
+    return next((index for index in found if index is not None), 0)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
-from codemill.compress.models.wordpiece import (
-    PrunedVocabulary,
-    keep_order,
-    prune_tokenizer,
-)
+from codemill.compress.models import bpe, unigram, wordpiece
+from codemill.compress.models.wordpiece import PrunedVocabulary
 from codemill.errors import ModelError
 
 __all__ = ["Pruned", "Trained", "Vocabulary"]
@@ -36,7 +35,10 @@ class Pruned:
 
     def __init__(self, tokenizer_json: str, counts: np.ndarray) -> None:
         self._json, self._counts = tokenizer_json, counts
-        self._order = keep_order(tokenizer_json, self._counts)
+        kind = json.loads(tokenizer_json)["model"].get("type")
+        # a WordPiece, or the error that says it is none
+        self._pruning: ModuleType = {"BPE": bpe, "Unigram": unigram}.get(kind, wordpiece)
+        self._order: list[int] = self._pruning.keep_order(tokenizer_json, self._counts)
 
     @property
     def most(self) -> int:
@@ -44,8 +46,11 @@ class Pruned:
         return len(self._order)
 
     def at(self, size: int) -> PrunedVocabulary:
-        """Raises ModelError where the vocabulary does not even hold the single characters."""
-        return prune_tokenizer(self._json, self._counts, self._order, size)
+        """Raises ModelError where the vocabulary does not even hold the single characters or bytes."""
+        found: PrunedVocabulary = self._pruning.prune_tokenizer(
+            self._json, self._counts, self._order, size
+        )
+        return found
 
 
 class Trained:

@@ -1,7 +1,7 @@
 """Pruning a WordPiece tokenizer to its most used tokens.
 
 WordPiece falls back by itself: a word whose token is gone is split into shorter pieces that are still
-there, down to single characters, which are all kept. (A BPE does not, and will need its own module.)
+there, down to single characters, which are all kept. (A BPE does not: `bpe`.)
 """
 
 from __future__ import annotations
