@@ -23,12 +23,15 @@ if TYPE_CHECKING:
         verify_bundle,
         write_bundle,
     )
+    from codemill.runtime.classifier import Answers, Classifier, Prediction
     from codemill.runtime.encoder import Encoder
     from codemill.runtime.find import Hit, Index
     from codemill.runtime.functions import Function, functions_of
     from codemill.runtime.machine import Machine, this_machine
 
 __all__ = [
+    "Answers",
+    "Classifier",
     "Encoder",
     "FileRecord",
     "Function",
@@ -36,10 +39,13 @@ __all__ = [
     "Index",
     "Machine",
     "Manifest",
+    "Prediction",
     "Variant",
     "digest",
     "functions_of",
     "load",
+    "load_classifier",
+    "load_encoder",
     "pack",
     "read_manifest",
     "size_bytes",
@@ -61,20 +67,24 @@ _HOMES = {
         "verify_bundle",
         "write_bundle",
     ),
+    "classifier": ("Answers", "Classifier", "Prediction"),
     "encoder": ("Encoder",),
     "find": ("Hit", "Index"),
     "functions": ("Function", "functions_of"),
     "machine": ("Machine", "this_machine"),
 }
+_EMBEDS = "retrieval with output 'embedding'"
+_LABELS = "classification or pair-classification with output 'labels'"
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def load(
     path: str | os.PathLike[str], variant: str | None = None, threads: int | None = None
-) -> Encoder:
+) -> Encoder | Classifier:
     """Load a bundle, a folder or a `.mill` file, ready to run on this machine.
 
-    Every file is checked against the manifest first. `variant` names one of the bundle's variants;
+    A bundle that embeds gives an Encoder, one with labels a Classifier. Every file is checked
+    against the manifest first. `variant` names one of the bundle's variants;
     None takes the best one this machine has an execution provider for (accelerators before the
     CPU, and int8 before wider types on the CPU). `threads` is the number of threads of one call,
     at most; None means the physical cores this process may use.
@@ -83,9 +93,44 @@ def load(
     (files that are not those of the manifest) or ProviderError (the variant's execution provider
     is not here: another one is never taken in its place).
     """
-    from codemill.runtime.encoder import open_encoder
+    from codemill.runtime.classifier import classifies, open_classifier
+    from codemill.runtime.encoder import embeds, open_encoder
+    from codemill.runtime.opening import open_folder, refuse_task
 
-    return open_encoder(path, variant=variant, threads=threads)
+    folder, manifest = open_folder(path)
+    if classifies(manifest):
+        return open_classifier(folder, manifest, variant=variant, threads=threads)
+    if not embeds(manifest):
+        from codemill import __version__
+
+        raise refuse_task(manifest, f"codemill {__version__} runs: {_EMBEDS}, {_LABELS}")
+    return open_encoder(folder, manifest, variant=variant, threads=threads)
+
+
+def load_encoder(
+    path: str | os.PathLike[str], variant: str | None = None, threads: int | None = None
+) -> Encoder:
+    """`load` for a bundle that has to be one that embeds; BundleError for any other."""
+    from codemill.runtime.encoder import embeds, open_encoder
+    from codemill.runtime.opening import open_folder, refuse_task
+
+    folder, manifest = open_folder(path)
+    if not embeds(manifest):
+        raise refuse_task(manifest, f"expected {_EMBEDS}")
+    return open_encoder(folder, manifest, variant=variant, threads=threads)
+
+
+def load_classifier(
+    path: str | os.PathLike[str], variant: str | None = None, threads: int | None = None
+) -> Classifier:
+    """`load` for a bundle that has to be one with labels; BundleError for any other."""
+    from codemill.runtime.classifier import classifies, open_classifier
+    from codemill.runtime.opening import open_folder, refuse_task
+
+    folder, manifest = open_folder(path)
+    if not classifies(manifest):
+        raise refuse_task(manifest, f"expected {_LABELS}")
+    return open_classifier(folder, manifest, variant=variant, threads=threads)
 
 
 def __getattr__(name: str) -> object:

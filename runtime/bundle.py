@@ -2,7 +2,7 @@
 
     manifest.json                       names, sizes and hashes of everything below; canonical JSON
     tokenizer.json                      Hugging Face tokenizers
-    variants/<variant>/encoder.onnx     one compiled form of the model each
+    variants/<variant>/encoder.onnx     one compiled form of the model each; with labels also head.onnx
     report.json  report.html  evaluation.jsonl.gz      beside them: neither hashed nor shipped
 
 A bundle holds no code: reading one parses JSON and compares hashes. A path in a manifest is a
@@ -26,6 +26,8 @@ from typing import Any, NoReturn
 from codemill.errors import BundleError, IntegrityError
 from codemill.runtime.atomic import write_atomically
 from codemill.runtime.graph import check_graph
+from codemill.runtime.labels import LABEL_TASKS, check_labelling
+from codemill.runtime.values import check_name, check_whole, kind_of, some_of
 
 __all__ = [
     "MANIFEST",
@@ -101,7 +103,8 @@ class Variant:
 class Manifest:
     """A checked manifest.json. The mappings are plain JSON and not to be written to.
 
-    `input` holds at least `max_tokens`, `output` at least `kind`, and for an embedding `dim`.
+    `input` holds at least `max_tokens`, `output` at least `kind`, and for an embedding `dim`; what
+    they hold for a task with labels is typed by `labels.labelling_of`.
     """
 
     name: str
@@ -287,7 +290,7 @@ def verify_bundle(folder: str | os.PathLike[str], expect: str | None = None) -> 
     extra = sorted(_files_in(Path(folder)) - {MANIFEST, *manifest.files, *UNSHIPPED})
     if extra:
         raise IntegrityError(
-            f"{os.fspath(folder)!r} holds files its manifest does not name: {_some(extra)}"
+            f"{os.fspath(folder)!r} holds files its manifest does not name: {some_of(extra)}"
         )
     return found
 
@@ -328,12 +331,12 @@ def write_bundle(
     present = _files_in(root)
     if wanted - present:
         raise BundleError(
-            f"cannot write a bundle in {str(root)!r}: missing: {_some(sorted(wanted - present))}"
+            f"cannot write a bundle in {str(root)!r}: missing: {some_of(sorted(wanted - present))}"
         )
     extra = present - wanted - {MANIFEST, *UNSHIPPED}
     if extra:
         raise BundleError(
-            f"cannot write a bundle in {str(root)!r}: no variant names: {_some(sorted(extra))}"
+            f"cannot write a bundle in {str(root)!r}: no variant names: {some_of(sorted(extra))}"
         )
     manifest = Manifest(
         name=name,
@@ -362,7 +365,7 @@ def write_bundle(
 def _manifest(data: object) -> Manifest:
     """A manifest of parsed JSON; ValueError says what is wrong with it."""
     if not isinstance(data, dict):
-        raise ValueError(f"expected an object, found {_kind(data)}")
+        raise ValueError(f"expected an object, found {kind_of(data)}")
     schema = data.get("schema")
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise ValueError(f"'schema' should be a whole number from 1, found {schema!r}")
@@ -382,21 +385,21 @@ def _manifest(data: object) -> Manifest:
         raise ValueError(f"missing: {', '.join(missing)}")
     unknown = sorted(data.keys() - _KEYS)
     if unknown:
-        raise ValueError(f"unknown in schema {schema}: {_some(unknown)}")
+        raise ValueError(f"unknown in schema {schema}: {some_of(unknown)}")
     values = {**_OPTIONAL, **data}
     for key in ("codemill", "name", "task"):
-        _name(values[key], key)
+        check_name(values[key], key)
     if values["license"] is not None:
-        _name(values["license"], "license")
+        check_name(values["license"], "license")
     for key in ("input", "output", "architecture", "metrics", "provenance", "variants", "files"):
         if not isinstance(values[key], dict):
-            raise ValueError(f"{key!r} should be an object, found {_kind(values[key])}")
+            raise ValueError(f"{key!r} should be an object, found {kind_of(values[key])}")
     if not isinstance(values["exits"], list):
-        raise ValueError(f"'exits' should be a list, found {_kind(values['exits'])}")
-    _positive(values["input"], "max_tokens", "input", _LARGEST_MAX_TOKENS)
-    _name(values["output"].get("kind"), "output.kind")
+        raise ValueError(f"'exits' should be a list, found {kind_of(values['exits'])}")
+    check_whole(values["input"], "max_tokens", "input", _LARGEST_MAX_TOKENS)
+    check_name(values["output"].get("kind"), "output.kind")
     if values["output"]["kind"] == "embedding":
-        _positive(values["output"], "dim", "output", _LARGEST_DIM)
+        check_whole(values["output"], "dim", "output", _LARGEST_DIM)
     files = {_path(path): _file_record(path, record) for path, record in values["files"].items()}
     _check_distinct(files)
     variants = {name: _variant(name, item, files) for name, item in values["variants"].items()}
@@ -406,9 +409,11 @@ def _manifest(data: object) -> Manifest:
         raise ValueError(f"'files' does not name {TOKENIZER}")
     if files[TOKENIZER].size_bytes > _TOKENIZER_LIMIT_BYTES:
         raise ValueError(f"{TOKENIZER} is larger than {_TOKENIZER_LIMIT_BYTES} bytes")
+    if values["task"] in LABEL_TASKS:
+        check_labelling(values, variants)
     unused = files.keys() - {TOKENIZER}.union(*(variant.files for variant in variants.values()))
     if unused:
-        raise ValueError(f"'files' names what no variant uses: {_some(sorted(unused))}")
+        raise ValueError(f"'files' names what no variant uses: {some_of(sorted(unused))}")
     return Manifest(
         **{
             **values,
@@ -420,11 +425,11 @@ def _manifest(data: object) -> Manifest:
 
 
 def _variant(name: str, item: object, files: Mapping[str, FileRecord]) -> Variant:
-    where = f"variants.{_name(name, 'the name of a variant')}"
+    where = f"variants.{check_name(name, 'the name of a variant')}"
     if not isinstance(item, dict) or item.keys() != {"provider", "precision", "segments", "files"}:
         raise ValueError(f"{where!r} should have provider, precision, segments and files")
     for key in ("provider", "precision"):
-        _name(item[key], f"{where}.{key}")
+        check_name(item[key], f"{where}.{key}")
     for key in ("segments", "files"):
         paths = item[key]
         if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
@@ -433,7 +438,7 @@ def _variant(name: str, item: object, files: Mapping[str, FileRecord]) -> Varian
             raise ValueError(f"'{where}.{key}' names a file twice")
         unnamed = [path for path in paths if path not in files]
         if unnamed:
-            raise ValueError(f"'{where}.{key}' names what 'files' does not: {_some(unnamed)}")
+            raise ValueError(f"'{where}.{key}' names what 'files' does not: {some_of(unnamed)}")
     if not set(item["segments"]) <= set(item["files"]):
         raise ValueError(f"'{where}.segments' names what '{where}.files' does not")
     return Variant(
@@ -486,23 +491,14 @@ def _check_distinct(paths: Iterable[str]) -> None:
         parts = path.split("/")
         folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
     if folders & seen:
-        raise ValueError(f"'files' names both a file and a folder: {_some(sorted(folders & seen))}")
+        raise ValueError(
+            f"'files' names both a file and a folder: {some_of(sorted(folders & seen))}"
+        )
 
 
 def _alike(path: str) -> str:
     """The same for paths that some file system takes for one: case, and how accents are composed."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
-
-
-def _name(value: object, where: str) -> str:
-    """`value` if it is a text that may be shown as it is, on one line of a terminal; ValueError."""
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{where!r} should be a text, found {_kind(value)}")
-    if not value.isprintable() or len(value) > _LONGEST_NAME:
-        raise ValueError(
-            f"{where!r} should be a line of at most {_LONGEST_NAME} printable characters, found {value!r}"
-        )
-    return value
 
 
 def _check_depth(data: object) -> None:
@@ -517,14 +513,6 @@ def _check_depth(data: object) -> None:
         ]
     if level:
         raise ValueError(f"it nests more than {_DEEPEST_JSON} deep")
-
-
-def _positive(values: Mapping[str, Any], key: str, where: str, largest: int) -> None:
-    value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
-        raise ValueError(
-            f"'{where}.{key}' should be a whole number from 1 to {largest}, found {value!r}"
-        )
 
 
 def _check_file(root: Path, path: str, record: FileRecord) -> None:
@@ -575,12 +563,3 @@ def _files_in(root: Path) -> set[str]:
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         found.update((Path(parent) / name).relative_to(root).as_posix() for name in files + links)
     return found
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__

@@ -1,13 +1,14 @@
 """One ONNX Runtime session: opened on the execution provider that was asked for, or not at all.
 
 The only module that touches ONNX Runtime's inference API, and where its exceptions are
-translated. What to feed a session, and what its output means, is the callers' (`encoder.py`).
+translated. What to feed a session, and what its output means, is the callers' (`encoder.py`,
+`parts.py`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from codemill.errors import BundleError, ProviderError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Backend", "OnnxSession", "available_providers", "choose_variant"]
+__all__ = ["Backend", "Graph", "OnnxSession", "available_providers", "choose_variant"]
 
 # the most specific first: TensorRT and CUDA serve the same card, and the former is why it is there
 _ACCELERATORS = (
@@ -46,6 +47,18 @@ class Backend(Protocol):
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """The graph's one output for these inputs; may be called from several threads."""
+
+    def close(self) -> None:
+        """Let go of the graph and its memory; calling it twice is fine."""
+
+
+class Graph(Protocol):
+    """What runs one graph of several: all that the classifier knows of an inference engine."""
+
+    def outputs_for(
+        self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
+    ) -> list[NDArray[Any]]:
+        """The outputs called `names` for these inputs; may be called from several threads."""
 
     def close(self) -> None:
         """Let go of the graph and its memory; calling it twice is fine."""
@@ -123,18 +136,26 @@ class OnnxSession:
         self.provider = provider
         self.output = output
         self.output_type, self.output_shape = given[output]
+        self.outputs = given
         self._session: Any = session
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """The output for `inputs`; BundleError where the graph fails."""
+        result: NDArray[np.float32] = self.outputs_for(inputs, (self.output,))[0]
+        return result
+
+    def outputs_for(
+        self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
+    ) -> list[NDArray[Any]]:
+        """The outputs called `names` for `inputs`; BundleError where the graph fails."""
         session = self._session
         if session is None:
             raise RuntimeError(f"the session of {self.path} is closed")
         try:
-            result: NDArray[np.float32] = session.run([self.output], dict(inputs))[0]
+            found: list[NDArray[Any]] = session.run(list(names), dict(inputs))
         except Exception as error:
             raise BundleError(f"{self.path} failed while running: {plain(error)}") from error
-        return result
+        return found
 
     def close(self) -> None:
         """Free the graph; a run under way in another thread ends first."""

@@ -6,11 +6,16 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from codemill.compress.commands.output import in_bytes, json_option, print_json, table
+
+if TYPE_CHECKING:
+    from codemill.runtime import Manifest
+
+_LABELS_SHOWN = 12
 
 
 @click.command("inspect")
@@ -46,6 +51,7 @@ def inspect_command(bundle: Path, as_json: bool) -> None:
         ("digest", digest(manifest)),
         ("input", f"up to {manifest.max_tokens} tokens"),
         ("output", output),
+        *_label_rows(manifest),
         ("made by", f"codemill {manifest.codemill}, bundle schema {manifest.schema}"),
     ]
     rows += [(f"architecture {key}", _short(v)) for key, v in manifest.architecture.items()]
@@ -86,6 +92,23 @@ def folder_of(bundle: Path) -> Path:
     from codemill.runtime.archive import unpack
 
     return unpack(bundle)
+
+
+def _label_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """What a bundle with labels says besides."""
+    from codemill.runtime.labels import LABEL_TASKS, labelling_of
+
+    if manifest.task not in LABEL_TASKS:
+        return []
+    found = labelling_of(manifest)
+    texts = {1: "one", 2: "two, joined" if found.joined else "two"}[found.texts]
+    exits = ", ".join(f"after layer {e.layer} from {e.threshold:g}" for e in found.exits)
+    more = f", ... ({len(found.labels):,} in all)" if len(found.labels) > _LABELS_SHOWN else ""
+    return [
+        ("texts", texts),
+        ("labels", ", ".join(found.labels[:_LABELS_SHOWN]) + more),
+        ("exits", exits or "none"),
+    ]
 
 
 def _echo_plain(name: str, value: Mapping[str, Any]) -> None:

@@ -46,11 +46,11 @@ def encode_command(
     One text a line; without FILE, or with -, from stdin. Prints one JSON list of floats a line.
     """
     from codemill.compress.places import check_file_out
-    from codemill.runtime import load
+    from codemill.runtime import load_encoder
 
     if out is not None:
         check_file_out(out)
-    with load(bundle, variant=variant) as encoder:
+    with load_encoder(bundle, variant=variant) as encoder:
         parts: list[NDArray[np.float32]] = []
         texts = _texts(file, jsonl)
         while chunk := list(itertools.islice(texts, _LINES_AT_A_TIME)):

@@ -48,14 +48,14 @@ def find_command(
     The first search of a folder reads all of it; later ones read what has changed.
     """
     from codemill.compress.progress import counting
-    from codemill.runtime import Index, load
+    from codemill.runtime import Index, load_encoder
 
     if bundle is None and not _DEFAULT_BUNDLE.exists():
         raise BundleError(
             f"there is no bundle at ./{_DEFAULT_BUNDLE}; give one with --bundle, or make one with "
             "`compress run code-search`"
         )
-    with load(bundle or _DEFAULT_BUNDLE) as encoder:
+    with load_encoder(bundle or _DEFAULT_BUNDLE) as encoder:
         with counting("reading functions", "files") as progress:
             index = Index.open(folder, encoder, progress, exclude)
         hits = index.search(query, top=top)

@@ -42,12 +42,13 @@ class Parts:
     encoder: str = ENCODER
 
     @classmethod
-    def of(cls, folder: Path, canary: Path) -> Parts:
+    def of(cls, folder: Path, canary: Path, segment: int = 0) -> Parts:
+        """Those of the bundle in `folder`; `segment` is the graph that mutations change."""
         import onnx
 
         manifest = json.loads((folder / MANIFEST).read_bytes())
         files = {name: (folder / name).read_bytes() for name in manifest["files"]}
-        encoder = next(iter(manifest["variants"].values()))["segments"][0]
+        encoder = next(iter(manifest["variants"].values()))["segments"][segment]
         graph = onnx.load_from_string(files[encoder])
         return cls(manifest, files, graph, canary, encoder)
 

@@ -29,6 +29,8 @@ from codemill.runtime import read_manifest, unpack, verify_bundle
 from codemill.runtime.bundle import manifest_from_bytes
 from codemill.runtime.graph import OPERATORS, check_graph
 
+from . import conftest
+from .conftest import write_labels_bundle
 from .hostile import (
     ENCODER,
     MANIFEST,
@@ -582,6 +584,23 @@ def test_a_hostile_tokenizer_is_refused(
 
 
 @linux
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("[CLS] $A $B [SEP] $B", "repeats the text"),
+        ("$A $A $B", "repeats the text"),
+        ("$A $B" + " [SEP]" * 16, "adds 16 tokens to every text"),
+    ],
+)
+def test_a_tokenizer_that_joins_two_texts_without_bound_is_refused(
+    victim: Victim, case: Path, monkeypatch: pytest.MonkeyPatch, pair: str, message: str
+) -> None:
+    monkeypatch.setattr(conftest, "JOINED", pair)
+    path = conftest.write_labels_bundle(case / "tiny", texts=2, joined=True)
+    assert_refused(victim(path), BundleError, message)
+
+
+@linux
 def test_padding_and_cutting_are_not_the_tokenizers_to_choose(
     victim: Victim, parts: Parts, case: Path
 ) -> None:
@@ -880,6 +899,55 @@ def test_a_bundle_changed_at_random_is_refused_or_tells_its_digest(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     outcome = victim(MUTATIONS[name](Random(seed), parts, folder))
+    assert outcome.fine, outcome
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with labels, and an exit that some of the texts leave at."""
+    exit_ = {"layer": 2, "temperature": 1.0, "threshold": 0.5}
+    return write_labels_bundle(tmp_path_factory.mktemp("labels") / "tiny", exits=(exit_,))
+
+
+@pytest.fixture(scope="module")
+def labels_victim(labels: Path, parts: Parts) -> Iterator[Victim]:
+    with Victim(labels, parts.canary) as victim:
+        yield victim
+        assert victim.deaths == 0
+
+
+@linux
+@pytest.mark.parametrize(
+    ("name", "segment"),
+    [
+        *(("hostile_graph", segment) for segment in range(4)),
+        ("lying_manifest", 0),
+        ("moved_files", 1),
+        ("hostile_tokenizer", 0),
+    ],
+)
+@settings(
+    max_examples=80,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(seed=st.integers(0, 2**32))
+def test_a_bundle_with_labels_changed_at_random_is_refused_or_tells_its_digest(
+    labels_victim: Victim,
+    labels: Path,
+    parts: Parts,
+    root: Path,
+    name: str,
+    segment: int,
+    seed: int,
+) -> None:
+    folder = root / "case"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    of_labels = Parts.of(labels, parts.canary, segment)
+    outcome = labels_victim(MUTATIONS[name](Random(seed), of_labels, folder))
     assert outcome.fine, outcome
 
 

@@ -33,7 +33,7 @@ _LONGEST_MESSAGE = 5000
 class Outcome:
     """How loading one bundle ended.
 
-    `kind`: "refused" (a CodemillError), "same" (the embeddings of the reference), "other" (another
+    `kind`: "refused" (a CodemillError), "same" (the embeddings or probabilities of the reference), "other" (another
     model, under another digest); everything else is a finding: "escaped" (another exception),
     "wrong" (another model under the reference's digest), "stray" (something outside was touched),
     "died", "hung".
@@ -222,10 +222,13 @@ def _main(reference: str, canary: str, memory_bytes: str) -> None:
     import numpy as np
 
     from codemill.errors import CodemillError
-    from codemill.runtime import load
+    from codemill.runtime import Classifier, Encoder, load
+
+    def answers(model: Encoder | Classifier) -> Any:
+        return model.probabilities(TEXTS) if isinstance(model, Classifier) else model.encode(TEXTS)
 
     with load(reference, threads=1) as model:
-        expected, expected_digest = model.encode(TEXTS), model.digest
+        expected, expected_digest = answers(model), model.digest
         model.count_tokens(TEXTS)
     cache = Path(os.environ["CODEMILL_CACHE"])
     watch = _Watch(Path(canary))
@@ -233,7 +236,7 @@ def _main(reference: str, canary: str, memory_bytes: str) -> None:
     def attempt(path: str) -> tuple[str, str, str]:
         try:
             with load(path, threads=1) as model:
-                found, digest = model.encode(TEXTS), model.digest
+                found, digest = answers(model), model.digest
                 model.count_tokens(TEXTS)
                 repr(model)
         except CodemillError as error:
@@ -249,7 +252,7 @@ def _main(reference: str, canary: str, memory_bytes: str) -> None:
         if digest != expected_digest:
             return "other", "", ""
         same = np.array_equal(found, expected)
-        return ("same", "", "") if same else ("wrong", "", "other embeddings, the same digest")
+        return ("same", "", "") if same else ("wrong", "", "other answers, the same digest")
 
     limit = _memory("VmSize") + int(memory_bytes)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,0 +1,95 @@
+"""From a path to what a model is made of: the folder, its checked manifest, a variant, the tokenizer.
+
+What is the same for every kind of bundle, in the order in which it may be believed: files are those
+of the manifest, the variant's graphs read nothing else, the tokenizer is bounded. What the graphs
+must take and give is known by those who run them, `encoder.py` and `classifier.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codemill.errors import BundleError
+from codemill.runtime.bundle import (
+    TOKENIZER,
+    Manifest,
+    Variant,
+    check_files,
+    check_graphs,
+    read_manifest,
+)
+from codemill.runtime.session import available_providers, choose_variant
+from codemill.runtime.texts import Texts, check_tokenizer, open_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["Opened", "open_folder", "open_variant", "refuse_task"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A bundle whose files were checked, and the variant of it that will run."""
+
+    folder: Path
+    manifest: Manifest
+    name: str
+    variant: Variant
+    tokenizer: Tokenizer
+    tokenizer_json: bytes
+
+    def texts(self) -> Texts:
+        """The tokenizer, cutting as the manifest says."""
+        return Texts(
+            self.tokenizer, self.tokenizer_json, self.manifest.name, self.manifest.max_tokens
+        )
+
+
+def open_folder(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
+    """The folder of a bundle, a `.mill` unpacked, and its manifest; every file is what it says."""
+    # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
+    if os.path.isfile(path):  # noqa: PTH113
+        from codemill.runtime.archive import unpack
+
+        # which has checked every file
+        folder = unpack(path)
+        return folder, read_manifest(folder)
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return folder, manifest
+
+
+def open_variant(
+    folder: Path, manifest: Manifest, variant: str | None, segments: int, joined: bool = False
+) -> Opened:
+    """The variant that is asked for, or the best one here; it has to have so many `segments`."""
+    name = choose_variant(manifest, available_providers()) if variant is None else variant
+    chosen = manifest.variant(name)
+    if len(chosen.segments) != segments:
+        raise BundleError(
+            f"variant {name!r} has {len(chosen.segments)} segments; "
+            f"{'an encoder has one' if segments == 1 else f'{segments} are expected'}"
+        )
+    check_graphs(folder, chosen)
+    try:
+        tokenizer_json = (folder / TOKENIZER).read_bytes()
+    except OSError as error:
+        # gone since it was checked: the cache may be deleted at any time
+        raise BundleError(
+            f"cannot read {folder / TOKENIZER}: {error.strerror or error}. Load the bundle again"
+        ) from error
+    tokenizer = open_tokenizer(tokenizer_json, str(folder))
+    check_tokenizer(tokenizer, manifest.max_tokens, str(folder), joined)
+    return Opened(folder, manifest, name, chosen, tokenizer, tokenizer_json)
+
+
+def refuse_task(manifest: Manifest, said: str) -> BundleError:
+    """The error for a bundle that is made for something else; `said` is what is expected."""
+    return BundleError(
+        f"bundle {manifest.name!r} is made for {manifest.task!r} with output "
+        f"{manifest.output['kind']!r}; {said}"
+    )
