@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,34 @@ from codemill.errors import InputError, MachineError
 from codemill.targets.energy import WATTS_PER_CORE
 from codemill.targets.engine import Engine, EngineProcess, Role
 from codemill.targets.environment import this_environment
-from codemill.targets.evaluation import CountTokens, Evaluation, texts_of_length
+from codemill.targets.evaluation import (
+    CountTokens,
+    Evaluation,
+    LabelledEvaluation,
+    texts_of_length,
+)
 from codemill.targets.figures import (
     BenchmarkResult,
     ColdStart,
     Comparison,
     Energy,
     EngineResult,
+    LabelQuality,
     Latency,
     Memory,
     Quality,
+    Robustness,
     Size,
+)
+from codemill.targets.labelled import (
+    KEPT,
+    Answered,
+    Rewrites,
+    quality_of,
+    ratio_of,
+    rewritten_rows,
+    robustness_of,
+    weights_of,
 )
 from codemill.targets.metrics import Ratio, paired_ratio, percentile, ranks, ratio_of_means
 from codemill.targets.profile import DEFAULT_SHAPES, Shape
@@ -41,6 +58,8 @@ from codemill.targets.profile import DEFAULT_SHAPES, Shape
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from codemill.targets.classification import Weights
 
 __all__ = ["BenchmarkResult", "Progress", "benchmark"]
 
@@ -69,6 +88,8 @@ class _Measured:
     tokens: dict[int, float | None] = field(default_factory=dict)
     ranks: npt.NDArray[np.int64] | None = None
     functions_per_s: float | None = None
+    answered: Answered | None = None
+    robustness: list[Robustness] = field(default_factory=list)
 
     def round_p50(self, shape: Shape) -> list[float]:
         """Median milliseconds of a call, a round."""
@@ -77,7 +98,7 @@ class _Measured:
 
 def benchmark(
     engines: Sequence[Engine],
-    evaluation: Evaluation,
+    evaluation: Evaluation | LabelledEvaluation,
     shapes: Sequence[Shape] = DEFAULT_SHAPES,
     rounds: int = 3,
     progress: Callable[[Progress], None] | None = None,
@@ -86,13 +107,17 @@ def benchmark(
     warmup: int = 2,
     max_s: float = 5.0,
     count_tokens: CountTokens | None = None,
+    rewrites: Rewrites | None = None,
 ) -> BenchmarkResult:
     """Measure `engines` in `rounds` rounds, on texts made of the evaluation set's functions.
 
     Each round starts each engine afresh (one cold start), then makes up to `repeats` calls at each
     shape, after `warmup` untimed ones and stopping after `max_s` seconds (three calls at least).
-    Every engine gets the same texts. Their length is in tokens of `count_tokens`, or of the first
-    teacher, reference or engine, in that order. The same texts at batch 1 are gone round.
+    Every engine gets the same texts; of engines that label pairs, each two texts make a pair. Their length
+    is in tokens of `count_tokens`, or of the first teacher, reference or engine, in that order. The same
+    texts at batch 1 are gone round.
+
+    `rewrites`, of a labelled evaluation: its texts with their code rewritten, to see which decisions survive.
 
     Raises InputError for settings that make no sense, and what `EngineProcess` raises when a
     process fails; no process is left alive.
@@ -103,11 +128,19 @@ def benchmark(
     measured = {engine.name: _Measured(engine) for engine in engines}
     counter = _token_counter(engines)
     texts: dict[int, list[str]] = {}
+    lengths: list[int] | None = None
     for engine in (counter, *(e for e in engines if e is not counter)):
         with clock.step(engine.name, "quality", 0), EngineProcess(engine) as process:
             if not texts:
                 texts = _texts(process, evaluation, shapes, count_tokens)
-            _measure_quality(process, measured[engine.name], evaluation, texts)
+            now = measured[engine.name]
+            if isinstance(evaluation, Evaluation):
+                _measure_quality(process, now, evaluation)
+            else:
+                _measure_labels(process, now, evaluation, rewrites or {})
+            _count_tokens(process, now, texts)
+            if engine is counter and isinstance(evaluation, LabelledEvaluation):
+                lengths = process.ask({"op": "count", "texts": list(evaluation.texts)})["tokens"]
     order = [tuple(engines) if i % 2 == 0 else tuple(reversed(engines)) for i in range(rounds)]
     for number, turn in enumerate(order, start=1):
         for engine in turn:
@@ -121,9 +154,24 @@ def benchmark(
                         now.calls.setdefault(shape, []).append(process.ask(request))
                 now.info = process.ask({"op": "info"})
                 now.peak.append(now.info["peak_rss_bytes"])
+    everyone = tuple(measured.values())
+    qualities: dict[str, LabelQuality] = {}
+    comparisons = list(_comparisons(everyone, shapes))
+    if isinstance(evaluation, LabelledEvaluation):
+        weights = weights_of(evaluation)
+        reference = measured[counter.name] if counter.role != "bundle" else None
+        for m in everyone:
+            assert m.answered is not None
+            other = reference.answered if reference is not None and reference is not m else None
+            found = quality_of(evaluation, m.answered, lengths, weights, other)
+            qualities[m.engine.name] = replace(found, robustness=tuple(m.robustness))
+        comparisons += _kept(everyone, evaluation, weights)
     return BenchmarkResult(
-        engines=tuple(_summary(m, evaluation, shapes) for m in measured.values()),
-        comparisons=tuple(_comparisons(tuple(measured.values()), shapes)),
+        engines=tuple(
+            replace(_summary(m, evaluation.name, shapes), labelling=qualities.get(m.engine.name))
+            for m in everyone
+        ),
+        comparisons=tuple(comparisons),
         environment=environment,
         rounds=rounds,
         repeats=repeats,
@@ -150,7 +198,7 @@ def _token_counter(engines: Sequence[Engine]) -> Engine:
 
 def _texts(
     process: EngineProcess,
-    evaluation: Evaluation,
+    evaluation: Evaluation | LabelledEvaluation,
     shapes: Sequence[Shape],
     count_tokens: CountTokens | None,
 ) -> dict[int, list[str]]:
@@ -165,18 +213,18 @@ def _texts(
             )
         return list(counts)
 
-    n = max(8, *(shape.batch for shape in shapes))
+    texts = 1
+    if isinstance(evaluation, LabelledEvaluation):
+        functions, texts = evaluation.texts, len(evaluation.rows[0])
+    else:
+        functions = evaluation.codes
+    n = max(8, *(shape.batch * texts for shape in shapes))
     lengths = sorted({shape.tokens for shape in shapes})
     counter = count_tokens or count
-    return {tokens: texts_of_length(evaluation.codes, counter, tokens, n) for tokens in lengths}
+    return {tokens: texts_of_length(functions, counter, tokens, n) for tokens in lengths}
 
 
-def _measure_quality(
-    process: EngineProcess,
-    measured: _Measured,
-    evaluation: Evaluation,
-    texts: dict[int, list[str]],
-) -> None:
+def _measure_quality(process: EngineProcess, measured: _Measured, evaluation: Evaluation) -> None:
     import numpy as np
 
     with tempfile.TemporaryDirectory(prefix="codemill-") as folder:
@@ -188,6 +236,35 @@ def _measure_quality(
     measured.ranks = ranks(*rows)
     if answer.get("ms"):
         measured.functions_per_s = len(evaluation.codes) / (answer["ms"] / 1e3)
+
+
+def _measure_labels(
+    process: EngineProcess, measured: _Measured, evaluation: LabelledEvaluation, rewrites: Rewrites
+) -> None:
+    rows = [[evaluation.texts[index] for index in row] for row in evaluation.rows]
+    measured.answered = _answers(process, rows)
+    for kind, texts in rewrites.items():
+        chosen, items = rewritten_rows(evaluation, texts)
+        if chosen:
+            after = _answers(process, items).probabilities
+            found = robustness_of(kind, evaluation, chosen, measured.answered, after)
+            measured.robustness.append(found)
+
+
+def _answers(process: EngineProcess, rows: Sequence[Sequence[str]]) -> Answered:
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(prefix="codemill-") as folder:
+        out = Path(folder) / "answers.npz"
+        request = {"op": "predict", "rows": [list(row) for row in rows], "out": str(out)}
+        answer = process.ask(request)
+        with np.load(out, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}
+    speed = len(rows) / (answer["ms"] / 1e3) if answer.get("ms") else None
+    return Answered(rows_per_s=speed, **found)
+
+
+def _count_tokens(process: EngineProcess, measured: _Measured, texts: dict[int, list[str]]) -> None:
     for tokens, chosen in texts.items():
         counts = process.ask({"op": "count", "texts": chosen})["tokens"]
         longest = process.ready.get("max_tokens")
@@ -217,11 +294,11 @@ def _started(
         yield process
 
 
-def _summary(m: _Measured, evaluation: Evaluation, shapes: Sequence[Shape]) -> EngineResult:
+def _summary(m: _Measured, evaluation: str, shapes: Sequence[Shape]) -> EngineResult:
     quality = None
     if m.ranks is not None:
         quality = Quality(
-            evaluation=evaluation.name,
+            evaluation=evaluation,
             functions=len(m.ranks),
             mrr=float((1.0 / m.ranks).mean()),
             recall_at_10=float((m.ranks <= 10).mean()),
@@ -307,6 +384,21 @@ def _comparisons(measured: Sequence[_Measured], shapes: Sequence[Shape]) -> Iter
                     yield Comparison(*names, "mrr", None, None, mrr)
                 if recall:
                     yield Comparison(*names, "recall_at_10", None, None, recall)
+
+
+def _kept(
+    measured: Sequence[_Measured], evaluation: LabelledEvaluation, weights: Weights
+) -> Iterator[Comparison]:
+    """The share that each engine keeps of what every teacher and reference reaches."""
+    for base in measured:
+        for m in measured:
+            if m is base or base.engine.role == "bundle" or not (m.answered and base.answered):
+                continue
+            for name in KEPT:
+                ratio = ratio_of(name, evaluation, m.answered, base.answered, weights)
+                if ratio is not None:
+                    names = (m.engine.name, base.engine.name)
+                    yield Comparison(*names, name, None, None, ratio)
 
 
 def _said(shape: Shape) -> str:

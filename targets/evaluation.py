@@ -10,9 +10,10 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codemill.errors import DataError
 from codemill.targets.json_lines import json_lines, text_of
@@ -20,7 +21,9 @@ from codemill.targets.json_lines import json_lines, text_of
 __all__ = [
     "CountTokens",
     "Evaluation",
+    "LabelledEvaluation",
     "read_evaluation",
+    "read_labelled_evaluation",
     "texts_of_length",
     "write_evaluation",
 ]
@@ -61,14 +64,97 @@ def read_evaluation(path: str | os.PathLike[str], name: str | None = None) -> Ev
     return Evaluation(name or file.name.split(".")[0], tuple(queries), tuple(codes))
 
 
-def write_evaluation(path: str | os.PathLike[str], evaluation: Evaluation) -> None:
-    """Write `read_evaluation`'s format, gzipped; the same set gives the same bytes."""
+@dataclass(frozen=True)
+class LabelledEvaluation:
+    """Rows of one or two texts, and what is true of each: an index into `labels`, -1 where it is not known.
+
+    `rows` are indices into `texts`, which are distinct; `groups` are of the rows, None where there are none.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    texts: tuple[str, ...]
+    rows: tuple[tuple[int, ...], ...]
+    truth: tuple[int, ...]
+    groups: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        sides = {len(row) for row in self.rows}
+        if len(self.rows) != len(self.truth) or not self.rows or sides not in ({1}, {2}):
+            raise DataError(
+                f"evaluation {self.name!r} needs rows of one text, or of two, and a truth for each; found "
+                f"{len(self.rows)} rows of {sorted(sides)} texts and {len(self.truth)} truths"
+            )
+        if any(not 0 <= index < len(self.texts) for row in self.rows for index in row):
+            raise DataError(f"evaluation {self.name!r} has rows of texts that it has not")
+        if any(not -1 <= index < len(self.labels) for index in self.truth):
+            raise DataError(f"evaluation {self.name!r} has rows of labels that it has not")
+        if self.groups is not None and len(self.groups) != len(self.rows):
+            raise DataError(f"evaluation {self.name!r} needs a group for each row, or none at all")
+
+
+def read_labelled_evaluation(
+    path: str | os.PathLike[str], name: str | None = None
+) -> LabelledEvaluation:
+    """Read a line of {"labels": [...]}, lines of {"text": ...}, then lines of {"row": [...], "label": ...}.
+
+    Raises DataError naming the file and the line.
+    """
+    file = Path(path)
+    labels: list[str] = []
+    texts: list[str] = []
+    rows: list[tuple[int, ...]] = []
+    truth: list[int] = []
+    groups: list[str | None] = []
+    for where, row in json_lines(file, "evaluation file", ("text", "row"), _MOST_BYTES):
+        if "labels" in row:
+            labels = [str(label) for label in row["labels"]]
+        elif "text" in row:
+            texts.append(text_of(row, "text", where))
+        else:
+            try:
+                rows.append(tuple(int(index) for index in row["row"]))
+                truth.append(-1 if row.get("label") is None else labels.index(row["label"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{where}: expected a row of text numbers and one of the labels {labels!r:.200}"
+                ) from error
+            groups.append(row.get("group"))
+    grouped = all(group is not None for group in groups)
+    return LabelledEvaluation(
+        name or file.name.split(".")[0],
+        tuple(labels),
+        tuple(texts),
+        tuple(rows),
+        tuple(truth),
+        tuple(map(str, groups)) if grouped and groups else None,
+    )
+
+
+def write_evaluation(
+    path: str | os.PathLike[str], evaluation: Evaluation | LabelledEvaluation
+) -> None:
+    """Write what `read_evaluation` or `read_labelled_evaluation` reads, gzipped; the same set gives the same bytes."""
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as packed:
-        for query, code in zip(evaluation.queries, evaluation.codes, strict=True):
-            line = json.dumps({"query": query, "code": code}, ensure_ascii=False)
+        for value in _lines_of(evaluation):
+            line = json.dumps(value, ensure_ascii=False)
             packed.write(line.encode("utf-8", errors="replace") + b"\n")
     Path(path).write_bytes(buffer.getvalue())
+
+
+def _lines_of(evaluation: Evaluation | LabelledEvaluation) -> Iterator[dict[str, Any]]:
+    if isinstance(evaluation, Evaluation):
+        for query, code in zip(evaluation.queries, evaluation.codes, strict=True):
+            yield {"query": query, "code": code}
+        return
+    yield {"labels": list(evaluation.labels)}
+    for text in evaluation.texts:
+        yield {"text": text}
+    for number, (row, truth) in enumerate(zip(evaluation.rows, evaluation.truth, strict=True)):
+        label = None if truth < 0 else evaluation.labels[truth]
+        group = {} if evaluation.groups is None else {"group": evaluation.groups[number]}
+        yield {"row": list(row), "label": label, **group}
 
 
 def texts_of_length(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from codemill.errors import InputError
+from codemill.targets.classification import Bin, Interval
 from codemill.targets.engine import Role
 from codemill.targets.environment import Environment
 from codemill.targets.metrics import Ratio
@@ -21,17 +22,23 @@ __all__ = [
     "Comparison",
     "Energy",
     "EngineResult",
+    "LabelFigures",
+    "LabelQuality",
     "Latency",
+    "LengthFigures",
     "Memory",
     "Quality",
     "Quantity",
+    "Robustness",
     "Size",
     "Source",
 ]
 
 Source = Literal["measured", "imported", "estimate"]
-# The first four are baseline / engine (times less), the last two engine / baseline (share kept).
-Quantity = Literal["latency", "cold_start", "peak_rss", "size", "mrr", "recall_at_10"]
+# The first four are baseline / engine (times less), the others engine / baseline (share kept).
+Quantity = Literal[
+    "latency", "cold_start", "peak_rss", "size", "mrr", "recall_at_10", "accuracy", "f1", "auc"
+]
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,77 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class LabelFigures:
+    """How one label did: `rows` of it in the test."""
+
+    label: str
+    rows: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class LengthFigures:
+    """Accuracy of the rows whose texts have so many tokens together, as the token counter counts."""
+
+    tokens_from: int
+    tokens_to: int
+    rows: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """The share of decisions that stay the same when the code is rewritten without another meaning.
+
+    Of `rows` whose texts could be rewritten; `unchanged_accuracy` and `rewritten_accuracy` are over these.
+    """
+
+    rewrite: str
+    rows: int
+    survived: float
+    unchanged_accuracy: float | None
+    rewritten_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """How well an engine labels the `rows` of a test whose label is known, by the very engine that was timed.
+
+    `figures`: accuracy, f1, precision, recall, auc, mcc, ece, with intervals over resampled `clusters` (rows, groups
+    or functions); None where a figure is undefined. `majority`: accuracy of always saying the most frequent label.
+    `agreement`: share of rows labelled as the first teacher or reference does. `layers_used`: layers -> rows.
+    """
+
+    evaluation: str
+    rows: int
+    texts: int
+    """a row"""
+    labels: tuple[str, ...]
+    clusters: str
+    figures: dict[str, Interval | None]
+    majority: float
+    confusion: tuple[tuple[int, ...], ...]
+    calibration: tuple[Bin, ...]
+    per_label: tuple[LabelFigures, ...]
+    per_length: tuple[LengthFigures, ...]
+    layers_used: dict[str, int]
+    truncated: float
+    agreement: float | None
+    rows_per_s: float | None
+    robustness: tuple[Robustness, ...] = ()
+    source: Source = "measured"
+
+    @property
+    def accuracy(self) -> float:
+        """The share of rows labelled right."""
+        found = self.figures["accuracy"]
+        assert found is not None
+        return found.value
+
+
+@dataclass(frozen=True)
 class Energy:
     """Joules per function at one shape; `how` says by what counter, or on what assumption."""
 
@@ -125,6 +203,7 @@ class EngineResult:
     quality: Quality | None
     energy: Energy | None
     packages: dict[str, str]
+    labelling: LabelQuality | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 from codemill.errors import InputError, MachineError
 from codemill.targets.environment import machine_id
 from codemill.targets.figures import EngineResult, Quantity, Source
+from codemill.targets.label_tables import label_section
 from codemill.targets.report import Report, imported
 from codemill.targets.tables import (
     Cell,
@@ -76,7 +77,7 @@ def _section(report: Report, number: int) -> dict[str, Any]:
     """One report, as the template takes it."""
     from markupsafe import Markup
 
-    from codemill.targets import plots
+    from codemill.targets import label_plots, plots
 
     environment = report.benchmark.environment
     engines = _ordered(report)
@@ -92,6 +93,8 @@ def _section(report: Report, number: int) -> dict[str, Any]:
         ),
         ("wide", "Latency by length", plots.latency_by_tokens(series)),
         ("half", "Quality", plots.quality_bars(series)),
+        ("half", "Calibration (dashed: as sure as right)", label_plots.calibration(series)),
+        ("half", "Layers used", label_plots.layers_used(series)),
         ("half", "Where the time went", plots.stage_times(report.stages)),
         ("half", "Training", plots.training_curve(report.training)),
         ("half", "Architecture search", plots.search_points(report.search)),
@@ -104,6 +107,7 @@ def _section(report: Report, number: int) -> dict[str, Any]:
         "warnings": list(_warnings(report)),
         "limits": [(x, amount(x.name, x.limit), limit_value(x)) for x in report.limits],
         "engines": engines,
+        "labels": label_section(report),
         "rows": list(engine_rows(report, engines)),
         "legend": [
             (s.label, s.engine.role, s.number % 8, plots.GLYPHS[s.number % len(plots.GLYPHS)])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GLYPHS",
     "Series",
+    "figure",
     "latency_by_tokens",
     "pareto",
     "quality_bars",
@@ -71,17 +72,20 @@ def with_ids(svg: str, prefix: str) -> str:
 
 
 def pareto(series: Sequence[Series], shape: Shape) -> str | None:
-    """Quality against size, and against latency at `shape`; the dashed line is the Pareto front."""
-    shown = [s for s in series if s.engine.quality]
+    """Quality against size, and against latency at `shape`; the dashed line is the Pareto front.
+
+    Quality is MRR, or accuracy where the engines label.
+    """
+    shown = [s for s in series if _quality(s.engine) is not None]
     if len(shown) < 2:
         return None
-    with _figure("pareto", 8.6, 3.3) as (figure, svg):
-        left, right = figure.subplots(1, 2, sharey=True)
+    with figure("pareto", 8.6, 3.3) as (page, svg):
+        left, right = page.subplots(1, 2, sharey=True)
         for axes, x_of, label in (
             (left, _size_mb, "size on disk, MB (log)"),
-            (right, lambda s: _p50(s, shape), f"ms a function, {_said(shape)} (log)"),
+            (right, lambda s: _p50(s, shape), f"ms a {_row(shown)}, {_said(shape)} (log)"),
         ):
-            points = [(x_of(s), s.engine.quality.mrr, s) for s in shown if s.engine.quality]
+            points = [(x_of(s), _quality(s.engine) or 0.0, s) for s in shown]
             points = [point for point in points if point[0]]
             front = _front([(x, y) for x, y, _ in points])
             axes.plot(*zip(*front, strict=True), color=MUTED, linestyle=(0, (3, 3)), linewidth=1)
@@ -91,7 +95,7 @@ def pareto(series: Sequence[Series], shape: Shape) -> str | None:
             axes.margins(y=0.22)
             _plain_log(axes, [x for x, _, _ in points], "x")
             axes.set_xlabel(label)
-        left.set_ylabel("MRR")
+        left.set_ylabel("accuracy" if shown[0].engine.labelling else "MRR")
     return svg.text
 
 
@@ -100,8 +104,8 @@ def latency_by_tokens(series: Sequence[Series]) -> str | None:
     batches = sorted({x.batch for s in series for x in s.engine.latencies})
     if not batches:
         return None
-    with _figure("latency", 8.6, 3.3) as (figure, svg):
-        panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+    with figure("latency", 8.6, 3.3) as (page, svg):
+        panels = page.subplots(1, len(batches), sharey=True, squeeze=False)[0]
         for axes, batch in zip(panels, batches, strict=True):
             lengths: set[int] = set()
             for s in series:
@@ -125,7 +129,7 @@ def latency_by_tokens(series: Sequence[Series]) -> str | None:
             axes.margins(x=0.1)
         every = [x.latency_ms_p50 for s in series for x in s.engine.latencies]
         _plain_log(panels[0], every, "y")
-        panels[0].set_ylabel("ms a function, p50 (log)")
+        panels[0].set_ylabel(f"ms a {_row(series)}, p50 (log)")
     return svg.text
 
 
@@ -134,8 +138,8 @@ def quality_bars(series: Sequence[Series]) -> str | None:
     shown = [s for s in series if s.engine.quality]
     if not shown:
         return None
-    with _figure("quality", 4.2, 0.9 + 0.62 * len(shown)) as (figure, svg):
-        axes = figure.subplots()
+    with figure("quality", 4.2, 0.9 + 0.62 * len(shown)) as (page, svg):
+        axes = page.subplots()
         for row, s in enumerate(shown):
             quality = s.engine.quality
             assert quality is not None
@@ -163,8 +167,8 @@ def stage_times(stages: Sequence[Stage]) -> str | None:
     """Seconds of each stage; those taken from the cache are pale."""
     if not stages:
         return None
-    with _figure("stages", 4.2, 0.8 + 0.3 * len(stages)) as (figure, svg):
-        axes = figure.subplots()
+    with figure("stages", 4.2, 0.8 + 0.3 * len(stages)) as (page, svg):
+        axes = page.subplots()
         longest = max(stage.seconds for stage in stages)
         for row, stage in enumerate(stages):
             alpha = 0.4 if stage.cached else 1.0
@@ -195,8 +199,8 @@ def training_curve(points: Sequence[TrainingPoint]) -> str | None:
     curves = [(name, curve) for name, curve in curves if len(curve) > 1]
     if not curves:
         return None
-    with _figure("training", 4.2, 1.5 * len(curves) + 0.5) as (figure, svg):
-        panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+    with figure("training", 4.2, 1.5 * len(curves) + 0.5) as (page, svg):
+        panels = page.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (name, curve) in zip(panels, curves, strict=True):
             axes.plot(*zip(*curve, strict=True), color=SERIES[0], linewidth=1.6)
             axes.set_ylabel(name)
@@ -212,8 +216,8 @@ def search_points(points: Sequence[SearchPoint]) -> str | None:
     if not points:
         return None
     front = [p for p in points if p.front and p.quality is not None and p.latency_ms is not None]
-    with _figure("search", 4.2, 3.1) as (figure, svg):
-        axes = figure.subplots()
+    with figure("search", 4.2, 3.1) as (page, svg):
+        axes = page.subplots()
         if front:
             sizes = [p.size_bytes / 1e6 for p in front]
             dots = [4 + 12 * size / max(sizes) for size in sizes]
@@ -245,7 +249,7 @@ class _Svg:
 
 
 @contextmanager
-def _figure(name: str, width: float, height: float) -> Iterator[tuple[Figure, _Svg]]:
+def figure(name: str, width: float, height: float) -> Iterator[tuple[Figure, _Svg]]:
     """An empty figure, `width` x `height` inches; on leaving, its SVG is in the second value."""
     try:
         import matplotlib as mpl
@@ -277,12 +281,12 @@ def _figure(name: str, width: float, height: float) -> Iterator[tuple[Figure, _S
         "xtick.minor.visible": False,
     }
     with mpl.rc_context(style):
-        figure, svg = Figure(figsize=(width, height), layout="constrained"), _Svg()
-        figure.patch.set_alpha(0)
-        yield figure, svg
+        page, svg = Figure(figsize=(width, height), layout="constrained"), _Svg()
+        page.patch.set_alpha(0)
+        yield page, svg
         buffer = io.StringIO()
         none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=none)
+        page.savefig(buffer, format="svg", metadata=none)
     svg.text = _inlined(buffer.getvalue(), name)
 
 
@@ -335,6 +339,18 @@ def _label(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
         color=colour,
         fontsize=8,
     )
+
+
+def _quality(engine: EngineResult) -> float | None:
+    if engine.labelling is not None:
+        return engine.labelling.accuracy
+    return engine.quality.mrr if engine.quality else None
+
+
+def _row(series: Sequence[Series]) -> str:
+    """What one timed row is."""
+    pairs = any(s.engine.labelling and s.engine.labelling.texts == 2 for s in series)
+    return "pair" if pairs else "function"
 
 
 def _size_mb(s: Series) -> float:

@@ -16,7 +16,13 @@ from typing import Any, Literal
 
 from codemill.errors import DataError
 from codemill.targets.codec import from_json, to_json
-from codemill.targets.figures import BenchmarkResult, EngineResult, Source
+from codemill.targets.figures import (
+    BenchmarkResult,
+    EngineResult,
+    LabelQuality,
+    Quantity,
+    Source,
+)
 
 __all__ = [
     "SCHEMA",
@@ -144,10 +150,11 @@ class Report:
 
     @property
     def quality_kept(self) -> float | None:
-        """MRR of the bundle over MRR of the baseline."""
+        """MRR, or accuracy, of the bundle over the baseline's."""
         if self.baseline is None:
             return None
-        ratio = self.benchmark.ratio(self.bundle_engine, self.baseline, "mrr")
+        quantity: Quantity = "accuracy" if self.student.labelling else "mrr"
+        ratio = self.benchmark.ratio(self.bundle_engine, self.baseline, quantity)
         return ratio.value if ratio else None
 
 
@@ -330,11 +337,13 @@ def _bounded(report: Report) -> Iterator[tuple[str, float | None, float, float]]
             yield f"{at}.quality.functions_per_s", quality.functions_per_s, 0, _MOST
             for key in ("mrr", "recall_at_10"):
                 yield f"{at}.quality.{key}", getattr(quality, key), 0, 1
+        if (labelling := engine.labelling) is not None:
+            yield from _bounded_labelling(f"{at}.labelling", labelling)
         if (energy := engine.energy) is not None:
             yield f"{at}.energy.energy_j_per_function", energy.energy_j_per_function, 0, _MOST
     for number, comparison in enumerate(measured.comparisons):
         at, ratio = f"benchmark.comparisons[{number}].ratio", comparison.ratio
-        is_share = comparison.quantity in ("mrr", "recall_at_10")
+        is_share = comparison.quantity in _SHARES
         yield f"{at}.value", ratio.value, 0 if is_share else _LEAST, _MOST
         yield f"{at}.low", ratio.low, 0, _MOST
         yield f"{at}.high", ratio.high, 0, _MOST
@@ -343,6 +352,32 @@ def _bounded(report: Report) -> Iterator[tuple[str, float | None, float, float]]
         yield f"stages[{number}].seconds", stage.seconds, 0, _MOST
     for number, point in enumerate(report.search):
         yield f"search[{number}].size_bytes", point.size_bytes, 0, _MOST
+
+
+_SHARES = ("mrr", "recall_at_10", "accuracy", "f1", "auc")
+
+
+def _bounded_labelling(
+    at: str, labelling: LabelQuality
+) -> Iterator[tuple[str, float | None, float, float]]:
+    yield f"{at}.rows", labelling.rows, 1, _MOST
+    yield f"{at}.texts", labelling.texts, 1, 2
+    for key in ("majority", "truncated", "agreement"):
+        yield f"{at}.{key}", getattr(labelling, key), 0, 1
+    yield f"{at}.rows_per_s", labelling.rows_per_s, 0, _MOST
+    for name, found in labelling.figures.items():
+        if found is not None:
+            for key in ("value", "low", "high"):
+                yield f"{at}.figures.{name}.{key}", getattr(found, key), -1, 1
+    for number, found_bin in enumerate(labelling.calibration):
+        yield f"{at}.calibration[{number}].rows", found_bin.rows, 1, _MOST
+        yield f"{at}.calibration[{number}].confidence", found_bin.confidence, 0, 1
+        yield f"{at}.calibration[{number}].accuracy", found_bin.accuracy, 0, 1
+    for layers, rows in labelling.layers_used.items():
+        # a key that is no number gives a figure that cannot be
+        yield f"{at}.layers_used.{layers:.20}", rows if layers.isdecimal() else -1, 1, _MOST
+    for number, item in enumerate(labelling.robustness):
+        yield f"{at}.robustness[{number}].survived", item.survived, 0, 1
 
 
 def imported(report: Report) -> Report:
@@ -355,6 +390,8 @@ def imported(report: Report) -> Report:
             memory=replace(engine.memory, source=_seen(engine.memory.source)),
             latencies=tuple(replace(x, source=_seen(x.source)) for x in engine.latencies),
             quality=engine.quality and replace(engine.quality, source=_seen(engine.quality.source)),
+            labelling=engine.labelling
+            and replace(engine.labelling, source=_seen(engine.labelling.source)),
             energy=engine.energy and replace(engine.energy, source=_seen(engine.energy.source)),
         )
         for engine in report.benchmark.engines

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from codemill.targets.figures import EngineResult, Quantity, Source
+from codemill.targets.figures import EngineResult, LabelQuality, Quantity, Source
 from codemill.targets.metrics import Ratio
 from codemill.targets.profile import Shape
 from codemill.targets.report import Limit, Report
@@ -57,6 +57,12 @@ def cards(report: Report, shape: Shape) -> Iterator[tuple[str, Cell, str]]:
             f"MRR over {student.quality.functions:,} functions",
             lambda e: quality_cell(e, "mrr", kept_share),
         )
+    if student.labelling:
+        labelling, share = student.labelling, ratio_of(report, student, "accuracy")
+        yield from card(
+            f"accuracy over {labelling.rows:,} {row_word(labelling)}s",
+            lambda e: label_cell(e, "accuracy", share),
+        )
     yield from card(
         f"a function of {shape.tokens} tokens, batch {shape.batch}",
         lambda e: less(latency_cell(e, shape), "latency", "faster"),
@@ -87,7 +93,10 @@ def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row
             "Recall@10",
             lambda e: quality_cell(e, "recall_at_10", ratio_of(report, e, "recall_at_10")),
         )
-    yield Row("Latency a function, p50")
+    if any(e.labelling for e in engines):
+        yield from _label_rows(report, engines)
+    pairs = any(e.labelling and row_word(e.labelling) == "pair" for e in engines)
+    yield Row(f"Latency a {'pair of functions' if pairs else 'function'}, p50")
     for shape in dict.fromkeys(Shape(x.tokens, x.batch) for e in engines for x in e.latencies):
         cells = [less(latency_cell(e, shape), e, "latency", shape) for e in engines]
         yield Row(f"{shape.tokens} tokens, batch {shape.batch}", tuple(cells))
@@ -98,12 +107,109 @@ def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row
     yield row("cold start", lambda e: less(start_cell(e), e, "cold_start"))
     yield row("peak memory, first answer", cold_memory_cell)
     yield row("peak memory, all shapes", lambda e: less(memory_cell(e), e, "peak_rss"))
+    if any(e.labelling and e.labelling.rows_per_s for e in engines):
+        yield row("rows a second, evaluation set", rows_per_second_cell)
     if any(e.quality and e.quality.functions_per_s for e in engines):
         yield row("functions a second, evaluation set", throughput_cell)
     energies = [e.energy for e in engines if e.energy]
     if energies:
         at = f"{energies[0].tokens} tokens, batch {energies[0].batch}"
         yield row(f"energy a function, {at}", energy_cell)
+
+
+LABEL_FIGURES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "auc": "AUC",
+    "mcc": "Matthews correlation",
+    "ece": "expected calibration error",
+}
+"""Figures of a classifier, as people call them."""
+
+
+def row_word(labelling: LabelQuality) -> str:
+    """What one row of a labelled test is."""
+    return "pair" if labelling.texts == 2 else "function"
+
+
+def _label_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row]:
+    first = next(e.labelling for e in engines if e.labelling)
+    for name, said in LABEL_FIGURES.items():
+        shown = tuple(label_cell(e, name, _kept_of(report, e, name)) for e in engines)
+        yield Row(said, shown)
+    always = Cell(f"{first.majority:.3f}", "always the most frequent label")
+    yield Row("majority baseline, accuracy", (always,) * len(engines))
+    if any(e.labelling and e.labelling.agreement is not None for e in engines):
+        yield Row("decides as the first teacher or reference", tuple(map(_agreement_cell, engines)))
+    if any(e.labelling and e.labelling.truncated for e in engines):
+        yield Row("rows cut off at its longest input", tuple(map(_truncated_cell, engines)))
+    kinds = dict.fromkeys(x.rewrite for e in engines if e.labelling for x in e.labelling.robustness)
+    if kinds:
+        yield Row("Decisions that survive rewriting the code")
+    for kind in kinds:
+        yield Row(REWRITES.get(kind, kind), tuple(_robustness_cell(e, kind) for e in engines))
+
+
+REWRITES = {
+    "rename": "local names changed",
+    "reformat": "formatted otherwise",
+    "comments": "comments changed",
+    "dead-code": "dead code added",
+    "all": "all of these",
+}
+"""Kinds of rewriting, in words."""
+
+
+def _kept_of(report: Report, engine: EngineResult, name: str) -> Ratio | None:
+    return ratio_of(report, engine, name) if name in ("accuracy", "f1", "auc") else None  # type: ignore[arg-type]
+
+
+def label_cell(engine: EngineResult, name: str, ratio: Ratio | None) -> Cell | None:
+    """A figure of a classifier with its interval, and the share kept of the baseline's."""
+    labelling = engine.labelling
+    found = labelling.figures.get(name) if labelling else None
+    if labelling is None or found is None:
+        return None
+    small = ""
+    if found.low is not None and found.high is not None:
+        small = f"{found.low:.3f}{DASH}{found.high:.3f}"
+    return Cell(f"{found.value:.3f}", small, ratio=kept(ratio), source=labelling.source)
+
+
+def _agreement_cell(engine: EngineResult) -> Cell | None:
+    if engine.labelling is None or engine.labelling.agreement is None:
+        return None
+    return Cell(f"{engine.labelling.agreement:.1%}", source=engine.labelling.source)
+
+
+def _truncated_cell(engine: EngineResult) -> Cell | None:
+    if engine.labelling is None:
+        return None
+    return Cell(f"{engine.labelling.truncated:.1%}", source=engine.labelling.source)
+
+
+def _robustness_cell(engine: EngineResult, kind: str) -> Cell | None:
+    labelling = engine.labelling
+    for found in labelling.robustness if labelling else ():
+        if labelling and found.rewrite == kind:
+            small = f"of {found.rows:,} that could be"
+            if found.unchanged_accuracy is not None and found.rewritten_accuracy is not None:
+                small = (
+                    f"accuracy {found.unchanged_accuracy:.3f} \u2192 {found.rewritten_accuracy:.3f}, "
+                    f"{found.rows:,} rows"
+                )
+            return Cell(f"{found.survived:.1%}", small, source=labelling.source)
+    return None
+
+
+def rows_per_second_cell(engine: EngineResult) -> Cell | None:
+    """Rows of the labelled test a second, where each distinct text is read once."""
+    labelling = engine.labelling
+    if labelling is None or labelling.rows_per_s is None:
+        return None
+    return Cell(f"{labelling.rows_per_s:,.0f}", source=labelling.source)
 
 
 def size_cell(engine: EngineResult) -> Cell:

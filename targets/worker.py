@@ -3,6 +3,7 @@
     -> {"op": "time", "texts": [...], "batch": 8, "repeats": 5, "warmup": 1, "max_s": 10}
     <- {"ms": [...], "cpu_ms": 812.0, "energy_j": null}
     -> {"op": "encode", "texts": [...], "out": "path.npy"}       <- {"rows": 1000, "ms": 5123.0}
+    -> {"op": "predict", "rows": [["..."], ["...", "..."]], "out": "path.npz"}     <- {"rows": 1000, "ms": 5123.0}
     -> {"op": "count", "texts": [...]}                           <- {"tokens": [...] or null}
     -> {"op": "info"}       <- {"engine": ..., "peak_rss_bytes": ..., "load_ms": ..., ...}
     -> {"op": "close"}      (or the end of stdin)
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from codemill.runtime import Classifier
+
 __all__ = ["Encode", "Loaded", "main", "peak_rss_bytes", "serve"]
 
 Encode = Callable[[Sequence[str]], "npt.NDArray[np.float32]"]
+Predict = Callable[[Sequence[Sequence[str]]], Sequence["npt.NDArray[Any]"]]
 
 FIRST_TEXT = "def add(first, second):\n    return first + second\n"
 ENCODE_BATCH = 32
+PREDICT_ROWS = 4096
+"""Rows a call of `predict`: enough that the pairs of one text mostly meet in a call."""
 FEWEST_REPEATS = 3
 NAMED_PACKAGES = ("codemill", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
 
@@ -48,8 +54,13 @@ class Loaded:
     """
 
     encode: Encode
+    """of a classifier: labels the texts, or pairs of them, and gives probabilities"""
     count_tokens: Callable[[Sequence[str]], list[int]] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    predict: Predict | None = None
+    """of a classifier: rows of texts -> probabilities [n, labels], layers used [n], truncated [n]"""
+    texts: int = 1
+    """a row"""
 
 
 def serve(
@@ -126,7 +137,9 @@ def peak_rss_bytes() -> int:
 def _answer(engine: Loaded, info: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     match request["op"]:
         case "time":
-            return _time(engine.encode, request)
+            return _time(engine, request)
+        case "predict":
+            return _predict(engine.predict, request["rows"], request["out"])
         case "encode":
             return _encode(engine.encode, request["texts"], request["out"])
         case "count":
@@ -138,19 +151,20 @@ def _answer(engine: Loaded, info: dict[str, Any], request: dict[str, Any]) -> di
             raise ValueError(f"unknown op {other!r}")
 
 
-def _time(encode: Encode, request: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of each call: `batch` texts a call, going round the texts.
+def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of each call: `batch` texts, or pairs of texts, a call, going round the texts.
 
     `repeats` calls are timed after `warmup` that are not; past `max_s` seconds it stops early,
     never before FEWEST_REPEATS calls.
     """
     from codemill.targets.energy import rapl_counter
 
-    texts, batch = request["texts"], request.get("batch") or len(request["texts"])
+    texts, batch = request["texts"], request.get("batch") or len(request["texts"]) // engine.texts
+    encode, size = engine.encode, batch * engine.texts
     max_s = request.get("max_s") or float("inf")
-    batches = [texts[start : start + batch] for start in range(0, len(texts) - batch + 1, batch)]
+    batches = [texts[start : start + size] for start in range(0, len(texts) - size + 1, size)]
     if not batches:
-        raise ValueError(f"{len(texts)} texts do not fill one batch of {batch}")
+        raise ValueError(f"{len(texts)} texts do not fill one batch of {size}")
     for call in range(request.get("warmup", 1)):
         encode(batches[call % len(batches)])
     counter = rapl_counter()
@@ -185,6 +199,22 @@ def _encode(encode: Encode, texts: list[str], out: str) -> dict[str, Any]:
     rows = np.empty_like(sorted_rows)
     rows[order] = sorted_rows
     np.save(out, rows, allow_pickle=False)
+    return {"rows": len(rows), "ms": ms}
+
+
+def _predict(predict: Predict | None, rows: list[list[str]], out: str) -> dict[str, Any]:
+    """What is said of each row, into the file `out`: probabilities, layers_used, truncated."""
+    import numpy as np
+
+    if predict is None:
+        raise ValueError("this engine embeds, it does not label")
+    start, parts = time.perf_counter(), []
+    for first in range(0, len(rows), PREDICT_ROWS):
+        parts.append(predict(rows[first : first + PREDICT_ROWS]))
+    ms = (time.perf_counter() - start) * 1e3
+    names = ("probabilities", "layers_used", "truncated")
+    found = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+    np.savez(out, allow_pickle=False, **found)
     return {"rows": len(rows), "ms": ms}
 
 
@@ -227,23 +257,44 @@ class _ProtocolStdout:
 
 
 def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loaded:
-    from codemill.runtime import load
+    from codemill.runtime import Classifier, load
     from codemill.runtime.machine import physical_cores
 
     encoder = load(bundle, variant=variant, threads=threads)
     record = encoder.manifest.variants[encoder.variant]
+    details = {
+        "max_tokens": encoder.manifest.max_tokens,
+        "variant": encoder.variant,
+        "provider": record.provider,
+        "precision": record.precision,
+        "threads": threads or physical_cores(),
+    }
+    if isinstance(encoder, Classifier):
+        return _classifier(encoder, details)
     return Loaded(
         # as many texts a call as asked for; the runtime splits what is beyond its tokens a run
         encode=lambda texts: encoder.encode(texts, batch_size=max(1, len(texts))),
         count_tokens=encoder.count_tokens,
-        details={
-            "max_tokens": encoder.manifest.max_tokens,
-            "variant": encoder.variant,
-            "provider": record.provider,
-            "precision": record.precision,
-            "threads": threads or physical_cores(),
-        },
+        details=details,
     )
+
+
+def _classifier(model: Classifier, details: Mapping[str, Any]) -> Loaded:
+    texts = model.labelling.texts
+
+    def items(rows: Sequence[Sequence[str]]) -> Sequence[Any]:
+        return [row[0] for row in rows] if texts == 1 else [tuple(row) for row in rows]
+
+    def label(given: Sequence[str]) -> npt.NDArray[np.float32]:
+        # one text alone is what a process begins with
+        whole = list(given) if len(given) >= texts else [*given, FIRST_TEXT + "\n"]
+        rows = [whole[start : start + texts] for start in range(0, len(whole), texts)]
+        return model.probabilities(items(rows), batch_size=max(1, len(whole)))
+
+    def predict(rows: Sequence[Sequence[str]]) -> Sequence[npt.NDArray[Any]]:
+        return model.run(items(rows))
+
+    return Loaded(label, model.count_tokens, details, predict, texts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
