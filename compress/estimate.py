@@ -32,7 +32,7 @@ from codemill.compress.search.genetic import Costed, any_that_fits
 from codemill.compress.search.quality import Estimate, Observation
 from codemill.compress.stages.search import Searched, prepare
 from codemill.compress.trial import run_trial, trial
-from codemill.errors import RefusedError
+from codemill.errors import RecipeError, RefusedError
 from codemill.targets.environment import machine_id
 
 __all__ = ["estimate"]
@@ -61,6 +61,11 @@ def estimate(
     Finished trials are kept in `work` and not run again. Raises RefusedError where the space holds too
     few architectures within the budget.
     """
+    if recipe.task != "retrieval":
+        raise RecipeError(
+            f"compress estimate knows task: retrieval only, and this recipe's is {recipe.task}; search by gflops and "
+            "latency, or set search.quality to a file made for a retrieval recipe of the same teacher"
+        )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     compute = compute_of(recipe)
     wanted = ("corpus", "teacher", "teacher-graphs", "labels")
@@ -76,7 +81,7 @@ def estimate(
             observations = _halve(
                 _sample(searched, 4 * longest, recipe.seed), trained, runner, report
             )
-    source = resolve_model(recipe.teacher.model)
+    source = resolve_model(recipe.model)
     shape = read_shape(source)
     return Estimate(
         made_of={
@@ -88,7 +93,7 @@ def estimate(
         },
         metric="MRR on the validation pairs",
         teacher={
-            "name": recipe.teacher.model,
+            "name": recipe.model,
             "fingerprint": fingerprint(source),
             "layers": shape.layers,
             "hidden_size": shape.hidden_size,

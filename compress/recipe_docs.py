@@ -85,6 +85,9 @@ def _expected(item: Mapping[str, Any]) -> str:
 
 
 def _plural(item: Mapping[str, Any]) -> str:
+    if "$ref" in item:
+        # the one section of which a recipe may hold several
+        return "`{file: ..., label_field: ..., teacher_field: ...}`"
     if "anyOf" in item:
         return " or ".join(_plural(choice) for choice in item["anyOf"])
     return _PLURALS[item["type"]]
@@ -117,6 +120,8 @@ def commented_recipe(name: str, task: str) -> str:
         "",
     ]
     given = {"name": name, "task": task}
+    if task != "retrieval":
+        given["data.source"] = "labelled.jsonl"
     for item in keys():
         depth = item.name.count(".")
         indent = "  " * depth

@@ -8,14 +8,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from codemill.compress import pipeline
-from codemill.compress.compute import compute_of
+from codemill.compress.compute import Compute, compute_of
 from codemill.compress.lock import working_in
 from codemill.compress.pipeline import Done, Folders, Progress, Stage
 from codemill.compress.places import check_bundle_out
@@ -33,6 +33,14 @@ from codemill.compress.stages import (
     search,
     student,
 )
+from codemill.compress.stages.classify import bench as classify_bench
+from codemill.compress.stages.classify import bundle as classify_bundle
+from codemill.compress.stages.classify import corpus as classify_corpus
+from codemill.compress.stages.classify import export as classify_export
+from codemill.compress.stages.classify import labels as classify_labels
+from codemill.compress.stages.classify import rehearsal as classify_rehearsal
+from codemill.compress.stages.classify import student as classify_student
+from codemill.compress.stages.classify import teacher as classify_teacher
 from codemill.errors import MachineError, RefusedError
 from codemill.runtime import pack
 from codemill.runtime.atomic import sync_file, write_atomically
@@ -52,6 +60,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     """The ordered stages. What can fail early comes early: nothing before `teacher` takes long."""
     compute, machine = compute_of(recipe), machine_id()
     threads = compute.threads
+    if recipe.task != "retrieval":
+        return _classifier_stages(recipe, compute, machine)
     stages = [
         corpus.stage(recipe, threads),
         search.stage(recipe),
@@ -62,11 +72,31 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         student.stage(recipe, compute),
         export.stage(recipe, threads, machine),
     ]
-    # the rehearsal measures, and shapes nothing that ships
-    keys = {name: key for name, key in pipeline.keys_of(stages).items() if name != "rehearsal"}
-    stages.append(bundle.stage(recipe, threads, keys))
+    stages.append(bundle.stage(recipe, threads, _shaping(stages)))
     stages.append(bench.stage(recipe, threads, machine, [stage.name for stage in stages]))
     return stages
+
+
+def _classifier_stages(recipe: Recipe, compute: Compute, machine: str) -> list[Stage]:
+    threads = compute.threads
+    stages = [
+        classify_corpus.stage(recipe),
+        search.stage(recipe),
+        classify_rehearsal.stage(recipe, compute, machine),
+        classify_teacher.stage(recipe, compute),
+        classify_labels.graphs_stage(recipe),
+        classify_labels.stage(recipe, threads),
+        classify_student.stage(recipe, compute),
+        classify_export.stage(recipe, threads, machine),
+    ]
+    stages.append(classify_bundle.stage(recipe, threads, _shaping(stages)))
+    stages.append(classify_bench.stage(recipe, threads, machine, [stage.name for stage in stages]))
+    return stages
+
+
+def _shaping(stages: Sequence[Stage]) -> dict[str, str]:
+    """The keys of the stages that shape what ships: the rehearsal only measures."""
+    return {name: key for name, key in pipeline.keys_of(stages).items() if name != "rehearsal"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +134,7 @@ class RunResult:
             "report_html": str(self.report_html),
             "report_json": str(self.report_json),
             "size_bytes": self.size_bytes,
-            "teacher": _engine(self.report.benchmark.engine(bench.BASELINE)),
+            "teacher": self.report.teacher and _engine(self.report.teacher),
             "student": _engine(self.report.student),
             "quality_kept": self.report.quality_kept,
             "architecture": self.report.bundle.architecture,
@@ -129,6 +159,7 @@ def _engine(result: EngineResult) -> dict[str, Any]:
         "size_bytes": result.size.size_bytes,
         "mrr": quality.mrr if quality else None,
         "recall_at_10": quality.recall_at_10 if quality else None,
+        **_labelling(result),
         "latencies": [
             {
                 "tokens": latency.tokens,
@@ -143,6 +174,13 @@ def _engine(result: EngineResult) -> dict[str, Any]:
         "peak_rss_bytes": result.memory.peak_rss_bytes,
         "cold_peak_rss_bytes": result.memory.cold_peak_rss_bytes,
     }
+
+
+def _labelling(result: EngineResult) -> dict[str, Any]:
+    if result.labelling is None:
+        return {}
+    found = {name: item and item.value for name, item in result.labelling.figures.items()}
+    return {**found, "majority": result.labelling.majority, "rows": result.labelling.rows}
 
 
 def plan(recipe: Recipe, work: Path) -> Plan:

@@ -82,7 +82,7 @@ def run_trial(item: dict[str, Any]) -> dict[str, Any]:
 def _vocabulary(recipe: Recipe, corpus: Path, pairs: int) -> Vocabulary:
     from codemill.compress.models.load import load_teacher, resolve_model
     from codemill.compress.stages.corpus import read_split
-    from codemill.compress.stages.search import vocabulary_of
+    from codemill.compress.stages.search import texts_of, vocabulary_of
 
-    tokenizer_json = load_teacher(resolve_model(recipe.teacher.model)).tokenizer_json
-    return vocabulary_of(recipe, tokenizer_json, read_split(corpus, "train", pairs))
+    tokenizer_json = load_teacher(resolve_model(recipe.model)).tokenizer_json
+    return vocabulary_of(recipe, tokenizer_json, texts_of(read_split(corpus, "train", pairs)))

@@ -12,7 +12,7 @@ import logging
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 from onnx import TensorProto, helper
@@ -28,25 +28,34 @@ INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "embedding"
 OPSET = 17
 _HIDDEN = "last_hidden_state"
+_EXPORTERS = {"t5": ("t5-encoder", "diffusers")}
 
 
-def export_encoder(model: PreTrainedModel, path: Path) -> None:
+def export_encoder(
+    model: PreTrainedModel,
+    path: Path,
+    *,
+    pooling: Literal["mean", "cls"] = "mean",
+    normalised: bool = True,
+) -> None:
     """Write `model` to `path` as ONNX.
 
-    Inputs input_ids, attention_mask int64 [batch, tokens]; output embedding float32 [batch, hidden].
-    The embedding is the mean of the last hidden states over real tokens, L2-normalised (as
-    sentence-transformers does). Raises ModelError for a family optimum's exporters do not know.
+    Inputs input_ids, attention_mask int64 [batch, tokens]; output embedding float32 [batch, hidden]:
+    the mean of the last hidden states over real tokens, or the first token's, L2-normalised where asked for
+    (as sentence-transformers does). Raises ModelError for a family optimum's exporters do not know.
     """
     from optimum.exporters.onnx import export
     from optimum.exporters.tasks import TasksManager
 
     family = model.config.model_type
+    # the encoder alone is known to optimum under another name, and another library's
+    exporter, library = _EXPORTERS.get(family, (family, "transformers"))
     try:
         make_config = TasksManager.get_exporter_config_constructor(
             exporter="onnx",
-            model_type=family,
+            model_type=exporter,
             task="feature-extraction",
-            library_name="transformers",
+            library_name=library,
         )
     except KeyError as error:
         raise ModelError(
@@ -66,22 +75,23 @@ def export_encoder(model: PreTrainedModel, path: Path) -> None:
             do_constant_folding=True,
         )
     graph = onnx.load(str(path))
-    _append_mean_pooling(graph.graph, model.config.hidden_size)
+    pooled = (_append_mean if pooling == "mean" else _append_first)(graph.graph)
+    _append_output(graph.graph, pooled, normalised, model.config.hidden_size)
     onnx.checker.check_model(graph)
     onnx.save(graph, str(path))
 
 
 def _without_token_types(config: Any) -> Any:
-    """The same export configuration without token_type_ids: single texts are all of type 0."""
+    """The same export configuration for ids and mask only: single texts are all of type 0."""
     kind = type(config)
-    inputs = {name: axes for name, axes in config.inputs.items() if name in INPUTS}
+    inputs = {name: {0: "batch_size", 1: "sequence_length"} for name in INPUTS}
     narrowed = type(kind.__name__, (kind,), {"inputs": property(lambda _: inputs)})
     config.__class__ = narrowed
     return config
 
 
-def _append_mean_pooling(graph: onnx.GraphProto, hidden_size: int) -> None:
-    """hidden [batch, tokens, hidden], mask [batch, tokens] -> embedding [batch, hidden]."""
+def _append_mean(graph: onnx.GraphProto) -> str:
+    """hidden [batch, tokens, hidden], mask [batch, tokens] -> their mean [batch, hidden]."""
     graph.initializer.append(helper.make_tensor("pool/last_axis", TensorProto.INT64, [1], [-1]))
     graph.initializer.append(helper.make_tensor("pool/token_axis", TensorProto.INT64, [1], [1]))
     graph.initializer.append(helper.make_tensor("pool/tiny", TensorProto.FLOAT, [], [1e-9]))
@@ -98,11 +108,31 @@ def _append_mean_pooling(graph: onnx.GraphProto, hidden_size: int) -> None:
             ),
             helper.make_node("Max", ["pool/count0", "pool/tiny"], ["pool/count"]),
             helper.make_node("Div", ["pool/sum", "pool/count"], ["pool/mean"]),
-            helper.make_node("ReduceL2", ["pool/mean"], ["pool/norm0"], axes=[-1], keepdims=1),
-            helper.make_node("Max", ["pool/norm0", "pool/tiny"], ["pool/norm"]),
-            helper.make_node("Div", ["pool/mean", "pool/norm"], [OUTPUT]),
         ]
     )
+    return "pool/mean"
+
+
+def _append_first(graph: onnx.GraphProto) -> str:
+    """hidden [batch, tokens, hidden] -> the first token's [batch, hidden]."""
+    graph.initializer.append(helper.make_tensor("pool/first", TensorProto.INT64, [], [0]))
+    graph.node.append(helper.make_node("Gather", [_HIDDEN, "pool/first"], ["pool/token"], axis=1))
+    return "pool/token"
+
+
+def _append_output(graph: onnx.GraphProto, pooled: str, normalised: bool, hidden_size: int) -> None:
+    if normalised:
+        if not any(item.name == "pool/tiny" for item in graph.initializer):
+            graph.initializer.append(helper.make_tensor("pool/tiny", TensorProto.FLOAT, [], [1e-9]))
+        graph.node.extend(
+            [
+                helper.make_node("ReduceL2", [pooled], ["pool/norm0"], axes=[-1], keepdims=1),
+                helper.make_node("Max", ["pool/norm0", "pool/tiny"], ["pool/norm"]),
+                helper.make_node("Div", [pooled, "pool/norm"], [OUTPUT]),
+            ]
+        )
+    else:
+        graph.node.append(helper.make_node("Identity", [pooled], [OUTPUT]))
     del graph.output[:]
     graph.output.append(
         helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", hidden_size])

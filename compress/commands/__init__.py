@@ -20,6 +20,7 @@ __all__ = ["Options", "compress"]
 _MODULES = {
     "run": "run",
     "search": "search",
+    "export": "export",
     "profile": "profile",
     "estimate": "estimate",
     "init": "recipes",
@@ -27,6 +28,7 @@ _MODULES = {
     "inspect": "bundle",
     "verify": "bundle",
     "encode": "encode",
+    "predict": "predict",
     "find": "find",
     "bench": "bench",
     "targets": "bench",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from codemill.targets.report import Report
 
 __all__ = [
+    "TASKS",
     "in_bytes",
     "json_option",
     "plain_name",
@@ -40,6 +41,9 @@ _EXTRAS = {
     ),
     "bench": ("jinja2", "matplotlib", "psutil", "rich", "yaml"),
 }
+
+TASKS = ("retrieval", "classification", "pair-classification")
+"""What a bundle can do, as recipes name it."""
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from codemill.compress.commands.output import (
+    TASKS,
     json_option,
     plain_name,
     print_json,
@@ -35,7 +36,7 @@ def recipes_command(as_json: bool) -> None:
 
 
 @click.command("init")
-@click.option("--task", type=click.Choice(["retrieval"]), default="retrieval", show_default=True)
+@click.option("--task", type=click.Choice(TASKS), default="retrieval", show_default=True)
 @click.option(
     "--out",
     default="recipe.yaml",

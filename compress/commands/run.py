@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from codemill.compress.commands.output import (
+    TASKS,
     json_option,
     plain_name,
     print_json,
@@ -51,8 +52,16 @@ def recipe_options(command: _F, required: bool = True) -> _F:
             metavar="KEY=VALUE",
             help="A recipe key, such as distill.epochs=2; may be given several times, and comes last.",
         ),
-        click.option("--data", metavar="FILE", help="Pairs to learn from, .jsonl or .jsonl.gz."),
-        click.option("--task", type=click.Choice(["retrieval"]), help="What the bundle will do."),
+        click.option(
+            "--data",
+            metavar="FILE",
+            help="What to learn from: pairs or labelled rows, .jsonl, .csv, .parquet ...",
+        ),
+        click.option(
+            "--task",
+            type=click.Choice(TASKS),
+            help="What the bundle will do.",
+        ),
         click.option("--size", metavar="SIZE", help="The most that may ship, such as 3MB."),
         click.option("--seed", type=click.IntRange(0), help="Of every random choice."),
     )

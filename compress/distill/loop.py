@@ -1,4 +1,4 @@
-"""The training loop: batches of pairs, the weighed losses, checkpoints, the best by validation.
+"""The training loop (`fit`): steps, checkpoints, the best by validation; and batches and losses of retrieval.
 
 Deterministic: the batches are a function of the data and the seed, nothing else is random, so a run
 continued from its checkpoint gives the very student an undisturbed one gives.
@@ -25,7 +25,7 @@ from codemill.compress.recipe import Distill, Losses
 from codemill.errors import TrainingError
 from codemill.runtime.atomic import write_atomically
 
-__all__ = ["Point", "Targets", "narrowed", "plan_batches", "train"]
+__all__ = ["Point", "Schedule", "Targets", "fit", "narrowed", "plan_batches", "train"]
 
 _CHECKPOINT_SECONDS = 60.0
 _POOL = 32
@@ -139,7 +139,32 @@ def train(
     folder: Path,
     report: Report,
 ) -> list[Point]:
-    """Train `model` in place and leave it with the weights that validated best.
+    """Train `model` in place on pairs of query and code; see `fit`."""
+    batches = plan_batches(
+        [len(code) for code in targets.codes], schedule.batch_size, schedule.epochs, seed
+    )
+    most = positions(model)
+
+    def loss_of(batch: np.ndarray) -> Tensor:
+        query, code = (
+            embed(model, *pad([side[index] for index in batch], most), schedule.bf16)
+            for side in (targets.queries, targets.codes)
+        )
+        return _loss(query, code, targets, batch, schedule)
+
+    return fit(model, batches, loss_of, schedule, validate, folder, report)
+
+
+def fit(
+    model: nn.Module,
+    batches: Sequence[np.ndarray],
+    loss_of: Callable[[np.ndarray], Tensor],
+    schedule: Schedule,
+    validate: Callable[[], float],
+    folder: Path,
+    report: Report,
+) -> list[Point]:
+    """Train `model` in place, a step for each of `batches`, and leave it with the weights that validated best.
 
     Only parameters that require gradients are trained. A checkpoint in `folder` is continued from,
     and stays there: it goes when the stage's own files are safe (`run_stages`).
@@ -147,25 +172,16 @@ def train(
     """
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=schedule.learning_rate, weight_decay=0.01)
-    batches = plan_batches(
-        [len(code) for code in targets.codes], schedule.batch_size, schedule.epochs, seed
-    )
     every = math.ceil(len(batches) / schedule.validations)
     state = _State(folder / CHECKPOINT, trained, optimizer)
     state.restore()
     model.eval()  # no dropout: a small student underfits, and a frozen layer must not vary
     started, first = time.monotonic(), state.step
     while state.step < len(batches) and not state.stalled(schedule.patience):
-        loss = _step(
-            model,
-            trained,
-            optimizer,
-            targets,
-            batches[state.step],
-            schedule,
-            state.step,
-            len(batches),
-        )
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(state.step, len(batches), schedule)
+        where = f"step {state.step + 1} of {len(batches)}"
+        loss = _step(trained, optimizer, loss_of(batches[state.step]), where)
         state.step += 1
         state.losses.append(loss)
         if state.step % every == 0 or state.step == len(batches):
@@ -188,21 +204,8 @@ def _rate(step: int, steps: int, schedule: Schedule) -> float:
 
 
 def _step(
-    model: nn.Module,
-    trained: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    targets: Targets,
-    batch: np.ndarray,
-    schedule: Schedule,
-    step: int,
-    steps: int,
+    trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, loss: Tensor, where: str
 ) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = _rate(step, steps, schedule)
-    most = positions(model)
-    query = embed(model, *pad([targets.queries[index] for index in batch], most), schedule.bf16)
-    code = embed(model, *pad([targets.codes[index] for index in batch], most), schedule.bf16)
-    loss = _loss(query, code, targets, batch, schedule)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = float(torch.nn.utils.clip_grad_norm_(trained.values(), 1.0))
@@ -211,8 +214,7 @@ def _step(
     for what, found in (("loss", value), ("gradient's norm", norm)):
         if not math.isfinite(found):
             raise TrainingError(
-                f"the {what} is {found} at step {step + 1} of {steps}; "
-                "lower the learning rate or look for damaged data"
+                f"the {what} is {found} at {where}; lower the learning rate or look for damaged data"
             )
     optimizer.step()
     return value

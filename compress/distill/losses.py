@@ -1,7 +1,7 @@
-"""The losses of a retrieval student, one function each; the loop weighs and adds them.
+"""The losses of students, one function each; what trains one weighs and adds them.
 
-Shapes: query, code, and the teacher's of each: [batch, dim], L2-normalised; row i of `query` belongs
-to row i of `code`, all other rows are negatives.
+Shapes, unless said otherwise: query, code, and the teacher's of each: [batch, dim], L2-normalised;
+row i of `query` belongs to row i of `code`, all other rows are negatives.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["contrastive", "cosine_distance", "similarity_divergence"]
+__all__ = ["contrastive", "cosine_distance", "label_divergence", "similarity_divergence"]
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -52,3 +52,20 @@ def contrastive(
     return (
         functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)
     ) / 2
+
+
+def label_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL from a teacher's probabilities to the student's, both softened (1503.02531); mean over rows.
+
+    logits, teacher: [n, labels], the teacher's as probabilities. Times the squared temperature, so that the
+    gradients' size does not depend on it.
+    """
+    # of a label given for certain nothing is left but the smallest probability that counts
+    soft = (teacher.clamp_min(_LEAST).log() / temperature).log_softmax(-1)
+    found = functional.kl_div(
+        (logits / temperature).log_softmax(-1), soft, reduction="batchmean", log_target=True
+    )
+    return found * temperature**2
+
+
+_LEAST = 1e-6

@@ -11,11 +11,14 @@ import torch
 from codemill.compress.models.pooling import embed, pad, positions
 from codemill.compress.models.tokenize import tokenize
 from codemill.export.candidates import write_candidates
+from codemill.export.classifier import LabelHead, write_classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["export_bundle"]
+    from codemill.compress.models.classifier import Classifier
+
+__all__ = ["export_bundle", "export_classifier"]
 
 _SAMPLE = (
     "Return the path without its extension.",
@@ -48,5 +51,39 @@ def export_bundle(
         name=name,
         sample=(ids.numpy(), mask.numpy()),
         expected=expected,
+        architecture=architecture,
+    )
+
+
+def export_classifier(
+    classifier: Classifier,
+    folder: Path,
+    *,
+    labels: tuple[str, ...],
+    heads: int,
+    tokenizer_json: str,
+    max_tokens: int,
+    precisions: Sequence[str],
+    name: str,
+    architecture: Mapping[str, Any] | None = None,
+) -> None:
+    """Export an encoder with its head with `export.classifier`, on a sample of two texts of unlike length."""
+    tokens = tokenize(tokenizer_json, _SAMPLE, max_tokens)
+    ids, mask = pad(tokens, positions(classifier.encoder))
+    with torch.inference_mode():
+        pooled = classifier.embed(ids, mask)
+        logits = classifier.head(*(pooled[side : side + 1] for side in range(classifier.texts)))
+    write_classifier(
+        classifier.encoder,
+        LabelHead(classifier.head, labels, classifier.texts, pooling=classifier.pooling),
+        folder,
+        heads=heads,
+        tokenizer_json=tokenizer_json,
+        max_tokens=max_tokens,
+        precisions=precisions,
+        name=name,
+        sample=(ids.numpy(), mask.numpy()),
+        pooled=pooled.numpy(),
+        logits=logits[0].numpy(),
         architecture=architecture,
     )

@@ -32,6 +32,7 @@ __all__ = [
     "gflops",
     "gflops_paper",
     "graph_bytes",
+    "head_parameters",
     "interpolate",
     "parameters",
     "parameters_paper",
@@ -241,6 +242,17 @@ class Costs(Protocol):
 
     def size_bytes(self, architecture: Architecture) -> int:
         """The size that a budget limits."""
+
+
+def head_parameters(dim: int, labels: int, texts: int, hidden: int, ordered: bool = False) -> int:
+    """Parameters of a classifier's head (`models.classifier.Head`) over embeddings of width `dim`.
+
+    features -> hidden -> labels, each with biases; features are the embedding, or of two texts |u - v| and u * v
+    (u and v too where their order matters), beside which the cosine has a weight and a bias for each label.
+    """
+    blocks = 1 if texts == 1 else 4 if ordered else 2
+    alike = 2 * labels if texts == 2 else 0
+    return (dim * blocks + 1) * hidden + (hidden + 1) * labels + alike
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,12 @@ __all__ = [
     "REPORT",
     "STUDENT",
     "VERSION",
+    "corpus_facts",
+    "seen_architectures",
+    "size_and_gflops",
     "stage",
+    "stage_times",
+    "training_points",
 ]
 
 VERSION = 3
@@ -79,7 +84,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     (variant,) = read_manifest(bundle).variants
     fused = bundle_engine(inputs["teacher-graphs"] / REFERENCE, None, threads, name=FUSED)
     engines = [
-        teacher_engine(recipe.teacher.model, BASELINE, recipe.teacher.max_tokens, threads),
+        teacher_engine(recipe.model, BASELINE, recipe.teacher.max_tokens, threads),
         replace(fused, role="reference"),
         bundle_engine(bundle, variant, threads, name=STUDENT),
     ]
@@ -87,9 +92,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         weights = inputs["teacher"] / "finetuned.safetensors"
         engines.insert(
             1,
-            teacher_engine(
-                recipe.teacher.model, FINETUNED, recipe.teacher.max_tokens, threads, weights
-            ),
+            teacher_engine(recipe.model, FINETUNED, recipe.teacher.max_tokens, threads, weights),
         )
     longest = recipe.longest_common
     lengths = [tokens for tokens in recipe.bench.tokens if tokens <= longest] or [longest]
@@ -122,16 +125,18 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         baseline=BASELINE,
         limits=_limits(recipe, result, size_bytes(bundle, variant), inputs["search"]),
         recipe=recipe.model_dump(mode="json"),
-        provenance=dict(read_manifest(bundle).provenance) | {"corpus": _corpus(inputs["corpus"])},
-        stages=_stage_times(inputs),
-        training=_training(inputs["student"]),
-        search=_seen(inputs["search"]),
+        provenance=dict(read_manifest(bundle).provenance)
+        | {"corpus": corpus_facts(inputs["corpus"])},
+        stages=stage_times(inputs),
+        training=training_points(inputs["student"]),
+        search=seen_architectures(inputs["search"]),
     )
     write_report(folder / REPORT, summary)
     render([summary], folder / "report.html")
 
 
-def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) -> list[Limit]:
+def size_and_gflops(recipe: Recipe, size: int, search: Path) -> list[Limit]:
+    """The limits that are known without measuring."""
     budget, found = recipe.budget, []
     searched = json.loads((search / "search.json").read_text())
     if budget.size_bytes is not None:
@@ -142,6 +147,11 @@ def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) ->
         found.append(
             limit("gflops", "at most", searched["budget"]["gflops"], cost, note, "estimate")
         )
+    return found
+
+
+def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) -> list[Limit]:
+    budget, found = recipe.budget, size_and_gflops(recipe, size, search)
     if isinstance(budget.latency_ms, float):
         shape = _headline(recipe)
         (latency,) = [
@@ -177,21 +187,25 @@ def _headline(recipe: Recipe) -> Shape:
     return Shape(min(_HEADLINE_TOKENS, recipe.longest_common), 1)
 
 
-def _corpus(folder: Path) -> dict[str, Any]:
+def corpus_facts(folder: Path) -> dict[str, Any]:
+    """What corpus.json says."""
     value: dict[str, Any] = json.loads((folder / "corpus.json").read_text())
     return value
 
 
-def _stage_times(inputs: Folders) -> list[StageTime]:
+def stage_times(inputs: Folders) -> list[StageTime]:
+    """How long each stage before this one took."""
     return [StageTime(name, read_done(folder)["seconds"]) for name, folder in inputs.items()]
 
 
-def _training(folder: Path) -> list[TrainingPoint]:
+def training_points(folder: Path) -> list[TrainingPoint]:
+    """The student's validations."""
     points = json.loads((folder / HISTORY).read_text())
     return [TrainingPoint(point["step"], point["loss"], point["metric"]) for point in points]
 
 
-def _seen(folder: Path) -> list[SearchPoint]:
+def seen_architectures(folder: Path) -> list[SearchPoint]:
+    """What the search looked at, and what it chose."""
     searched = json.loads((folder / "search.json").read_text())
     points = [
         *(_search_point(item, item["architecture"]) for item in searched["seen"]),

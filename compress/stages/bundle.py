@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from codemill import __version__, load
+from codemill import __version__
 from codemill.compress.models.load import fingerprint, resolve_model
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
@@ -16,16 +16,25 @@ from codemill.compress.stages.export import CANDIDATES, accepted
 from codemill.compress.stages.finetune import facts
 from codemill.errors import RefusedError
 from codemill.export.candidates import graph_file
-from codemill.runtime import read_manifest, size_bytes, write_bundle
+from codemill.runtime import load_encoder, read_manifest, size_bytes, write_bundle
 from codemill.targets.evaluation import Evaluation, write_evaluation
 from codemill.targets.metrics import mrr, recall_at
 
-__all__ = ["BUNDLE", "EVALUATION", "VERSION", "stage"]
+__all__ = [
+    "BUNDLE",
+    "EVALUATION",
+    "PACKAGES",
+    "VERSION",
+    "check_size",
+    "provenance",
+    "shown",
+    "stage",
+]
 
 VERSION = 1
 BUNDLE = "bundle"
 EVALUATION = "evaluation.jsonl.gz"
-_PACKAGES = (
+PACKAGES = (
     "torch",
     "transformers",
     "optimum-onnx",
@@ -40,7 +49,7 @@ _PACKAGES = (
 def stage(recipe: Recipe, threads: int, keys: dict[str, str]) -> Stage:
     """Depends on what was accepted; `keys` (earlier stages' hashes) go into the provenance."""
     settings = {
-        "recipe": _shown(recipe),
+        "recipe": shown(recipe),
         "threads": threads,
         "codemill": __version__,
     }
@@ -48,7 +57,7 @@ def stage(recipe: Recipe, threads: int, keys: dict[str, str]) -> Stage:
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         _bundle(recipe, threads, keys, inputs, folder, report)
 
-    return Stage("bundle", VERSION, ("export", "corpus", "teacher"), settings, _PACKAGES, work)
+    return Stage("bundle", VERSION, ("export", "corpus", "teacher"), settings, PACKAGES, work)
 
 
 def _bundle(
@@ -71,7 +80,7 @@ def _bundle(
         _test_name(recipe), tuple(pair.query for pair in test), tuple(pair.code for pair in test)
     )
     report(0.1, f"measuring on {len(test)} test functions")
-    with load(candidates, variant=variant, threads=threads) as model:
+    with load_encoder(candidates, variant=variant, threads=threads) as model:
         query, code = model.encode(evaluation.queries), model.encode(evaluation.codes)
     source = read_manifest(candidates)
     write_bundle(
@@ -91,9 +100,14 @@ def _bundle(
                 "evaluation": evaluation.name,
             }
         },
-        provenance=_provenance(recipe, keys, facts(inputs["teacher"])["teaches"]),
+        provenance=provenance(recipe, keys, facts(inputs["teacher"])["teaches"]),
     )
     write_evaluation(bundle / EVALUATION, evaluation)
+    check_size(recipe, bundle, variant)
+
+
+def check_size(recipe: Recipe, bundle: Path, variant: str) -> None:
+    """Raise RefusedError where the bundle is larger than its budget."""
     found, limit = size_bytes(bundle, variant), recipe.budget.size_bytes
     if limit is not None and found > limit:
         raise RefusedError(
@@ -106,26 +120,41 @@ def _test_name(recipe: Recipe) -> str:
     return "standard library" if recipe.data.source == "installed" else "held-out pairs"
 
 
-def _provenance(recipe: Recipe, keys: dict[str, str], teaches: str) -> dict[str, Any]:
+def provenance(recipe: Recipe, keys: dict[str, str], teaches: str) -> dict[str, Any]:
+    """Where a bundle comes from. `teaches`: which form of the teacher did, or the data."""
     # short forms: the manifest ships, and counts against the budget
     return {
-        "recipe": _shown(recipe),
-        "teacher": {
-            "model": _file_name(recipe.teacher.model),
-            "sha256": fingerprint(resolve_model(recipe.teacher.model)),
-            "weights": teaches,
-        },
+        "recipe": shown(recipe),
+        "teacher": {**_model(recipe.teacher.model), "weights": teaches},
+        **({} if recipe.origin == recipe.teacher.model else {"origin": _model(recipe.origin)}),
         "stages": {name: key[:16] for name, key in keys.items()},
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: metadata.version(name) for name in PACKAGES},
     }
 
 
-def _shown(recipe: Recipe) -> dict[str, Any]:
+def _model(name: str | None) -> dict[str, str]:
+    if name is None:
+        return {}
+    return {"model": _file_name(name), "sha256": fingerprint(resolve_model(name))}
+
+
+def shown(recipe: Recipe) -> dict[str, Any]:
     """What differs from the defaults, without where files lie on this machine."""
-    shown = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"bench", "threads"})
-    shown.setdefault("data", {})["source"] = _file_name(recipe.data.source)
-    shown.setdefault("teacher", {})["model"] = _file_name(recipe.teacher.model)
-    return shown
+    value = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"bench", "threads"})
+    data = value.setdefault("data", {})
+    if recipe.task == "retrieval":
+        data["source"] = _file_name(recipe.data.source)
+    for name in ("source", "functions"):
+        if name in data:
+            data[name] = _file_name(data[name])
+    for name in ("train", "validation", "test"):
+        for item in data.get(name) or ():
+            item["file"] = _file_name(item["file"])
+    if recipe.teacher.model is not None:
+        value.setdefault("teacher", {})["model"] = _file_name(recipe.teacher.model)
+    if "init" in value.get("student", {}):
+        value["student"]["init"] = _file_name(recipe.student.init)
+    return value
 
 
 def _file_name(value: str) -> str:

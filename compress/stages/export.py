@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codemill.compress.models.export import export_bundle
 from codemill.compress.pipeline import Folders, Report, Stage
@@ -19,13 +19,17 @@ from codemill.compress.stages.search import read_chosen
 from codemill.compress.stages.student import STUDENT
 from codemill.export.candidates import FP32, INT8
 
-__all__ = ["CANDIDATES", "VERSION", "accepted", "stage"]
+if TYPE_CHECKING:
+    from codemill.targets.figures import BenchmarkResult
+    from codemill.targets.profile import Shape
+
+__all__ = ["CANDIDATES", "FACTS", "TOKENS", "VERSION", "accepted", "gates_of", "stage"]
 
 VERSION = 2
 CANDIDATES = "candidates"
-_FACTS = "export.json"
+FACTS = "export.json"
 _ROUNDS = 5
-_TOKENS = 128
+TOKENS = 128
 
 
 def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
@@ -38,7 +42,7 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
-        from codemill.compress.models.bert import load_student
+        from codemill.compress.models.surgery import load_student
 
         student, architecture = load_student(inputs["student"] / STUDENT)
         report(0.0, "exporting")
@@ -56,7 +60,7 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
         found = {"accepted": FP32, "gates": None}
         if quantized:
             found = _gates(recipe, folder / CANDIDATES, inputs["corpus"], threads, report)
-        (folder / _FACTS).write_text(json.dumps(found, indent=1))
+        (folder / FACTS).write_text(json.dumps(found, indent=1))
 
     libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
     inputs = ("student", "search", "corpus")
@@ -95,13 +99,17 @@ def _gates(
     def say(progress: Progress) -> None:
         report(0.1 + 0.9 * progress.fraction, progress.message)
 
-    shape = Shape(min(_TOKENS, recipe.longest_common), 1)
+    shape = Shape(min(TOKENS, recipe.longest_common), 1)
     result = benchmark([fp32, int8], evaluation, [shape], _ROUNDS, say)
-    speed = result.ratio(INT8, FP32, "latency", shape)
     quality = result.ratio(INT8, FP32, "mrr")
-    assert speed is not None
     assert quality is not None
-    lost = 1 - quality.value
+    return gates_of(recipe, result, shape, 1 - quality.value)
+
+
+def gates_of(recipe: Recipe, result: BenchmarkResult, shape: Shape, lost: float) -> dict[str, Any]:
+    """What export.json says: which variant is accepted, and how int8 did. `lost`: share of quality."""
+    speed = result.ratio(INT8, FP32, "latency", shape)
+    assert speed is not None
     gates: dict[str, dict[str, Any]] = {
         "speed": {
             "passed": not speed.below_parity,
@@ -123,5 +131,5 @@ def _gates(
 
 def accepted(folder: Path) -> dict[str, Any]:
     """What export.json says."""
-    value: dict[str, Any] = json.loads((folder / _FACTS).read_text())
+    value: dict[str, Any] = json.loads((folder / FACTS).read_text())
     return value

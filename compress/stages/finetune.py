@@ -25,7 +25,7 @@ _WEIGHTS = "finetuned.safetensors"
 
 def stage(recipe: Recipe, compute: Compute) -> Stage:
     """Depends on the teacher's files, the pairs and the `teacher.finetune` section."""
-    source = resolve_model(recipe.teacher.model)
+    source = resolve_model(recipe.model)
     settings = {
         "model": fingerprint(source),
         "finetune": recipe.teacher.finetune.model_dump(),
@@ -82,12 +82,12 @@ def _finetune(
         trainable, total = freeze_bottom(teacher.model, settings.freeze_layers)
         tokens = tokenize_pairs(pairs, teacher.tokenizer_json, max_tokens)
         schedule = Schedule(
-            epochs=1.0,
+            epochs=settings.epochs,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             warmup=0.1,
             temperature=settings.temperature,
-            losses=Losses(cosine=0.0, similarity=0.0, contrastive=1.0),
+            losses=Losses(cosine=0.0, similarity=0.0, contrastive=1.0, teacher=1.0, gold=0.5),
             validations=1,
             patience=1,
             bf16=compute.bf16,
@@ -117,7 +117,7 @@ def teaching_model(recipe: Recipe, folder: Path) -> TeacherModel:
     """The teacher that teaches: the original, with the fine-tuned weights where those were better."""
     from safetensors.torch import load_file
 
-    teacher = load_teacher(resolve_model(recipe.teacher.model))
+    teacher = load_teacher(resolve_model(recipe.model))
     if facts(folder)["teaches"] == "finetuned":
         teacher.model.load_state_dict(load_file(folder / _WEIGHTS))
     return teacher

@@ -30,7 +30,7 @@ def stage(recipe: Recipe) -> Stage:
         teaching = teaching_model(recipe, inputs["teacher"])
         _write(teaching, folder / TEACHING, recipe.data.max_tokens, recipe.teacher.label_precision)
         report(0.6, "exporting the unmodified teacher")
-        original = load_teacher(resolve_model(recipe.teacher.model))
+        original = load_teacher(resolve_model(recipe.model))
         _write(original, folder / REFERENCE, recipe.teacher.max_tokens, "fp32")
 
     libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")

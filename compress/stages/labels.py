@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from codemill import load
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.corpus import read_split
 from codemill.compress.stages.graphs import TEACHING
-from codemill.runtime import Encoder
+from codemill.runtime import Encoder, load_encoder
 from codemill.runtime.atomic import write_atomically
 
 __all__ = ["VERSION", "read_labels", "stage"]
@@ -29,7 +28,7 @@ def stage(recipe: Recipe, threads: int) -> Stage:
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
         sides = {"queries": [pair.query for pair in pairs], "codes": [pair.code for pair in pairs]}
-        with load(inputs["teacher-graphs"] / TEACHING, threads=threads) as teacher:
+        with load_encoder(inputs["teacher-graphs"] / TEACHING, threads=threads) as teacher:
             _label(teacher, sides, folder, report)
 
     return Stage(

@@ -13,7 +13,6 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from codemill import load
 from codemill.compress.compute import Compute
 from codemill.compress.data.pairs import Pair
 from codemill.compress.models.export import export_bundle
@@ -24,12 +23,19 @@ from codemill.compress.stages.corpus import read_split
 from codemill.compress.stages.search import Chosen, read_chosen
 from codemill.compress.stages.student import cut
 from codemill.errors import RefusedError
-from codemill.runtime import size_bytes
+from codemill.runtime import load_encoder, size_bytes
 
-__all__ = ["VERSION", "Prediction", "read_prediction", "stage"]
+__all__ = [
+    "FACTS",
+    "VERSION",
+    "Prediction",
+    "check_prediction",
+    "read_prediction",
+    "stage",
+]
 
 VERSION = 2
-_FACTS = "predicted.json"
+FACTS = "predicted.json"
 _FIXED_SECONDS = 45.0
 """Export, gates and bundle, beside what is timed."""
 _SECONDS_PER_ROUND = 60.0
@@ -68,8 +74,8 @@ def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         prediction = _rehearse(recipe, compute, inputs, folder, report)
-        _check(recipe, prediction)
-        (folder / _FACTS).write_text(json.dumps(asdict(prediction), indent=1))
+        check_prediction(recipe, prediction)
+        (folder / FACTS).write_text(json.dumps(asdict(prediction), indent=1))
 
     libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
     return Stage(
@@ -90,7 +96,7 @@ def _rehearse(
 ) -> Prediction:
     threads = compute.threads
     chosen = read_chosen(inputs["search"])
-    teacher = load_teacher(resolve_model(recipe.teacher.model))
+    teacher = load_teacher(resolve_model(recipe.model))
     pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
     precision = "int8" if chosen.architecture.bits == 8 else "fp32"
     report(0.1, "exporting an untrained student")
@@ -131,7 +137,7 @@ def _rehearse(
 
 def _latency_ms(bundle: Path, threads: int, pairs: list[Pair]) -> float:
     """Median milliseconds of a function of about 128 tokens, alone in a batch."""
-    with load(bundle, threads=threads) as model:
+    with load_encoder(bundle, threads=threads) as model:
         near = sorted(pairs[:500], key=lambda pair: abs(model.count_tokens([pair.code])[0] - 128))[
             :20
         ]
@@ -149,7 +155,7 @@ def _timed(call: object) -> float:
 
 def _label_seconds(bundle: Path, threads: int, pairs: list[Pair]) -> float:
     sample = pairs[:96]
-    with load(bundle, threads=threads) as teacher:
+    with load_encoder(bundle, threads=threads) as teacher:
         teacher.encode([sample[0].code])
         texts = [text for pair in sample for text in (pair.query, pair.code)]
         return _timed(lambda: teacher.encode(texts)) * len(pairs) / len(sample)
@@ -167,11 +173,14 @@ def _finetune_seconds(
         return 0.0
     freeze_bottom(teacher.model, settings.freeze_layers)
     tokens = tokenize_pairs(pairs[:64], teacher.tokenizer_json, recipe.data.max_tokens)
-    contrastive_only = Losses(cosine=0.0, similarity=0.0, contrastive=1.0)
+    contrastive_only = Losses(cosine=0.0, similarity=0.0, contrastive=1.0, teacher=1.0, gold=0.5)
     training, forward = seconds_per_pair(
         teacher.model, tokens.queries, tokens.codes, contrastive_only, compute.bf16
     )
-    return training * min(settings.pairs, len(pairs)) + 2 * forward * recipe.data.validation_pairs
+    return (
+        training * settings.epochs * min(settings.pairs, len(pairs))
+        + 2 * forward * recipe.data.validation_pairs
+    )
 
 
 def _distill_seconds(
@@ -196,7 +205,7 @@ def _distill_seconds(
     )
 
 
-def _check(recipe: Recipe, prediction: Prediction) -> None:
+def check_prediction(recipe: Recipe, prediction: Prediction) -> None:
     """Refuse now what would be refused after training. Latency is left to the closing benchmark: one
     rehearsal on a busy machine proves nothing, unless it is far off."""
     limits = recipe.budget
@@ -214,4 +223,4 @@ def _check(recipe: Recipe, prediction: Prediction) -> None:
 
 def read_prediction(folder: Path) -> Prediction:
     """What predicted.json says."""
-    return Prediction(**json.loads((folder / _FACTS).read_text()))
+    return Prediction(**json.loads((folder / FACTS).read_text()))

@@ -16,6 +16,7 @@ import numpy as np
 
 from codemill.compress.architecture import Architecture
 from codemill.compress.budget import Budget
+from codemill.compress.data.labelled import read_labelled, read_report
 from codemill.compress.data.pairs import Pair
 from codemill.compress.models.load import (
     TeacherShape,
@@ -30,9 +31,11 @@ from codemill.compress.models.wordpiece import count_tokens
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.search.cost import (
+    MANIFEST_BYTES,
     CostModel,
     gflops,
     gflops_paper,
+    head_parameters,
     interpolate,
     parameters,
     params_fp32_bytes,
@@ -50,6 +53,7 @@ from codemill.targets.latency import LatencyProfile, read_profile
 from codemill.targets.profile import target_named
 
 __all__ = [
+    "NO_TEACHER",
     "VERSION",
     "Chosen",
     "Searched",
@@ -58,6 +62,7 @@ __all__ = [
     "read_chosen",
     "space_of",
     "stage",
+    "texts_of",
     "vocabulary_of",
 ]
 
@@ -71,6 +76,10 @@ a cap is the wrong goal: it picks the slowest architecture of its size."""
 
 _AUTO_LATENCY_SHARE = 1 / 9
 """`latency_ms: auto` is this share of the teacher's as fused fp32 ONNX."""
+NO_TEACHER = TeacherShape(50_000, 384, 6, 12, 1536, 512)
+"""MiniLM's: what bounds a fresh student where no teacher does."""
+_HEAD_GRAPH_BYTES = 12_000
+"""Nodes, scales and names of a head's quantized graph, and the labels in the manifest."""
 _GRAPH_SHARE = 3 / 4
 """Of a latency limit in milliseconds: what the graph may take by the profile. The rest is for the tokenizer and for
 the calls around it, which the closing benchmark times too: about 0.4 ms on machine B of docs/LOG.md."""
@@ -92,10 +101,11 @@ class Chosen:
 
 def stage(recipe: Recipe) -> Stage:
     """Depends on the corpus, the teacher's shape and tokenizer, the space, the budget and what estimates costs."""
-    source = resolve_model(recipe.teacher.model)
     files = {name: _file_of(recipe, name) for name in ("quality", "latency")}
     settings = {
-        "model": fingerprint(source),
+        "model": recipe.origin and fingerprint(resolve_model(recipe.origin)),
+        # of a classifier the head is part of what ships
+        **({} if recipe.task == "retrieval" else {"task": [recipe.task, recipe.data.pair_order]}),
         # the files by what they hold, wherever they lie
         "search": recipe.search.model_dump(mode="json", exclude={"quality", "latency"}),
         "files": {
@@ -156,13 +166,14 @@ class Searched:
 def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
     """Count tokens, measure vocabularies, read the files that estimate latency and quality."""
     report(0.0, "counting tokens")
-    teacher = load_teacher(resolve_model(recipe.teacher.model))
-    shape = read_shape(teacher.folder)
-    pairs = read_split(corpus, "train", recipe.data.train_pairs)
-    vocabulary = vocabulary_of(recipe, teacher.tokenizer_json, pairs)
+    tokenizer_json, shape = None, NO_TEACHER
+    if recipe.origin is not None:
+        teacher = load_teacher(resolve_model(recipe.origin))
+        tokenizer_json, shape = teacher.tokenizer_json, read_shape(teacher.folder)
+    texts, codes, labels = _training_texts(recipe, corpus)
+    vocabulary = vocabulary_of(recipe, tokenizer_json, texts)
     space = space_of(recipe, shape, vocabulary.most)
     report(0.3, "measuring vocabularies")
-    codes = [pair.code for pair in pairs[:_SAMPLE]]
     longest = recipe.student.max_tokens
     lengths: dict[int, float] = {}
     lengths_bytes: dict[int, float] = {}
@@ -173,8 +184,13 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
         tokenizer = vocabulary.at(size).tokenizer_json
         lengths[size] = _mean_length(tokenizer, codes, longest)
         lengths_bytes[size] = len(tokenizer.encode())
-    full_length = _mean_length(teacher.tokenizer_json, codes, longest)
-    costs = CostModel(interpolate(lengths), interpolate(lengths_bytes))
+    # without a teacher's tokens, those of the largest vocabulary are the nearest to whole words
+    whole = tokenizer_json or vocabulary.at(sizes[-1]).tokenizer_json
+    full_length = _mean_length(whole, codes, longest)
+    head_bytes = _head_bytes(recipe, shape.hidden_size, labels)
+    costs = CostModel(
+        interpolate(lengths), interpolate(lengths_bytes), manifest_bytes=MANIFEST_BYTES + head_bytes
+    )
     teacher_shape = Architecture(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -211,10 +227,35 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
     )
 
 
-def vocabulary_of(recipe: Recipe, tokenizer_json: str, pairs: Sequence[Pair]) -> Vocabulary:
-    """The student's tokenizers, by size; `tokenizer_json` is the teacher's, `pairs` are to train on."""
-    texts = [text for pair in pairs for text in (pair.query, pair.code)]
-    if recipe.student.tokenizer == "bpe":
+def _training_texts(recipe: Recipe, corpus: Path) -> tuple[list[str], list[str], int]:
+    """All training texts, a sample of functions among them, and how many labels there are (0: no classifier)."""
+    most = recipe.data.train_pairs
+    if recipe.task == "retrieval":
+        pairs = read_split(corpus, "train", most)
+        return texts_of(pairs), [pair.code for pair in pairs[:_SAMPLE]], 0
+    rows = read_labelled(corpus, "train", most)
+    # distinct texts lie in the order of their first use, which the seed drew
+    return rows.texts, rows.texts[:_SAMPLE], len(read_report(corpus)["labels"])
+
+
+def texts_of(pairs: Sequence[Pair]) -> list[str]:
+    """Queries and codes."""
+    return [text for pair in pairs for text in (pair.query, pair.code)]
+
+
+def _head_bytes(recipe: Recipe, dim: int, labels: int) -> int:
+    """What a classifier's head adds to what ships: its weights, and what its graph has besides."""
+    if not labels:
+        return 0
+    parameters = head_parameters(
+        dim, labels, recipe.texts, recipe.student.head_size, recipe.data.pair_order == "matters"
+    )
+    return parameters * _bits(recipe) // 8 + _HEAD_GRAPH_BYTES
+
+
+def vocabulary_of(recipe: Recipe, tokenizer_json: str | None, texts: Sequence[str]) -> Vocabulary:
+    """The student's tokenizers, by size; `tokenizer_json` is the teacher's, `texts` are to train on."""
+    if recipe.student.tokenizer == "bpe" or tokenizer_json is None:
         return Trained(texts)
     return Pruned(tokenizer_json, count_tokens(tokenizer_json, texts))
 
@@ -386,7 +427,7 @@ def _quality(recipe: Recipe, shape: TeacherShape, warnings: list[str]) -> Qualit
             f"{teacher.get('hidden_size')}, this one has {shape.layers} and {shape.hidden_size}; "
             "`compress estimate` makes one for it"
         )
-    if teacher.get("fingerprint") != fingerprint(resolve_model(recipe.teacher.model)):
+    if teacher.get("fingerprint") != (recipe.origin and fingerprint(resolve_model(recipe.origin))):
         warnings.append(
             f"the quality estimate is of another teacher, {teacher.get('name')}, of the same shape"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codemill.compress.compute import Compute
-from codemill.compress.models.load import TeacherModel
+from codemill.compress.models.load import TeacherModel, load_teacher, resolve_model
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.corpus import read_split
@@ -17,11 +17,11 @@ from codemill.compress.stages.labels import read_labels
 from codemill.compress.stages.search import Chosen, read_chosen
 
 if TYPE_CHECKING:
-    from transformers import BertModel
+    from transformers import PreTrainedModel
 
     from codemill.compress.distill.loop import Point
 
-__all__ = ["HISTORY", "STUDENT", "VERSION", "cut", "distil", "stage"]
+__all__ = ["HISTORY", "STUDENT", "VERSION", "cut", "cut_from", "distil", "stage"]
 
 VERSION = 1
 STUDENT = "student"
@@ -48,19 +48,30 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
     )
 
 
-def cut(teacher: TeacherModel, chosen: Chosen, seed: int = 0) -> BertModel:
+def cut(teacher: TeacherModel, chosen: Chosen, seed: int = 0) -> PreTrainedModel:
     """The untrained student; `seed` draws the weights of a fresh one."""
-    from codemill.compress.models.bert import cut_student, fresh_student
+    from codemill.compress.models.surgery import cut_student, fresh_student
 
     if not chosen.architecture.copied_layers:
         return fresh_student(chosen.architecture, teacher.model.config, seed)
-    return cut_student(teacher.model, chosen.architecture, chosen.kept, chosen.counts)
+    return cut_student(teacher, chosen.architecture, chosen.kept, chosen.counts)
+
+
+def cut_from(recipe: Recipe, chosen: Chosen) -> PreTrainedModel:
+    """The untrained student of a recipe: cut out of the model that it names, or drawn by the seed."""
+    from transformers import BertConfig
+
+    from codemill.compress.models.surgery import fresh_student
+
+    if recipe.origin is None:
+        return fresh_student(chosen.architecture, BertConfig(), recipe.seed)
+    return cut(load_teacher(resolve_model(recipe.origin)), chosen, recipe.seed)
 
 
 def _distill(
     recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report
 ) -> None:
-    from codemill.compress.models.bert import save_student
+    from codemill.compress.models.surgery import save_student
 
     chosen = read_chosen(inputs["search"])
     student, points = distil(recipe, compute, inputs, chosen, folder, report)
@@ -75,7 +86,7 @@ def distil(
     chosen: Chosen,
     folder: Path,
     report: Report,
-) -> tuple[BertModel, list[Point]]:
+) -> tuple[PreTrainedModel, list[Point]]:
     """The trained student of a chosen architecture, and its validations.
 
     Reads the folders of the stages corpus, teacher and labels; of the labels, as many as the recipe

@@ -38,8 +38,14 @@ def test_what_is_left_out_is_the_default() -> None:
     ("value", "message"),
     [
         ({"sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
-        ({"epochs": 1}, "unknown key 'epochs'; did you mean 'distill.epochs'?"),
-        ({"distill": {"epoch": 1}}, "unknown key 'distill.epoch'; did you mean 'distill.epochs'?"),
+        (
+            {"epochs": 1},
+            "unknown key 'epochs'; did you mean 'teacher.finetune.epochs' or 'distill.epochs'?",
+        ),
+        (
+            {"distill": {"epoch": 1}},
+            "unknown key 'distill.epoch'; did you mean 'distill.epochs'?",
+        ),
         (
             {"teacher": {"finetune": {"freeze_layer": 1}}},
             "unknown key 'teacher.finetune.freeze_layer'; did you mean 'teacher.finetune.freeze_layers'?",

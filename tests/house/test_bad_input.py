@@ -200,7 +200,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
         for command in (("run",), ("search",), ("cache", "explain"))
         for name in ("", " ")
     ),
-    (run("--task", "poetry"), 2, "'poetry' is not 'retrieval'"),
+    (run("--task", "poetry"), 2, "'poetry' is not one of 'retrieval', 'classification'"),
     (run("--seed", "-1"), 2, "-1 is not in the range"),
     (run("--seed", "one"), 2, "'one' is not a valid integer"),
     (("init", "--task", "poetry"), 2, "'poetry'"),

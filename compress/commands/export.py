@@ -1,0 +1,186 @@
+"""`compress export`: a model as it is -> a bundle. Nothing is trained, cut or compressed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from codemill.compress.commands.output import (
+    in_bytes,
+    json_option,
+    plain_name,
+    print_json,
+    quiet_stdout,
+    require_extra,
+    shown_path,
+    table,
+)
+from codemill.errors import InputError, ModelError
+
+_MOST_TOKENS = 512
+
+
+@click.command("export")
+@click.argument("model")
+@click.option(
+    "--task",
+    type=click.Choice(["encode", "classify"]),
+    default="encode",
+    show_default=True,
+    help="encode: embeddings, for a search. classify: with the head that the model was saved with.",
+)
+@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The bundle's folder, or a file ending in .mill. [default: ./NAME-bundle]",
+)
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="A tokenizer.json in the model's place."
+)
+@click.option("--labels", help="Names of the head's labels, in order, with commas between them.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(8),
+    help="Longest input, the special tokens included. [default: the model's own, 512 at most]",
+)
+@click.option("--name", help="The bundle's name. [default: the model's]")
+@click.option("--license", "licence", help="Licence of the weights, as an SPDX id.")
+@json_option
+def export_command(
+    model: str,
+    task: str,
+    precision: str,
+    out: Path | None,
+    tokenizer: Path | None,
+    labels: str | None,
+    max_tokens: int | None,
+    name: str | None,
+    licence: str | None,
+    as_json: bool,
+) -> None:
+    """Make a bundle of MODEL as it is.
+
+    MODEL is a folder, a Hugging Face id (owner/name) or package:NAME. Every graph is compared with
+    the model in torch before it is written.
+    """
+    require_extra("compress", "`compress export`")
+    from codemill.compress.places import check_bundle_out
+    from codemill.runtime import pack, read_manifest, size_bytes, verify_bundle, write_bundle
+
+    chosen = plain_name(
+        name or model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1], "model"
+    )
+    target = out or Path(f"{chosen}-bundle")
+    check_bundle_out(target, target.parent / ".codemill")
+    with quiet_stdout(), tempfile.TemporaryDirectory(dir=_parent(target)) as scratch:
+        made = Path(scratch, "bundle")
+        _export(model, task, precision, made, tokenizer, labels, max_tokens, chosen)
+        written = read_manifest(made)
+        write_bundle(
+            made,
+            name=chosen,
+            task=written.task,
+            license=licence,
+            input=written.input,
+            output=written.output,
+            variants=written.variants,
+            architecture=written.architecture,
+        )
+        digest, variant = verify_bundle(made), f"cpu-{precision}"
+        size = size_bytes(made, variant)
+        if target.suffix == ".mill":
+            pack(made, target)
+        else:
+            if target.exists():
+                # out of the way whole: half a bundle is never there
+                target.rename(Path(scratch, "old"))
+            made.rename(target)
+    found = {"bundle": str(target), "digest": digest, "variant": variant, "size_bytes": size}
+    if as_json:
+        print_json(found)
+        return
+    rows = [("bundle", shown_path(target)), ("variant", variant), ("size", in_bytes(size))]
+    click.echo(table([*rows, ("digest", digest)]))
+
+
+def _parent(target: Path) -> Path:
+    parent = target.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def _export(
+    model: str,
+    task: str,
+    precision: str,
+    folder: Path,
+    tokenizer: Path | None,
+    labels: str | None,
+    max_tokens: int | None,
+    name: str,
+) -> None:
+    from codemill.compress.models.classifier import Classifier
+    from codemill.compress.models.export import export_bundle, export_classifier
+    from codemill.compress.models.load import load_teacher, read_shape, resolve_model
+    from codemill.compress.models.surgery import architecture_of
+
+    if labels is not None and task == "encode":
+        raise click.UsageError("--labels are of a head: give --task classify")
+    source = resolve_model(model)
+    loaded = load_teacher(source)
+    positions = read_shape(source).positions
+    longest = min(positions, _MOST_TOKENS) if max_tokens is None else max_tokens
+    if longest > positions:
+        raise InputError(
+            f"--max-tokens {longest}: {model} takes inputs of {positions} tokens at most"
+        )
+    common: dict[str, Any] = {
+        "heads": loaded.model.config.num_attention_heads,
+        "tokenizer_json": _tokenizer(tokenizer, loaded.tokenizer_json),
+        "max_tokens": longest,
+        "precisions": (precision,),
+        "name": name,
+        "architecture": architecture_of(loaded, longest).to_json(),
+    }
+    if task == "encode":
+        export_bundle(loaded.model, folder, **common)
+        return
+    if loaded.head is None:
+        raise ModelError(
+            f"{model} was saved without a classification head; save the whole model "
+            "(...ForSequenceClassification) there, or give --task encode"
+        )
+    names = (
+        loaded.head.labels if labels is None else tuple(name.strip() for name in labels.split(","))
+    )
+    if len(names) != len(loaded.head.labels) or len(set(names)) != len(names) or not all(names):
+        raise InputError(
+            f"--labels {labels!r}: expected {len(loaded.head.labels)} distinct names, as many as the head has outputs"
+        )
+    classifier = Classifier(loaded.model, loaded.head, 1, loaded.pooling).eval()
+    export_classifier(classifier, folder, labels=names, **common)
+
+
+def _tokenizer(path: Path | None, own: str) -> str:
+    if path is None:
+        return own
+    from tokenizers import Tokenizer
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        highest = max(Tokenizer.from_str(text).get_vocab().values(), default=-1)
+        most = max(Tokenizer.from_str(own).get_vocab().values(), default=-1)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # tokenizers raises nothing more precise than Exception, and a panic of its own, which is none
+    except BaseException as error:
+        raise InputError(f"--tokenizer {path}: not a tokenizer.json: {error}") from error
+    if highest > most:
+        raise InputError(
+            f"--tokenizer {path} has token ids up to {highest}, the model's own up to {most}: it is another model's"
+        )
+    return text

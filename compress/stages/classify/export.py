@@ -1,0 +1,101 @@
+"""Stage `export` of a classifier: encoder and head as fused fp32 and int8 graphs, and the two gates of int8.
+
+Writes candidates/ (a bundle with both variants) and export.json, which says what was accepted. The gates are
+those of every run: not slower than fp32, and no more accuracy lost on validation than the recipe allows.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from codemill.compress.data.labelled import read_labelled
+from codemill.compress.models.export import export_classifier
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages.classify.corpus import labels_of
+from codemill.compress.stages.classify.evaluation import evaluation_of, truth_of
+from codemill.compress.stages.classify.labels import read_probabilities
+from codemill.compress.stages.classify.student import read_student
+from codemill.compress.stages.export import CANDIDATES, FACTS, TOKENS, accepted, gates_of
+from codemill.compress.stages.search import read_chosen
+from codemill.export.candidates import FP32, INT8
+
+__all__ = ["VERSION", "stage"]
+
+VERSION = 1
+_ROUNDS = 5
+
+
+def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
+    """Depends on the student, the validation rows, the `quantize` section, and the machine it times on."""
+    settings = {
+        "quantize": recipe.quantize.model_dump(),
+        "validation_pairs": recipe.data.validation_pairs,
+        "max_tokens": recipe.student.max_tokens,
+        "order": recipe.data.pair_order,
+        "threads": threads,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        report(0.0, "exporting")
+        chosen = read_chosen(inputs["search"])
+        quantized = recipe.quantize.method == "dynamic-int8" and chosen.architecture.bits == 8
+        export_classifier(
+            read_student(recipe, inputs["student"]),
+            folder / CANDIDATES,
+            labels=labels_of(inputs["corpus"]),
+            heads=chosen.architecture.heads,
+            tokenizer_json=chosen.tokenizer_json,
+            max_tokens=recipe.student.max_tokens,
+            precisions=("fp32", "int8") if quantized else ("fp32",),
+            name=CANDIDATES,
+            architecture=chosen.architecture.to_json(),
+        )
+        found: dict[str, Any] = {"accepted": FP32, "gates": None}
+        if quantized:
+            found = _gates(recipe, folder / CANDIDATES, inputs, threads, report)
+        (folder / FACTS).write_text(json.dumps(found, indent=1))
+
+    libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
+    inputs = ("student", "search", "corpus", "labels")
+    return Stage("export", VERSION, inputs, settings, libraries, work, machine, _findings)
+
+
+def _findings(folder: Path) -> str:
+    found = accepted(folder)
+    if found["gates"] is None:
+        return f"{found['accepted']} ships: no quantization was asked for"
+    speed, quality = found["gates"]["speed"], found["gates"]["quality"]
+    return (
+        f"{found['accepted']} ships: int8 is {speed['times_faster']:.2f} times as fast as fp32 "
+        f"({speed['low']:.2f} to {speed['high']:.2f}) and loses {quality['lost']:.1%} of validation accuracy"
+    )
+
+
+def _gates(
+    recipe: Recipe, candidates: Path, inputs: Folders, threads: int, report: Report
+) -> dict[str, Any]:
+    """Measure int8 against fp32 on the validation rows, each in processes of its own."""
+    from dataclasses import replace
+
+    from codemill.targets.benchmark import Progress, benchmark
+    from codemill.targets.engine import bundle_engine
+    from codemill.targets.profile import Shape
+
+    corpus, labels = inputs["corpus"], inputs["labels"]
+    rows = read_labelled(corpus, "validation", recipe.data.validation_pairs)
+    truth = truth_of(rows, read_probabilities(labels, "validation"))
+    evaluation = evaluation_of(rows, labels_of(corpus), "validation", truth)
+    fp32 = replace(bundle_engine(candidates, FP32, threads, name=FP32), role="reference")
+    int8 = bundle_engine(candidates, INT8, threads, name=INT8)
+
+    def say(progress: Progress) -> None:
+        report(0.1 + 0.9 * progress.fraction, progress.message)
+
+    shape = Shape(min(TOKENS, recipe.student.max_tokens), 1)
+    result = benchmark([fp32, int8], evaluation, [shape], _ROUNDS, say)
+    kept = result.ratio(INT8, FP32, "accuracy")
+    assert kept is not None
+    return gates_of(recipe, result, shape, 1 - kept.value)

@@ -1,0 +1,160 @@
+"""Stage `rehearsal` of a classifier: the whole way once with an untrained student, before anything expensive.
+
+As the rehearsal of every run (`stages/rehearsal.py`), whose file it writes and whose checks it makes.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from codemill.compress.compute import Compute
+from codemill.compress.data.labelled import Labelled, read_labelled
+from codemill.compress.models.export import export_classifier
+from codemill.compress.models.tokenize import tokenize
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Recipe
+from codemill.compress.search.cost import MANIFEST_BYTES
+from codemill.compress.stages.classify.corpus import labels_of
+from codemill.compress.stages.classify.evaluation import items_of
+from codemill.compress.stages.classify.student import untrained
+from codemill.compress.stages.rehearsal import (
+    FACTS,
+    Prediction,
+    check_prediction,
+    read_prediction,
+)
+from codemill.compress.stages.search import read_chosen
+from codemill.runtime import load_classifier, size_bytes
+
+if TYPE_CHECKING:
+    from codemill.compress.models.classifier import Classifier
+
+__all__ = ["VERSION", "stage"]
+
+VERSION = 1
+_FIXED_SECONDS = 45.0
+_SECONDS_PER_ROUND = 30.0
+_TIMED = 20
+_STEPS = 4
+
+
+def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
+    """Depends on the architecture, the recipe's amounts, and the machine."""
+    settings = {
+        "rows": [recipe.data.train_pairs, recipe.data.validation_pairs],
+        "max_tokens": [recipe.data.max_tokens, recipe.student.max_tokens],
+        "head": [recipe.student.head_size, recipe.data.pair_order],
+        "distill": recipe.distill.model_dump(),
+        "quantize": recipe.quantize.method,
+        "rounds": recipe.bench.rounds,
+        "compute": asdict(compute),
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        prediction = _rehearse(recipe, compute, inputs, folder, report)
+        check_prediction(recipe, prediction)
+        (folder / FACTS).write_text(json.dumps(asdict(prediction), indent=1))
+
+    libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
+    inputs = ("corpus", "search")
+    return Stage(
+        "rehearsal", VERSION, inputs, settings, libraries, work, machine, lambda f: _said(recipe, f)
+    )
+
+
+def _said(recipe: Recipe, folder: Path) -> str:
+    found = read_prediction(folder)
+    row = "a pair" if recipe.texts == 2 else "a function"
+    return (
+        f"predicted: {found.size_bytes / 1e6:.2f} MB, {found.latency_ms:.2f} ms {row} of the data, "
+        f"{found.total_seconds / 60:.0f} minutes of training and measuring from here (a teacher's own come on top)"
+    )
+
+
+def _rehearse(
+    recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report
+) -> Prediction:
+    chosen = read_chosen(inputs["search"])
+    labels = labels_of(inputs["corpus"])
+    rows = read_labelled(inputs["corpus"], "train", recipe.data.train_pairs)
+    precision = "int8" if chosen.architecture.bits == 8 else "fp32"
+    report(0.1, "exporting an untrained student")
+    student = untrained(recipe, chosen, len(labels))
+    export_classifier(
+        student,
+        folder / "student",
+        labels=labels,
+        heads=chosen.architecture.heads,
+        tokenizer_json=chosen.tokenizer_json,
+        max_tokens=recipe.student.max_tokens,
+        precisions=(precision,),
+        name=recipe.name,
+        architecture=chosen.architecture.to_json(),
+    )
+    report(0.5, "timing it")
+    latency_ms = _latency_ms(folder / "student", compute.threads, rows)
+    report(0.7, "timing a few training steps")
+    seconds = {
+        "student": _training_seconds(recipe, compute, student, chosen.tokenizer_json, rows),
+        "export, bundle, benchmark": _FIXED_SECONDS + recipe.bench.rounds * _SECONDS_PER_ROUND,
+    }
+    size = size_bytes(folder / "student", f"cpu-{precision}") + MANIFEST_BYTES // 2
+    return Prediction(
+        size, round(latency_ms, 3), {name: round(value, 1) for name, value in seconds.items()}
+    )
+
+
+def _latency_ms(bundle: Path, threads: int, rows: Labelled) -> float:
+    """Median milliseconds of one row of the data, alone in a call."""
+    items = items_of(rows)[:_TIMED]
+    with load_classifier(bundle, threads=threads) as model:
+        timings = []
+        for _ in range(2):  # the first pass warms up
+            timings = [_timed(partial(model.probabilities, [item])) for item in items]
+    return statistics.median(timings) * 1e3
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _training_seconds(
+    recipe: Recipe, compute: Compute, student: Classifier, tokenizer_json: str, rows: Labelled
+) -> float:
+    import torch
+
+    from codemill.compress.distill.labels import LabelTargets, label_loss
+    from codemill.compress.tasks.classification import plan_row_batches
+
+    settings = recipe.distill
+    longest = min(recipe.data.max_tokens, recipe.student.max_tokens)
+    # what a few steps need of a large corpus
+    tokens = tokenize(tokenizer_json, rows.texts, longest)
+    known = np.maximum(rows.labels, 0)
+    targets = LabelTargets(tokens, rows.rows, known)
+    loss_of = label_loss(student, targets, settings, compute.bf16)
+    lengths = [len(text) for text in tokens]
+    batches = plan_row_batches(rows.rows, lengths, settings.batch_size, 1.0, recipe.seed)
+    weights = list(student.parameters())
+
+    def step(batch: np.ndarray) -> object:
+        return torch.autograd.grad(loss_of(batch), weights, allow_unused=True)
+
+    taken = [_timed(partial(step, batch)) for batch in batches[:_STEPS]]
+    steps = max(1.0, len(rows.rows) * settings.epochs / settings.batch_size)
+    # the first steps compile kernels
+    per_step = float(np.median(taken[1:] or taken))
+    # a validation runs forward only, over texts that no two batches share
+    share = recipe.data.validation_pairs / settings.batch_size * settings.validations / 3
+    return per_step * (steps + share)

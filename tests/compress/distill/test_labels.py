@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.compress.conftest import HIDDEN, tiny_bert
+
+from codemill.compress.distill.labels import LabelTargets, _with_hidden, label_loss, taught_rows
+from codemill.compress.distill.losses import label_divergence
+from codemill.compress.models.classifier import Classifier, Head
+from codemill.compress.recipe import Distill, Losses
+
+
+def test_the_divergence_from_oneself_is_nothing_at_any_temperature() -> None:
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    for temperature in (0.5, 1.0, 4.0):
+        found = label_divergence(logits, logits.softmax(-1), temperature)
+        assert float(found) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_divergence_is_that_of_softened_distributions() -> None:
+    logits, teacher = torch.tensor([[2.0, -1.0]]), torch.tensor([[0.3, 0.7]])
+    soft = (teacher.log() / 2).softmax(-1)
+    mine = (logits / 2).softmax(-1)
+    expected = 4 * float((soft * (soft / mine).log()).sum())
+    assert float(label_divergence(logits, teacher, 2.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_label_given_for_certain_is_learned_like_a_gold_one() -> None:
+    logits = torch.tensor([[1.0, -0.5], [0.2, 0.1]])
+    certain = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    entropy = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
+    assert float(label_divergence(logits, certain, 1.0)) == pytest.approx(float(entropy), abs=1e-4)
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Classifier(tiny_bert(50), Head(HIDDEN, 2, 1, 16), 1).eval()
+
+
+def targets(gold: list[int], teacher: list[list[float]] | None) -> LabelTargets:
+    generator = np.random.default_rng(0)
+    tokens = [generator.integers(5, 50, 9) for _ in gold]
+    soft = None if teacher is None else np.array(teacher, dtype=np.float32)
+    return LabelTargets(tokens, np.arange(len(gold))[:, None], np.array(gold), soft)
+
+
+def loss(classifier: Classifier, of: LabelTargets, settings: Distill) -> float:
+    rows = np.arange(len(of.gold))
+    return float(label_loss(classifier, of, settings, False)(rows).detach())
+
+
+def test_rows_without_a_teacher_learn_from_gold_and_rows_without_gold_from_the_teacher(
+    classifier: Classifier,
+) -> None:
+    nan = float("nan")
+    settings = Distill(label_temperature=1.0, losses=Losses(teacher=1.0, gold=1.0))
+    mixed = targets([1, -1], [[nan, nan], [0.0, 1.0]])
+    only_gold = targets([1, 1], None)
+    assert loss(classifier, mixed, settings) == pytest.approx(
+        loss(classifier, only_gold, settings), abs=1e-3
+    )
+
+
+def test_without_a_weight_gold_labels_of_taught_rows_teach_nothing(classifier: Classifier) -> None:
+    settings = Distill(label_temperature=1.0, losses=Losses(teacher=1.0, gold=0.0))
+    teacher = [[0.4, 0.6], [0.9, 0.1]]
+    right, wrong = (loss(classifier, targets(gold, teacher), settings) for gold in ([1, 0], [0, 1]))
+    assert right == pytest.approx(wrong)
+
+
+def test_balanced_weights_make_a_rare_label_count_as_much_as_a_frequent_one(
+    classifier: Classifier,
+) -> None:
+    rare = targets([0, 0, 0, 1], None)
+    plain, balanced = (
+        loss(classifier, rare, Distill(class_weights=kind)) for kind in ("none", "balanced")
+    )
+    logits = classifier.logits(rare.tokens, rare.rows)
+    each = torch.nn.functional.cross_entropy(logits, torch.from_numpy(rare.gold), reduction="none")
+    assert plain == pytest.approx(float(each.mean().detach()), rel=1e-5)
+    assert balanced == pytest.approx(float((each[:3].mean() + each[3]).detach() / 2), rel=1e-5)
+
+
+def test_a_label_that_no_row_has_does_not_break_balanced_weights() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        three = Classifier(tiny_bert(50), Head(HIDDEN, 3, 1, 16), 1).eval()
+    assert loss(three, targets([0, 0, 1], None), Distill(class_weights="balanced")) > 0
+
+
+def test_rows_with_nothing_to_learn_from_are_known() -> None:
+    nan = float("nan")
+    found = targets([1, -1, -1], [[0.2, 0.8], [0.5, 0.5], [nan, nan]])
+    both = Distill(losses=Losses(teacher=1.0, gold=0.5))
+    assert taught_rows(found, both).tolist() == [True, True, False]
+    gold_only = Distill(losses=Losses(teacher=0.0, gold=1.0))
+    assert taught_rows(found, gold_only).tolist() == [True, False, False]
+
+
+def test_hidden_tokens_are_the_same_whenever_a_batch_comes_and_never_the_special_ones(
+    classifier: Classifier,
+) -> None:
+    of = targets([0, 1, 0, 1], None)
+    settings = Distill(token_dropout=0.4)
+    assert loss(classifier, of, settings) == loss(classifier, of, settings)
+    assert loss(classifier, of, settings) != loss(classifier, of, Distill())
+    seen = _with_hidden(of, of.rows, 0.4, 0)
+    for index, ids in enumerate(of.tokens):
+        assert seen[index][[0, -1]].tolist() == ids[[0, -1]].tolist()
