@@ -324,6 +324,11 @@ class Student(_Section):
     max_tokens: int = Field(
         256, ge=8, le=_LONGEST, description="longest input of the student, special tokens included"
     )
+    long: Literal["truncate", "split"] = Field(
+        "truncate",
+        description="what a classifier does with a longer text: cut it off, or read it in pieces, on windows of which "
+        "it is then trained",
+    )
     head_size: int = Field(256, ge=8, le=_LONGEST, description="inner width of a classifier's head")
 
     @model_validator(mode="after")

@@ -44,6 +44,7 @@ class LabelHead:
     texts: int
     joined: bool = False
     pooling: Literal["mean", "cls"] = "mean"
+    long: Literal["truncate", "split"] = "truncate"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -101,7 +102,12 @@ def write_classifier(
         folder,
         name=name,
         task="classification" if head.texts == 1 else "pair-classification",
-        input={"max_tokens": max_tokens, "texts": head.texts, "joined": head.joined},
+        input={
+            "max_tokens": max_tokens,
+            "texts": head.texts,
+            "joined": head.joined,
+            "long": head.long,
+        },
         output={"kind": "labels", "labels": list(head.labels), "dim": dim},
         variants=variants,
         architecture=architecture,

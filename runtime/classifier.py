@@ -131,7 +131,7 @@ class Classifier:
         self,
         items: Sequence[Item],
         batch_size: int = 32,
-        long: Long = "truncate",
+        long: Long | None = None,
         exits: bool = True,
     ) -> list[Prediction]:
         """The most probable label of each item, in their order.
@@ -140,7 +140,8 @@ class Classifier:
         Each distinct text is encoded once, however many pairs it is in; where a bundle has exits,
         items that are certain early leave there, unless `exits` is False.
 
-        `long="truncate"` cuts off what is beyond `manifest.max_tokens` tokens and says so.
+        `long` None is what the bundle was made for. `long="truncate"` cuts off what is beyond
+        `manifest.max_tokens` tokens and says so.
         `long="split"` divides such a text between functions or statements, encodes each piece and
         averages the embeddings before the head. Where an item is one text, a piece weighs by its
         tokens times the odds (99 at most) of what the head makes of it alone: a softmax over the
@@ -174,7 +175,7 @@ class Classifier:
         self,
         items: Sequence[Item],
         batch_size: int = 32,
-        long: Long = "truncate",
+        long: Long | None = None,
         exits: bool = True,
     ) -> Row:
         """The calibrated probability of each label: float32 [n, labels]; otherwise as `predict`."""
@@ -184,7 +185,7 @@ class Classifier:
         self,
         items: Sequence[Item],
         batch_size: int = 32,
-        long: Long = "truncate",
+        long: Long | None = None,
         exits: bool = True,
     ) -> Answers:
         """Everything `predict` knows as arrays: (probabilities, layers_used, truncated)."""
@@ -257,7 +258,9 @@ class Classifier:
             raise RuntimeError("the classifier is closed; load the bundle again")
         return parts
 
-    def _ask(self, items: Sequence[Item], batch_size: int, long: Long, exits: bool) -> _Asked:
+    def _ask(
+        self, items: Sequence[Item], batch_size: int, long: Long | None, exits: bool
+    ) -> _Asked:
         """The checked items of a call, each distinct one once."""
         keys: Sequence[Key]
         if self._labelling.texts == 1:
@@ -267,6 +270,8 @@ class Classifier:
         else:
             keys = _pairs(items)
         check_batch_size(batch_size)
+        if long is None:
+            long = self._labelling.long
         if long not in ("truncate", "split"):
             raise ValueError(f"long should be 'truncate' or 'split', found {long!r}")
         if long == "split" and self._labelling.joined:

@@ -1,7 +1,8 @@
 """What the manifest of a bundle with labels says besides what every manifest says, checked and typed.
 
     task      "classification" (one text has a label) or "pair-classification" (two together)
-    input     max_tokens; texts: 1 or 2; joined: the two go into one token sequence
+    input     max_tokens; texts: 1 or 2; joined: the two go into one token sequence;
+              long: "truncate" or "split", what is done with a text of more tokens
     output    kind "labels"; labels; dim: width of the pooled embedding; temperature
     exits     for each exit {"layer", "temperature", "threshold"}, the lowest layer first
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from codemill.runtime.values import check_name, check_number, check_whole, kind_of
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LABEL_TASKS", "Exit", "Labelling", "check_labelling", "labelling_of"]
 
+Long = Literal["truncate", "split"]
 LABEL_TASKS = {"classification": 1, "pair-classification": 2}
 """The tasks with labels, and how many texts have one."""
 
@@ -59,6 +61,7 @@ class Labelling:
     temperature: float
     layers: int
     exits: tuple[Exit, ...]
+    long: Long = "truncate"
 
 
 def check_labelling(values: Mapping[str, Any], variants: Mapping[str, Variant]) -> None:
@@ -106,6 +109,12 @@ def _labelling(
         raise ValueError(
             f"'input.joined' should be true or false, and true only with two texts, found {joined!r}"
         )
+    long = given.get("long", "truncate")
+    if long not in ("truncate", "split") or (long == "split" and (joined or exits)):
+        raise ValueError(
+            "'input.long' should be 'truncate' or 'split', and 'split' only without joined texts and "
+            f"exits, found {long!r}"
+        )
     layers = check_whole(architecture, "layers", "architecture", _MOST_LAYERS)
     return Labelling(
         labels=_labels(output.get("labels")),
@@ -120,6 +129,7 @@ def _labelling(
         ),
         layers=layers,
         exits=_exits(exits, layers),
+        long=long,
     )
 
 

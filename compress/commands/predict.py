@@ -61,9 +61,8 @@ class _Row:
 @click.option(
     "--long",
     type=click.Choice(["truncate", "split"]),
-    default="truncate",
-    show_default=True,
-    help="A text that is too long: cut off the rest, or divide it and average what is found.",
+    help="A text that is too long: cut off the rest, or divide it and average what is found. [default: as the "
+    "bundle was made for]",
 )
 @click.option(
     "--exits/--no-exits",
@@ -79,7 +78,7 @@ def predict_command(
     second: str | None,
     variant: str | None,
     batch: int,
-    long: str,
+    long: str | None,
     exits: bool,
     as_json: bool,
 ) -> None:
@@ -143,11 +142,11 @@ def predict_command(
 
 
 def _predict(
-    model: Classifier, rows: Sequence[_Row], batch: int, long: str, exits: bool
+    model: Classifier, rows: Sequence[_Row], batch: int, long: str | None, exits: bool
 ) -> list[Prediction]:
     items = [row.texts[0] if model.labelling.texts == 1 else row.texts for row in rows]
     # click lets no other through
-    chosen = cast(Literal["truncate", "split"], long)
+    chosen = cast(Literal["truncate", "split"] | None, long)
     return model.predict(items, batch_size=batch, long=chosen, exits=exits)
 
 

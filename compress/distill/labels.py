@@ -31,6 +31,8 @@ class LabelTargets:
     teacher: np.ndarray | None = None
     hidden_id: int = 0
     """the token that stands for those that `token_dropout` hides: the unknown one"""
+    longest: int = 10**9
+    """of a text with more tokens a step sees a window of so many, between its first and its last, which are special"""
 
 
 def label_loss(
@@ -46,7 +48,7 @@ def label_loss(
 
     def loss_of(batch: np.ndarray) -> Tensor:
         rows = targets.rows[batch]
-        tokens = _with_hidden(targets, rows, settings.token_dropout, seed)
+        tokens = _seen(targets, rows, settings.token_dropout, seed)
         logits = classifier.logits(tokens, rows, bf16)
         of_class = _class_weights(targets, settings, logits.shape[1])
         gold = torch.from_numpy(targets.gold[batch].astype(np.int64))
@@ -82,23 +84,32 @@ def taught_rows(targets: LabelTargets, settings: Distill) -> np.ndarray:
     return found
 
 
-def _with_hidden(
+def _seen(
     targets: LabelTargets, rows: np.ndarray, share: float, seed: int
 ) -> Tokenized | dict[int, np.ndarray]:
-    """The tokens of the texts of these rows, some of them hidden; the first and the last are special, and stay."""
-    if not share:
+    """What a step sees of the texts of these rows: windows of long ones, some tokens hidden; special ones stay."""
+    texts = np.unique(rows).tolist()
+    if not share and all(len(targets.tokens[index]) <= targets.longest for index in texts):
         return targets.tokens
-    texts = np.unique(rows)
     generator = np.random.default_rng([seed, *rows.ravel().tolist()[:64], len(rows)])
     found = {}
-    for index in texts.tolist():
-        ids = targets.tokens[index].copy()
+    for index in texts:
+        ids = _window(targets.tokens[index], targets.longest, generator)
         # some texts are nearly whole, of others twice the share is hidden
         hidden = generator.random(len(ids)) < 2 * share * generator.random()
         hidden[[0, -1]] = False
         ids[hidden] = targets.hidden_id
         found[index] = ids
     return found
+
+
+def _window(ids: np.ndarray, longest: int, generator: np.random.Generator) -> np.ndarray:
+    """A copy of the text, or of a window: each second time its beginning, which says most, else from anywhere."""
+    if len(ids) <= longest:
+        return ids.copy()
+    inner = longest - 2
+    start = 0 if generator.random() < 0.5 else int(generator.integers(0, len(ids) - 1 - inner))
+    return np.concatenate([ids[:1], ids[1 + start : 1 + start + inner], ids[-1:]])
 
 
 def _class_weights(targets: LabelTargets, settings: Distill, labels: int) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -66,6 +66,7 @@ def export_classifier(
     precisions: Sequence[str],
     name: str,
     architecture: Mapping[str, Any] | None = None,
+    long: Literal["truncate", "split"] = "truncate",
 ) -> None:
     """Export an encoder with its head with `export.classifier`, on a sample of two texts of unlike length."""
     tokens = tokenize(tokenizer_json, _SAMPLE, max_tokens)
@@ -75,7 +76,7 @@ def export_classifier(
         logits = classifier.head(*(pooled[side : side + 1] for side in range(classifier.texts)))
     write_classifier(
         classifier.encoder,
-        LabelHead(classifier.head, labels, classifier.texts, pooling=classifier.pooling),
+        LabelHead(classifier.head, labels, classifier.texts, pooling=classifier.pooling, long=long),
         folder,
         heads=heads,
         tokenizer_json=tokenizer_json,

@@ -723,3 +723,27 @@ def test_what_a_failed_load_opened_is_closed_again(make: Make) -> None:
         with pytest.raises(BundleError):
             load(folder, threads=3)
     assert len(os.listdir("/proc/self/task")) <= before + 1  # noqa: PTH208
+
+
+def test_a_bundle_says_what_is_done_with_a_long_text_and_a_call_may_say_otherwise(
+    make: Make, one: Path
+) -> None:
+    texts = ["socket " * 10 + "\n" + "matrix read " * 6, "file"]
+    said = {"max_tokens": MAX_TOKENS, "texts": 1, "joined": False, "long": "split"}
+    with (
+        load_classifier(make(input=said), threads=1) as splits,
+        load_classifier(one, threads=1) as cuts,
+    ):
+        found = splits.run(texts)
+        np.testing.assert_array_equal(found.probabilities, cuts.probabilities(texts, long="split"))
+        assert not found.truncated.any()
+        assert splits.run(texts, long="truncate").truncated.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("changed", "texts"), [({"long": "guess"}, 1), ({"long": "split", "joined": True}, 2)]
+)
+def test_a_long_that_is_none_is_refused(make: Make, changed: dict[str, Any], texts: int) -> None:
+    said = {"max_tokens": MAX_TOKENS, "texts": texts, "joined": False, **changed}
+    with pytest.raises(BundleError, match=r"input\.long"):
+        make(texts=texts, joined=changed.get("joined", False), input=said)

@@ -35,6 +35,7 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
         "validation_pairs": recipe.data.validation_pairs,
         "max_tokens": recipe.student.max_tokens,
         "order": recipe.data.pair_order,
+        "long": recipe.student.long,
         "threads": threads,
     }
 
@@ -52,6 +53,7 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
             precisions=("fp32", "int8") if quantized else ("fp32",),
             name=CANDIDATES,
             architecture=chosen.architecture.to_json(),
+            long=recipe.student.long,
         )
         found: dict[str, Any] = {"accepted": FP32, "gates": None}
         if quantized:

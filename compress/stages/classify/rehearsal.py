@@ -53,6 +53,7 @@ def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
         "rows": [recipe.data.train_pairs, recipe.data.validation_pairs],
         "max_tokens": [recipe.data.max_tokens, recipe.student.max_tokens],
         "head": [recipe.student.head_size, recipe.data.pair_order],
+        "long": recipe.student.long,
         "distill": recipe.distill.model_dump(),
         "quantize": recipe.quantize.method,
         "rounds": recipe.bench.rounds,
@@ -99,6 +100,7 @@ def _rehearse(
         precisions=(precision,),
         name=recipe.name,
         architecture=chosen.architecture.to_json(),
+        long=recipe.student.long,
     )
     report(0.5, "timing it")
     latency_ms = _latency_ms(folder / "student", compute.threads, rows)

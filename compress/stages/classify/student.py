@@ -28,6 +28,8 @@ __all__ = ["VERSION", "read_student", "stage", "teacher_probabilities", "untrain
 
 VERSION = 1
 _HEAD = "head.safetensors"
+_LONGEST_TRAINED = 8192
+"""Of a text that is trained on in windows."""
 
 
 def stage(recipe: Recipe, compute: Compute) -> Stage:
@@ -35,6 +37,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
     settings = {
         "distill": recipe.distill.model_dump(),
         "head": [recipe.student.head_size, recipe.data.pair_order],
+        "long": recipe.student.long,
         "rows": [recipe.data.train_pairs, recipe.data.validation_pairs],
         "max_tokens": [recipe.data.max_tokens, recipe.student.max_tokens],
         "seed": recipe.seed,
@@ -90,10 +93,11 @@ def _distil(
     assert isinstance(student.head, Head)
     train = read_labelled(corpus, "train", recipe.data.train_pairs)
     longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
-    tokens = tokenize(chosen.tokenizer_json, train.texts, longest)
+    windows = recipe.student.long == "split"
+    tokens = tokenize(chosen.tokenizer_json, train.texts, _LONGEST_TRAINED if windows else longest)
     teacher = teacher_probabilities(train, inputs["labels"])
     targets = LabelTargets(
-        tokens, train.rows, train.labels, teacher, unknown_id(chosen.tokenizer_json)
+        tokens, train.rows, train.labels, teacher, unknown_id(chosen.tokenizer_json), longest
     )
     taught = taught_rows(targets, settings)
     if not taught.any():
@@ -116,7 +120,7 @@ def _distil(
         truth_of(held_out, read_probabilities(inputs["labels"], "validation")),
         compute.bf16,
     )
-    lengths = [len(text) for text in tokens]
+    lengths = [min(len(text), longest) for text in tokens]
     batches = plan_row_batches(
         targets.rows, lengths, settings.batch_size, settings.epochs, recipe.seed
     )

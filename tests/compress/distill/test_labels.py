@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.compress.conftest import HIDDEN, tiny_bert
 
-from codemill.compress.distill.labels import LabelTargets, _with_hidden, label_loss, taught_rows
+from codemill.compress.distill.labels import LabelTargets, _seen, label_loss, taught_rows
 from codemill.compress.distill.losses import label_divergence
 from codemill.compress.models.classifier import Classifier, Head
 from codemill.compress.recipe import Distill, Losses
@@ -107,6 +107,22 @@ def test_hidden_tokens_are_the_same_whenever_a_batch_comes_and_never_the_special
     settings = Distill(token_dropout=0.4)
     assert loss(classifier, of, settings) == loss(classifier, of, settings)
     assert loss(classifier, of, settings) != loss(classifier, of, Distill())
-    seen = _with_hidden(of, of.rows, 0.4, 0)
+    seen = _seen(of, of.rows, 0.4, 0)
     for index, ids in enumerate(of.tokens):
         assert seen[index][[0, -1]].tolist() == ids[[0, -1]].tolist()
+
+
+def test_of_a_long_text_a_step_sees_a_window_between_its_special_tokens() -> None:
+    long = np.arange(100, 200)
+    of = LabelTargets([long, np.arange(9)], np.array([[0], [1]]), np.array([0, 1]), longest=20)
+    starts = set()
+    for seed in range(40):
+        window = _seen(of, of.rows, 0.0, seed)[0]
+        assert len(window) == 20
+        assert (window[0], window[-1]) == (100, 199)
+        assert (np.diff(window[1:-1]) == 1).all()
+        starts.add(int(window[1]))
+        assert _seen(of, of.rows, 0.0, seed)[1].tolist() == list(range(9))
+    assert 101 in starts
+    assert len(starts) > 10
+    assert max(starts) + 17 <= 198
