@@ -53,7 +53,9 @@ def test_a_kit_is_measured_and_the_profile_and_its_worth_are_shown(
     ended = compress("profile", "--kit", kit, "--out", "latency.json", "--minutes", "0.001")
     assert ended.code == 0, ended.err
     profile = read_profile(Path("latency.json"))
-    assert (len(profile.rows), profile.rounds, profile.threads) == (16, 3, 1)
+    assert (len(profile.rows), profile.threads) == (16, 1)
+    # as many as there is time for, and three at least
+    assert profile.rounds >= 3
     for part in ("8 in int8", "anchor, 1 x 8 tokens", "anchor, 2 x 16 tokens", "rank correlation"):
         assert part in ended.out
     assert "wrote latency.json" in ended.err
