@@ -45,6 +45,8 @@ __all__ = [
     "STUDENT",
     "VERSION",
     "corpus_facts",
+    "headline",
+    "latency_limit",
     "seen_architectures",
     "size_and_gflops",
     "stage",
@@ -97,9 +99,8 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     longest = recipe.longest_common
     lengths = [tokens for tokens in recipe.bench.tokens if tokens <= longest] or [longest]
     shapes = tuple(Shape(tokens, batch) for tokens in lengths for batch in recipe.bench.batches)
-    headline = _headline(recipe)
-    if headline not in shapes:
-        shapes = (*shapes, headline)
+    if headline(recipe) not in shapes:
+        shapes = (*shapes, headline(recipe))
     evaluation = read_evaluation(
         bundle / EVALUATION,
         "standard library" if recipe.data.source == "installed" else "held-out pairs",
@@ -151,23 +152,8 @@ def size_and_gflops(recipe: Recipe, size: int, search: Path) -> list[Limit]:
 
 
 def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) -> list[Limit]:
-    budget, found = recipe.budget, size_and_gflops(recipe, size, search)
-    if isinstance(budget.latency_ms, float):
-        shape = _headline(recipe)
-        (latency,) = [
-            x
-            for x in result.engine(STUDENT).latencies
-            if (x.tokens, x.batch) == (shape.tokens, shape.batch)
-        ]
-        found.append(
-            limit(
-                "latency_ms_p50",
-                "at most",
-                budget.latency_ms,
-                latency.latency_ms_p50,
-                f"{shape.tokens} tokens, batch 1",
-            )
-        )
+    found = size_and_gflops(recipe, size, search)
+    found += latency_limit(recipe, result)
     kept = result.ratio(STUDENT, BASELINE, "mrr")
     if recipe.quality.min_kept and kept is not None:
         found.append(
@@ -182,8 +168,23 @@ def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) ->
     return found
 
 
-def _headline(recipe: Recipe) -> Shape:
-    """The shape that `budget.latency_ms` speaks of."""
+def latency_limit(recipe: Recipe, result: BenchmarkResult) -> list[Limit]:
+    """The bundle against `budget.latency_ms`, where that says milliseconds."""
+    allowed = recipe.budget.latency_ms
+    if not isinstance(allowed, float):
+        return []
+    shape = headline(recipe)
+    (latency,) = [
+        x
+        for x in result.engine(STUDENT).latencies
+        if (x.tokens, x.batch) == (shape.tokens, shape.batch)
+    ]
+    note = f"{shape.tokens} tokens, batch 1"
+    return [limit("latency_ms_p50", "at most", allowed, latency.latency_ms_p50, note)]
+
+
+def headline(recipe: Recipe) -> Shape:
+    """The shape that `budget.latency_ms` speaks of: of a pair, each of its functions has so many tokens."""
     return Shape(min(_HEADLINE_TOKENS, recipe.longest_common), 1)
 
 

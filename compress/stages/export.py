@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from codemill.targets.figures import BenchmarkResult
     from codemill.targets.profile import Shape
 
-__all__ = ["CANDIDATES", "FACTS", "TOKENS", "VERSION", "accepted", "gates_of", "stage"]
+__all__ = ["CANDIDATES", "FACTS", "TOKENS", "VERSION", "accepted", "gates_of", "said_of", "stage"]
 
 VERSION = 2
 CANDIDATES = "candidates"
@@ -64,17 +64,18 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
 
     libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
     inputs = ("student", "search", "corpus")
-    return Stage("export", VERSION, inputs, settings, libraries, work, machine, _findings)
+    return Stage("export", VERSION, inputs, settings, libraries, work, machine, said_of)
 
 
-def _findings(folder: Path) -> str:
+def said_of(folder: Path, metric: str = "MRR") -> str:
+    """Which variant ships and why, for people; `metric` is what was compared on validation."""
     found = accepted(folder)
     if found["gates"] is None:
         return f"{found['accepted']} ships: no quantization was asked for"
     speed, quality = found["gates"]["speed"], found["gates"]["quality"]
     return (
         f"{found['accepted']} ships: int8 is {speed['times_faster']:.2f} times as fast as fp32 "
-        f"({speed['low']:.2f} to {speed['high']:.2f}) and loses {quality['lost']:.1%} of validation MRR"
+        f"({speed['low']:.2f} to {speed['high']:.2f}) and loses {quality['lost']:.1%} of validation {metric}"
     )
 
 

@@ -17,6 +17,8 @@ from codemill.compress.stages.bench import (
     REPORT,
     STUDENT,
     corpus_facts,
+    headline,
+    latency_limit,
     seen_architectures,
     size_and_gflops,
     stage_times,
@@ -41,7 +43,6 @@ __all__ = ["TEACHER", "UNQUANTIZED", "VERSION", "stage"]
 VERSION = 1
 TEACHER = "teacher, fused ONNX fp32"
 UNQUANTIZED = "student, fp32"
-_HEADLINE_TOKENS = 128
 
 
 def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) -> Stage:
@@ -80,8 +81,8 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     longest = recipe.longest_common
     lengths = [tokens for tokens in recipe.bench.tokens if tokens <= longest] or [longest]
     shapes = [Shape(tokens, batch) for tokens in lengths for batch in recipe.bench.batches]
-    if (headline := _headline(recipe)) not in shapes:
-        shapes.append(headline)
+    if headline(recipe) not in shapes:
+        shapes.append(headline(recipe))
     evaluation = read_labelled_evaluation(bundle / EVALUATION)
     report(0.0, "rewriting the test's code without changing its meaning")
     rewrites = rewritten(evaluation.texts, recipe.seed)
@@ -119,24 +120,10 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     render([summary], folder / "report.html")
 
 
-def _headline(recipe: Recipe) -> Shape:
-    """The shape that `budget.latency_ms` speaks of: of a pair, each of its functions has so many tokens."""
-    return Shape(min(_HEADLINE_TOKENS, recipe.longest_common), 1)
-
-
 def _limits(recipe: Recipe, result: BenchmarkResult, size: int, search: Path) -> list[Limit]:
     found = size_and_gflops(recipe, size, search)
-    engine = result.engine(STUDENT)
-    shape = _headline(recipe)
-    if isinstance(recipe.budget.latency_ms, float):
-        (latency,) = [x for x in engine.latencies if (x.tokens, x.batch) == (shape.tokens, 1)]
-        note = f"{shape.tokens} tokens, batch 1"
-        found.append(
-            limit(
-                "latency_ms_p50", "at most", recipe.budget.latency_ms, latency.latency_ms_p50, note
-            )
-        )
-    quality = engine.labelling
+    found += latency_limit(recipe, result)
+    quality = result.engine(STUDENT).labelling
     if recipe.quality.min_accuracy and quality is not None:
         found.append(
             limit(

@@ -7,6 +7,7 @@ those of every run: not slower than fp32, and no more accuracy lost on validatio
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import evaluation_of, truth_of
 from codemill.compress.stages.classify.labels import read_probabilities
 from codemill.compress.stages.classify.student import read_student
-from codemill.compress.stages.export import CANDIDATES, FACTS, TOKENS, accepted, gates_of
+from codemill.compress.stages.export import CANDIDATES, FACTS, TOKENS, gates_of, said_of
 from codemill.compress.stages.search import read_chosen
 from codemill.export.candidates import FP32, INT8
 
@@ -62,17 +63,15 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
 
     libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
     inputs = ("student", "search", "corpus", "labels")
-    return Stage("export", VERSION, inputs, settings, libraries, work, machine, _findings)
-
-
-def _findings(folder: Path) -> str:
-    found = accepted(folder)
-    if found["gates"] is None:
-        return f"{found['accepted']} ships: no quantization was asked for"
-    speed, quality = found["gates"]["speed"], found["gates"]["quality"]
-    return (
-        f"{found['accepted']} ships: int8 is {speed['times_faster']:.2f} times as fast as fp32 "
-        f"({speed['low']:.2f} to {speed['high']:.2f}) and loses {quality['lost']:.1%} of validation accuracy"
+    return Stage(
+        "export",
+        VERSION,
+        inputs,
+        settings,
+        libraries,
+        work,
+        machine,
+        partial(said_of, metric="accuracy"),
     )
 
 
