@@ -66,7 +66,7 @@ def run_trial(item: dict[str, Any]) -> dict[str, Any]:
     folders = {name: Path(path) for name, path in item["folders"].items()}
     vocabulary = _vocabulary(recipe, folders["corpus"], item["vocabulary_pairs"])
     tokens = vocabulary.at(architecture.vocab_size)
-    chosen = Chosen(architecture, tokens.tokenizer_json, tokens.kept, tokens.counts)
+    chosen = Chosen(architecture, tokens.tokenizer_json, tokens.kept, tokens.counts, tokens.parts)
     with tempfile.TemporaryDirectory() as scratch:
         _, points = distil(
             recipe, compute_of(recipe), folders, chosen, Path(scratch), lambda *_: None

@@ -21,6 +21,7 @@ from transformers import BertConfig, BertModel
 from codemill.compress.architecture import Architecture
 from codemill.compress.models.cutting import (
     FactorizedEmbedding,
+    Origins,
     TeacherLimits,
     check_cut,
     check_fresh,
@@ -108,7 +109,7 @@ def _copy_layer(
 def cut_student(
     teacher: BertModel,
     architecture: Architecture,
-    kept_tokens: Sequence[int],
+    kept_tokens: Origins,
     token_counts: Sequence[int],
 ) -> BertModel:
     """A student of `architecture` that starts from the teacher's weights.

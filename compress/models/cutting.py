@@ -13,6 +13,7 @@ from codemill.errors import ModelError
 
 __all__ = [
     "FactorizedEmbedding",
+    "Origins",
     "TeacherLimits",
     "check_cut",
     "check_fresh",
@@ -22,6 +23,9 @@ __all__ = [
     "head_strength",
     "strongest",
 ]
+
+Origins = Sequence[int] | Sequence[Sequence[int]]
+"""Of each of a student's tokens: the teacher's token it is; or, where it is none of them, those it is written with."""
 
 
 class FactorizedEmbedding(nn.Module):
@@ -51,10 +55,9 @@ class TeacherLimits:
     max_tokens: int | None
 
 
-def check_cut(
-    architecture: Architecture, limits: TeacherLimits, kept_tokens: Sequence[int]
-) -> None:
+def check_cut(architecture: Architecture, limits: TeacherLimits, kept_tokens: Origins) -> None:
     """Raises ModelError where the shape cannot be cut out of such a teacher."""
+    own_tokens = bool(kept_tokens) and not isinstance(kept_tokens[0], int)
     wanted = (architecture.hidden_size, architecture.head_size)
     if wanted != (limits.hidden_size, limits.head_size):
         raise ModelError(
@@ -67,7 +70,7 @@ def check_cut(
         ("heads", architecture.heads, limits.heads),
         ("intermediate_size", architecture.intermediate_size, limits.intermediate_size),
         ("max_tokens", architecture.max_tokens, limits.max_tokens),
-        ("vocab_size", architecture.vocab_size, limits.vocab_size),
+        ("vocab_size", architecture.vocab_size, None if own_tokens else limits.vocab_size),
         ("copied_layers", max(architecture.copied_layers) + 1, limits.layers),
         ("embedding_rank", architecture.embedding_rank or 0, limits.hidden_size),
     ):
@@ -123,15 +126,34 @@ def factorize(
 
 @torch.no_grad()
 def fill_words(
-    embedding: nn.Module, table: Tensor, kept: Sequence[int], counts: Sequence[int], centred: bool
+    embedding: nn.Module, table: Tensor, kept: Origins, counts: Sequence[int], centred: bool
 ) -> Tensor:
-    """Fill a full or factorised word embedding with the kept rows of table [vocab, hidden]; the mean left out."""
-    rows = table[torch.tensor(kept)]
+    """Fill a full or factorised word embedding with the kept rows of table [vocab, hidden]; the mean left out.
+
+    A token of the student's own starts from the mean of those it is written with (fast vocabulary transfer,
+    2402.09977), one that the teacher cannot write from the mean of all.
+    """
+    rows = _rows(table, kept, counts)
     if isinstance(embedding, FactorizedEmbedding):
         return factorize(embedding, rows, torch.tensor(counts), centred)
     assert isinstance(embedding, nn.Embedding)
     embedding.weight.copy_(rows)
     return torch.zeros_like(rows[0])
+
+
+def _rows(table: Tensor, kept: Origins, counts: Sequence[int]) -> Tensor:
+    written = [[item] if isinstance(item, int) else list(item) for item in kept]
+    known = torch.tensor([bool(items) for items in written])
+    rows = torch.stack(
+        [
+            table[torch.tensor(items or [0])].mean(0) if len(items) != 1 else table[items[0]]
+            for items in written
+        ]
+    )
+    if not known.all():
+        uses = (torch.tensor(counts) + 1.0) * known
+        rows[~known] = (uses[:, None] * rows).sum(0) / uses.sum()
+    return rows
 
 
 def head_strength(value: Tensor, output: Tensor, head_size: int) -> Tensor:

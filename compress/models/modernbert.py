@@ -18,6 +18,7 @@ from transformers import ModernBertConfig
 from codemill.compress.architecture import Architecture
 from codemill.compress.models.cutting import (
     FactorizedEmbedding,
+    Origins,
     TeacherLimits,
     check_cut,
     check_fresh,
@@ -125,7 +126,7 @@ def _neuron_strength(layer: ModernBertEncoderLayer) -> Tensor:
 def cut_student(
     teacher: ModernBertModel,
     architecture: Architecture,
-    kept_tokens: Sequence[int],
+    kept_tokens: Origins,
     token_counts: Sequence[int],
 ) -> ModernBertModel:
     """As `bert.cut_student`, of a ModernBERT."""

@@ -11,6 +11,7 @@ from transformers import ModernBertConfig, T5Config
 
 from codemill.compress.architecture import Architecture, Family
 from codemill.compress.models import bert, t5
+from codemill.compress.models.cutting import Origins
 from codemill.compress.models.load import TeacherModel
 from codemill.compress.models.roberta import as_bert
 from codemill.compress.models.saved import fill, read_saved, save_student
@@ -59,13 +60,14 @@ def _unknown(value: object) -> ModelError:
 def cut_student(
     teacher: TeacherModel | PreTrainedModel,
     architecture: Architecture,
-    kept_tokens: Sequence[int],
+    kept_tokens: Origins,
     token_counts: Sequence[int],
 ) -> PreTrainedModel:
     """A student of `architecture`, of the teacher's family, that starts from the teacher's weights.
 
-    kept_tokens: teacher token ids in the student's id order; token_counts: how often each of these
-    occurs in the data. Raises ModelError where the shape cannot be cut out of this teacher.
+    kept_tokens: teacher token ids in the student's id order, or, for tokens of its own, the ids that each
+    is written with; token_counts: how often each of these occurs in the data. Raises ModelError where the
+    shape cannot be cut out of this teacher.
     """
     model = _module(teacher)
     family = _family(model)

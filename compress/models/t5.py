@@ -20,6 +20,7 @@ from transformers.models.t5.modeling_t5 import T5Block, T5Stack
 from codemill.compress.architecture import Architecture
 from codemill.compress.models.cutting import (
     FactorizedEmbedding,
+    Origins,
     TeacherLimits,
     check_cut,
     check_fresh,
@@ -103,7 +104,7 @@ def _copy_block(old: T5Block, new: T5Block, columns: Tensor, neurons: Tensor) ->
 def cut_student(
     teacher: T5Stack,
     architecture: Architecture,
-    kept_tokens: Sequence[int],
+    kept_tokens: Origins,
     token_counts: Sequence[int],
 ) -> T5Stack:
     """As `bert.cut_student`, of the encoder of a T5."""

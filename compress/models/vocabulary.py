@@ -1,4 +1,7 @@
-"""A student's tokens at any vocabulary size: the teacher's most used ones, or a byte-level BPE of its own."""
+"""A student's tokens at any vocabulary size: the teacher's most used ones, or a byte-level BPE of its own.
+
+A BPE reads each run of white space as one space, as WordPiece does: how code is laid out costs no tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,23 @@ from typing import Protocol
 import numpy as np
 
 from codemill.compress.models import bpe, unigram, wordpiece
-from codemill.compress.models.wordpiece import PrunedVocabulary
+from codemill.compress.models.wordpiece import PrunedVocabulary, count_tokens
 from codemill.errors import ModelError
 
 __all__ = ["Pruned", "Trained", "Vocabulary"]
 
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+_SPECIAL = {
+    "[PAD]": ("[PAD]", "<pad>"),
+    "[UNK]": ("[UNK]", "<unk>"),
+    "[CLS]": ("[CLS]", "<s>"),
+    "[SEP]": ("[SEP]", "</s>"),
+}
+"""Special token -> what teachers call it."""
 _BYTES = 256
+_COUNTED = 2000
+"""Texts that tell how often each token is used: what a factorised table is weighted by."""
+_HALF = "\ufffd"
+"""What a part of a character's bytes is decoded to."""
 
 
 class Vocabulary(Protocol):
@@ -27,7 +40,7 @@ class Vocabulary(Protocol):
         """The largest size there is."""
 
     def at(self, size: int) -> PrunedVocabulary:
-        """The tokenizer with `size` tokens; for one that is cut, the ids and counts of those kept."""
+        """The tokenizer with `size` tokens, and of which of the teacher's a student's table is made."""
 
 
 class Pruned:
@@ -54,12 +67,16 @@ class Pruned:
 
 
 class Trained:
-    """A byte-level BPE trained on `texts`; ids 0 to 3 are [PAD], [UNK], [CLS], [SEP]."""
+    """A byte-level BPE trained on `texts`; ids 0 to 3 are [PAD], [UNK], [CLS], [SEP].
+
+    teacher_json: the tokenizer of the model that a student is cut out of, for `parts` and `counts`; None for a
+    fresh one, which needs neither.
+    """
 
     most = 50_000
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = texts
+    def __init__(self, texts: Sequence[str], teacher_json: str | None = None) -> None:
+        self._texts, self._teacher_json = texts, teacher_json
         self._made: dict[int, PrunedVocabulary] = {}
 
     def at(self, size: int) -> PrunedVocabulary:
@@ -70,6 +87,7 @@ class Trained:
 
     def _train(self, size: int) -> PrunedVocabulary:
         from tokenizers import (
+            Regex,
             Tokenizer,
             decoders,
             models,
@@ -85,7 +103,9 @@ class Trained:
                 f"a byte-level vocabulary of {size} does not hold the {_BYTES} bytes; give {fewest} or more"
             )
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " ")]
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -100,8 +120,32 @@ class Trained:
                 f"the training texts give {tokenizer.get_vocab_size():,} byte-pair tokens, not {size:,}; "
                 "let search.vocab_sizes ask for fewer"
             )
-        cls, sep = _SPECIAL.index("[CLS]"), _SPECIAL.index("[SEP]")
+        cls, sep = (list(_SPECIAL).index(name) for name in ("[CLS]", "[SEP]"))
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
         )
-        return PrunedVocabulary(tokenizer.to_str(), [], [])
+        made = tokenizer.to_str()
+        if self._teacher_json is None:
+            return PrunedVocabulary(made, [], [])
+        counts = count_tokens(made, self._texts[:_COUNTED])
+        return PrunedVocabulary(made, [], counts.tolist(), _parts(made, self._teacher_json))
+
+
+def _parts(tokenizer_json: str, teacher_json: str) -> list[list[int]]:
+    """The teacher's ids for what each token stands for; none for half a character or white space it skips."""
+    from tokenizers import Tokenizer
+
+    tokenizer, teacher = Tokenizer.from_str(tokenizer_json), Tokenizer.from_str(teacher_json)
+    teacher.no_truncation()
+    teacher.no_padding()
+    roles = [
+        [found for name in names if (found := teacher.token_to_id(name)) is not None][:1]
+        for names in _SPECIAL.values()
+    ]
+    texts = [
+        tokenizer.decode([number], skip_special_tokens=False)
+        for number in range(len(roles), tokenizer.get_vocab_size())
+    ]
+    whole = ["" if _HALF in text else text for text in texts]
+    found = teacher.encode_batch(whole, add_special_tokens=False)
+    return roles + [list(encoding.ids) for encoding in found]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ class PrunedVocabulary:
     """A pruned tokenizer and where each of its tokens was in the original.
 
     `kept` holds original token ids in the pruned order; `counts` how often each occurs in the data.
+    `parts`, of tokens that are new: the original ids that each is written with, whose mean it starts from.
     """
 
     tokenizer_json: str
     kept: list[int]
     counts: list[int]
+    parts: list[list[int]] = field(default_factory=list)
 
 
 def count_tokens(tokenizer_json: str, texts: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,16 @@ _MADE_BY = {"quality": "estimate", "latency": "profile"}
 
 @dataclass(frozen=True)
 class Chosen:
-    """The searched architecture, its tokenizer, the teacher ids of its tokens, and how often they occur."""
+    """The searched architecture, its tokenizer, the teacher ids of its tokens, and how often they occur.
+
+    `parts`: of tokens that are not the teacher's, the ids that each is written with.
+    """
 
     architecture: Architecture
     tokenizer_json: str
     kept: list[int]
     counts: list[int]
+    parts: list[list[int]] = field(default_factory=list)
 
 
 def stage(recipe: Recipe) -> Stage:
@@ -256,7 +260,7 @@ def _head_bytes(recipe: Recipe, dim: int, labels: int) -> int:
 def vocabulary_of(recipe: Recipe, tokenizer_json: str | None, texts: Sequence[str]) -> Vocabulary:
     """The student's tokenizers, by size; `tokenizer_json` is the teacher's, `texts` are to train on."""
     if recipe.student.tokenizer == "bpe" or tokenizer_json is None:
-        return Trained(texts)
+        return Trained(texts, None if recipe.student.init == "fresh" else tokenizer_json)
     return Pruned(tokenizer_json, count_tokens(tokenizer_json, texts))
 
 
@@ -317,7 +321,9 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
     (folder / "search.json").write_text(json.dumps(summary, indent=1))
     (folder / "architecture.json").write_text(json.dumps(chosen.to_json(), indent=1))
     (folder / "tokenizer.json").write_text(kept.tokenizer_json, encoding="utf-8")
-    (folder / "vocabulary.json").write_text(json.dumps({"kept": kept.kept, "counts": kept.counts}))
+    (folder / "vocabulary.json").write_text(
+        json.dumps({"kept": kept.kept, "counts": kept.counts, "parts": kept.parts})
+    )
 
 
 def _pareto(recipe: Recipe, searched: Searched, report: Report) -> ParetoResult:
@@ -477,4 +483,5 @@ def read_chosen(folder: Path) -> Chosen:
         (folder / "tokenizer.json").read_text(encoding="utf-8"),
         vocabulary["kept"],
         vocabulary["counts"],
+        vocabulary["parts"],
     )

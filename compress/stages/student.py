@@ -54,7 +54,7 @@ def cut(teacher: TeacherModel, chosen: Chosen, seed: int = 0) -> PreTrainedModel
 
     if not chosen.architecture.copied_layers:
         return fresh_student(chosen.architecture, teacher.model.config, seed)
-    return cut_student(teacher, chosen.architecture, chosen.kept, chosen.counts)
+    return cut_student(teacher, chosen.architecture, chosen.parts or chosen.kept, chosen.counts)
 
 
 def cut_from(recipe: Recipe, chosen: Chosen) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from codemill.compress.distill.labels import LabelTargets, label_loss
 from codemill.compress.models.classifier import Classifier, Head
 from codemill.compress.models.export import export_classifier
 from codemill.compress.models.load import TeacherModel, load_teacher
-from codemill.compress.models.surgery import architecture_of, cut_student
+from codemill.compress.models.surgery import architecture_of, cut_student, word_embedding_of
 from codemill.compress.models.tokenize import tokenize
-from codemill.compress.models.vocabulary import Pruned
+from codemill.compress.models.vocabulary import Pruned, Trained
 from codemill.compress.models.wordpiece import count_tokens
 from codemill.compress.recipe import Distill
 from codemill.errors import InputError, ModelError
@@ -85,6 +86,28 @@ def test_a_student_of_each_family_learns_a_step_and_decides_in_its_bundle_as_in_
         found = classifier.probabilities(TEXTS)
     assert found == pytest.approx(expected, abs=1e-3)
     assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.999
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_tokens_of_its_own_start_from_those_they_are_written_with(
+    name: str, tmp_path: Path
+) -> None:
+    teacher = load_teacher(checkpoint(name, tmp_path / "teacher", headed=False))
+    found = Trained(TEXTS, teacher.tokenizer_json).at(300)
+    whole = architecture_of(teacher, LONGEST)
+    wanted = replace(whole, vocab_size=300)
+    student = cut_student(teacher, wanted, found.parts, found.counts)
+    table = word_embedding_of(teacher.model).weight
+    rows = word_embedding_of(student).weight
+    written = [number for number, ids in enumerate(found.parts) if ids]
+    assert 150 < len(written) < 300
+    for number in written:
+        expected = table[found.parts[number]].mean(0)
+        assert (rows[number] - expected).abs().max() < 1e-6
+    uses = torch.tensor([found.counts[number] + 1.0 for number in written])
+    mean = (uses[:, None] * rows[written]).sum(0) / uses.sum()
+    for number in set(range(300)) - set(written):
+        assert (rows[number] - mean).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", sorted(HEADED))

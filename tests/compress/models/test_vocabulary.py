@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import string
 import subprocess
 import sys
@@ -87,8 +88,37 @@ def test_cls_and_sep_frame_every_input(trained: Trained) -> None:
 def test_source_text_survives_a_round_trip(trained: Trained, size: int, text: str) -> None:
     tokenizer = Tokenizer.from_str(trained.at(size).tokenizer_json)
     ids = tokenizer.encode(text).ids
-    assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
+    assert tokenizer.decode(ids) == re.sub(r"\s+", " ", unicodedata.normalize("NFC", text))
     assert 1 not in ids, "no byte is unknown"
+
+
+def test_how_code_is_laid_out_costs_no_tokens(trained: Trained) -> None:
+    tokenizer = Tokenizer.from_str(trained.at(SIZE).tokenizer_json)
+    plain = tokenizer.encode("if a: return b").ids
+    assert tokenizer.encode("if  a:\n\t\t    return\r\n b").ids == plain
+
+
+def test_new_tokens_name_what_the_teacher_writes_them_with(
+    tokenizer_json: str, texts: list[str]
+) -> None:
+    found = Trained(texts, tokenizer_json).at(SIZE)
+    own, teacher = Tokenizer.from_str(found.tokenizer_json), Tokenizer.from_str(tokenizer_json)
+    teacher.no_padding()
+    assert len(found.parts) == len(found.counts) == SIZE
+    assert not found.kept
+    assert [[teacher.id_to_token(i) for i in ids] for ids in found.parts[:4]] == [
+        [name] for name in SPECIAL
+    ]
+    for number in range(4, SIZE):
+        text = own.decode([number], skip_special_tokens=False)
+        if "\ufffd" in text:
+            assert found.parts[number] == [], "a part of a character is no text"
+        else:
+            assert found.parts[number] == teacher.encode(text, add_special_tokens=False).ids
+    (word,) = own.encode("return", add_special_tokens=False).ids[:1]
+    assert found.parts[word], "what the texts hold most the teacher can write"
+    counted = sum(len(own.encode(text, add_special_tokens=False).ids) for text in texts)
+    assert sum(found.counts) == counted
 
 
 def test_a_larger_vocabulary_shortens_text(trained: Trained, texts: list[str]) -> None:
