@@ -35,7 +35,7 @@ from codemill.compress.trial import run_trial, trial
 from codemill.errors import RecipeError, RefusedError
 from codemill.targets.environment import machine_id
 
-__all__ = ["estimate"]
+__all__ = ["check_task", "estimate"]
 
 _RUNGS = (8, 4, 1)
 """The pairs of each rung are all of them divided by this."""
@@ -61,11 +61,7 @@ def estimate(
     Finished trials are kept in `work` and not run again. Raises RefusedError where the space holds too
     few architectures within the budget.
     """
-    if recipe.task != "retrieval":
-        raise RecipeError(
-            f"compress estimate knows task: retrieval only, and this recipe's is {recipe.task}; search by gflops and "
-            "latency, or set search.quality to a file made for a retrieval recipe of the same teacher"
-        )
+    check_task(recipe)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     compute = compute_of(recipe)
     wanted = ("corpus", "teacher", "teacher-graphs", "labels")
@@ -101,6 +97,15 @@ def estimate(
         tokens_per_function=searched.teacher_tokens,
         observations=tuple(observations),
     )
+
+
+def check_task(recipe: Recipe) -> None:
+    """Raise RecipeError for a task whose architectures nothing here can judge."""
+    if recipe.task != "retrieval":
+        raise RecipeError(
+            f"compress estimate knows task: retrieval only, and this recipe's is {recipe.task}; search by gflops and "
+            "latency, or set search.quality to a file made for a retrieval recipe of the same teacher"
+        )
 
 
 def _with_pairs_there_are(recipe: Recipe, corpus: Path) -> Recipe:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from codemill.compress.data.lengths import sample_texts
 from codemill.compress.data.pairs import Pair, read_pairs
 from codemill.compress.data.splits import split_pairs
 from codemill.compress.models.load import TeacherShape, load_teacher, read_shape, resolve_model
@@ -21,6 +22,7 @@ from codemill.compress.models.tokenize import tokenize
 from codemill.compress.models.vocabulary import Pruned, Trained
 from codemill.compress.recipe import Recipe
 from codemill.compress.search.cost import gflops, size_bytes
+from codemill.compress.stages.classify.corpus import source_of
 from codemill.compress.stages.search import NO_TEACHER, check_estimates, space_of
 from codemill.errors import CodemillError, DataError, MachineError, RecipeError, RefusedError
 from codemill.runtime.machine import this_machine
@@ -35,6 +37,8 @@ _OPTIMIZER_COPIES = 4
 """A trained weight is held four times: itself, its gradient and Adam's two moments."""
 _ACTIVATION_BYTES = 16
 """Activations kept for backward, in floats per token, trained layer and hidden unit."""
+_MOST_ACTIVATION_BYTES = 1_250_000_000
+"""The same at most, of a teacher of classifiers."""
 _FEW_PAIRS = 5_000
 """So many pairs at most are split before the start: half a second's work."""
 _FEWEST_TRAINED = 10
@@ -42,7 +46,7 @@ _FEWEST_TRAINED = 10
 _FEWEST_TOKENS = 3
 """Of any function: the two special tokens and one of its own."""
 _SAMPLE = 1000
-"""So many training functions tell the search how long functions are."""
+"""So many training functions tell the search, and whoever reads the checks, how long functions are."""
 _HEADLINE_TOKENS = 128
 _LABEL_BYTES = 2
 _GRAPH_COPIES = 4
@@ -104,8 +108,11 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
         name: sum(value.numel() for value in model.model.parameters())
         for name, model in opened.items()
     }
+    # looked at and not loaded: of several teachers one is in memory at a time
+    others = {name: read_shape(resolve_model(name)) for name in recipe.teacher.also}
     if names:
-        _check_lengths(recipe, min(shape.positions for shape in shapes.values()))
+        every = (*shapes.values(), *others.values())
+        _check_lengths(recipe, min(shape.positions for shape in every))
     origin = opened.get(recipe.origin or "")
     tokenizer_json = origin.tokenizer_json if origin else None
     shape = shapes[recipe.origin] if recipe.origin else NO_TEACHER
@@ -113,7 +120,10 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
     data: list[Check] = []
     if recipe.task == "retrieval" and tokenizer_json is not None:
         codes, data = _data(recipe, tokenizer_json)
-    largest = max(parameters.values(), default=0)
+    elif recipe.task != "retrieval":
+        readers = {name: model.tokenizer_json for name, model in opened.items()}
+        data = _labelled_lengths(recipe, readers)
+    largest = max((*parameters.values(), *(item.parameters for item in others.values())), default=0)
     learner = shapes[recipe.teacher.model] if recipe.teacher.model else shape
     memory = _memory_bytes(recipe, largest, learner.hidden_size, learner.layers)
     disk = max(0, _disk_bytes(recipe, largest, learner.hidden_size) - held_bytes)
@@ -126,6 +136,14 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
                 f"{parameters[name] / 1e6:.1f} M parameters",
             )
             for name in names
+        ),
+        *(
+            Check(
+                "teacher too",
+                True,
+                f"{item.family}, {_count(item.layers, 'layer')}, {item.parameters / 1e6:.1f} M parameters",
+            )
+            for item in others.values()
         ),
         *data,
         _target(recipe),
@@ -187,6 +205,37 @@ def _data(recipe: Recipe, tokenizer_json: str) -> tuple[list[str], list[Check]]:
         random.Random(recipe.seed).shuffle(splits.train)
         codes = [pair.code for pair in splits.train[: min(data.train_pairs, _SAMPLE)]]
     return codes, [Check("data", True, found)]
+
+
+def _labelled_lengths(recipe: Recipe, readers: dict[str, str]) -> list[Check]:
+    """How long the texts of labelled data are as teacher and student read them, and how many are longer than that.
+
+    readers: model -> its tokenizer. A student of fewer tokens than its origin reads longer texts yet.
+    """
+    asked = []
+    if recipe.teacher.model is not None:
+        asked.append(("teacher", recipe.teacher.model, recipe.teacher.max_tokens, "cut off"))
+    # a tokenizer that is still to be trained tells nothing
+    if recipe.origin in readers and recipe.student.tokenizer == "pruned":
+        done = "read in pieces" if recipe.student.long == "split" else "cut off"
+        asked.append(("student", recipe.origin, recipe.student.max_tokens, done))
+    if not asked:
+        return []
+    texts = sample_texts(source_of(recipe), _SAMPLE, recipe.seed)
+    said = []
+    for reader, model, most, done in asked:
+        tokenizer = Tokenizer.from_str(readers[model])
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+        half, tenth = np.percentile(lengths, [50, 90])
+        longer = float(np.mean(np.array(lengths) > most))
+        said.append(
+            f"{np.mean(lengths):,.0f} tokens on average to the {reader}, half over {half:,.0f}, a tenth over "
+            f"{tenth:,.0f}; {longer:.1%} are longer than {reader}.max_tokens {most:,}"
+            + (f" and are {done}" if longer else "")
+        )
+    return [Check("lengths", True, f"of {_count(len(texts), 'text')}: " + "; ".join(said))]
 
 
 def _tokens(recipe: Recipe, codes: Sequence[str], tokenizer_json: str) -> float:
@@ -283,6 +332,9 @@ def _memory_bytes(recipe: Recipe, parameters: int, hidden_size: int, layers: int
     trained = max(0, layers - settings.freeze_layers) if tuned else 0
     tokens = settings.batch_size * recipe.data.max_tokens * 1.3
     activations = int(tokens * trained * hidden_size * 4 * _ACTIVATION_BYTES)
+    if recipe.task != "retrieval":
+        # beyond this a classifier's are computed again (models/frugal.py)
+        activations = min(activations, _MOST_ACTIVATION_BYTES)
     return _BASE_MEMORY_BYTES + parameters * 4 * _OPTIMIZER_COPIES + activations
 
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codemill.errors import BundleError
-from codemill.runtime.bundle import Manifest, digest
+from codemill.runtime.bundle import Manifest
 from codemill.runtime.labels import LABEL_TASKS, Labelling, labelling_of
+from codemill.runtime.loaded import LoadedModel
 from codemill.runtime.opening import open_variant
 from codemill.runtime.parts import Part, open_parts
 from codemill.runtime.passes import Judged, embed, judge, leave_early
@@ -82,7 +81,7 @@ def open_classifier(
     return Classifier(manifest, opened.name, opened.texts(), parts)
 
 
-class Classifier:
+class Classifier(LoadedModel):
     """Labels texts, or pairs of texts, with one variant of a bundle. Made by `codemill.load`.
 
     May be used from several threads at once. Is a context manager that closes itself.
@@ -91,21 +90,10 @@ class Classifier:
     def __init__(
         self, manifest: Manifest, variant: str, texts: Texts, parts: Sequence[Part]
     ) -> None:
-        self._manifest = manifest
-        self._variant = variant
+        super().__init__(manifest, variant)
         self._labelling = labelling_of(manifest)
         self._texts = texts
         self._parts: tuple[Part, ...] | None = tuple(parts)
-
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        return self._manifest
-
-    @property
-    def variant(self) -> str:
-        """The name of the variant that runs."""
-        return self._variant
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -121,11 +109,6 @@ class Classifier:
     def dim(self) -> int:
         """Width of an embedding."""
         return self._labelling.dim
-
-    @cached_property
-    def digest(self) -> str:
-        """The bundle's digest."""
-        return digest(self._manifest)
 
     def predict(
         self,
@@ -234,17 +217,6 @@ class Classifier:
         parts, self._parts = self._parts, None
         for part in parts or ():
             part.close()
-
-    def __enter__(self) -> Classifier:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return (

@@ -7,16 +7,15 @@ whole of inference for retrieval; how embeddings are kept and searched is `find.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codemill.errors import BundleError
-from codemill.runtime.bundle import Manifest, digest, plain
+from codemill.runtime.bundle import Manifest, plain
+from codemill.runtime.loaded import LoadedModel
 from codemill.runtime.opening import open_variant
 from codemill.runtime.session import Backend, OnnxSession
 from codemill.runtime.texts import Texts, batches, check_batch_size, check_texts
@@ -66,7 +65,7 @@ def open_encoder(
     return Encoder(manifest, opened.name, opened.tokenizer, session, opened.tokenizer_json)
 
 
-class Encoder:
+class Encoder(LoadedModel):
     """Embeds texts with one variant of a bundle. Made by `codemill.load`.
 
     May be used from several threads at once. Is a context manager that closes itself.
@@ -80,30 +79,14 @@ class Encoder:
         session: Backend,
         tokenizer_json: bytes,
     ) -> None:
-        self._manifest = manifest
-        self._variant = variant
+        super().__init__(manifest, variant)
         self._session: Backend | None = session
         self._texts = Texts(tokenizer, tokenizer_json, manifest.name, manifest.max_tokens)
-
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        return self._manifest
-
-    @property
-    def variant(self) -> str:
-        """The name of the variant that runs."""
-        return self._variant
 
     @property
     def dim(self) -> int:
         """Width of an embedding."""
         return int(self._manifest.output["dim"])
-
-    @cached_property
-    def digest(self) -> str:
-        """The bundle's digest: embeddings of two encoders compare only where it is the same."""
-        return digest(self._manifest)
 
     def encode(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
         """Embed `texts`: float32 [n, dim], rows in the order of `texts`, each of length 1.
@@ -140,17 +123,6 @@ class Encoder:
         session, self._session = self._session, None
         if session is not None:
             session.close()
-
-    def __enter__(self) -> Encoder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"Encoder({self._manifest.name!r}, variant={self._variant!r}, dim={self.dim})"

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from codemill.targets.figures import (
     BenchmarkResult,
     ColdStart,
     Comparison,
+    Difference,
     Energy,
     EngineResult,
     LabelQuality,
@@ -46,8 +47,9 @@ from codemill.targets.labelled import (
     KEPT,
     Answered,
     Rewrites,
+    TextLengths,
+    compared_with,
     quality_of,
-    ratio_of,
     rewritten_rows,
     robustness_of,
     weights_of,
@@ -62,6 +64,13 @@ if TYPE_CHECKING:
     from codemill.targets.classification import Weights
 
 __all__ = ["BenchmarkResult", "Progress", "benchmark"]
+
+Rewritten = Mapping[str, tuple[Sequence[int], Sequence[tuple[str, ...]]]]
+"""kind of rewrite -> the rows of the evaluation that could be rewritten, and their texts"""
+
+_QUALITY, _START = "quality", "start"
+_START_S = 1.0
+"""What a start is taken to last before the first was seen."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class _Measured:
     functions_per_s: float | None = None
     answered: Answered | None = None
     robustness: list[Robustness] = field(default_factory=list)
+    lengths: TextLengths | None = None
 
     def round_p50(self, shape: Shape) -> list[float]:
         """Median milliseconds of a call, a round."""
@@ -117,30 +127,50 @@ def benchmark(
     is in tokens of `count_tokens`, or of the first teacher, reference or engine, in that order. The same
     texts at batch 1 are gone round.
 
-    `rewrites`, of a labelled evaluation: its texts with their code rewritten, to see which decisions survive.
+    `rewrites`, of a labelled evaluation: its texts with their code rewritten, to see which decisions survive;
+    a row is asked of again where all of its texts are there, so that None for most of them makes a sample.
 
     Raises InputError for settings that make no sense, and what `EngineProcess` raises when a
     process fails; no process is left alive.
     """
     _check(engines, shapes, rounds, repeats)
     environment, started = this_environment(), time.perf_counter()
-    clock = _Clock(engines, shapes, rounds, progress)
+    again = _rewritten(evaluation, rewrites or {})
+    clock = _Clock(
+        engines,
+        _first_steps(evaluation, again),
+        {_said(shape): _texts_a_call(evaluation, shape) * (repeats + warmup) for shape in shapes},
+        rounds,
+        max_s,
+        progress,
+    )
     measured = {engine.name: _Measured(engine) for engine in engines}
     counter = _token_counter(engines)
     texts: dict[int, list[str]] = {}
     lengths: list[int] | None = None
     for engine in (counter, *(e for e in engines if e is not counter)):
-        with clock.step(engine.name, "quality", 0), EngineProcess(engine) as process:
-            if not texts:
-                texts = _texts(process, evaluation, shapes, count_tokens)
-            now = measured[engine.name]
-            if isinstance(evaluation, Evaluation):
-                _measure_quality(process, now, evaluation)
-            else:
-                _measure_labels(process, now, evaluation, rewrites or {})
-            _count_tokens(process, now, texts)
-            if engine is counter and isinstance(evaluation, LabelledEvaluation):
-                lengths = process.ask({"op": "count", "texts": list(evaluation.texts)})["tokens"]
+        now = measured[engine.name]
+        with ExitStack() as stack:
+            with clock.step(engine.name, _QUALITY, 0):
+                process = stack.enter_context(EngineProcess(engine))
+                if not texts:
+                    texts = _texts(process, evaluation, shapes, count_tokens)
+                if isinstance(evaluation, Evaluation):
+                    _measure_quality(process, now, evaluation)
+                else:
+                    now.answered = _answers(process, _rows_of(evaluation))
+                    now.lengths = _lengths(process, evaluation)
+                _count_tokens(process, now, texts)
+            for kind, (rows, items) in again.items():
+                with clock.step(engine.name, _said_again(kind), 0):
+                    assert isinstance(evaluation, LabelledEvaluation)
+                    assert now.answered is not None
+                    after = _answers(process, items).probabilities
+                    now.robustness.append(
+                        robustness_of(kind, evaluation, rows, now.answered, after)
+                    )
+        if engine is counter and now.lengths is not None:
+            lengths = list(now.lengths.tokens)
     order = [tuple(engines) if i % 2 == 0 else tuple(reversed(engines)) for i in range(rounds)]
     for number, turn in enumerate(order, start=1):
         for engine in turn:
@@ -157,15 +187,18 @@ def benchmark(
     everyone = tuple(measured.values())
     qualities: dict[str, LabelQuality] = {}
     comparisons = list(_comparisons(everyone, shapes))
+    differences: list[Difference] = []
     if isinstance(evaluation, LabelledEvaluation):
         weights = weights_of(evaluation)
         reference = measured[counter.name] if counter.role != "bundle" else None
         for m in everyone:
             assert m.answered is not None
             other = reference.answered if reference is not None and reference is not m else None
-            found = quality_of(evaluation, m.answered, lengths, weights, other)
+            found = quality_of(evaluation, m.answered, lengths, weights, other, m.lengths)
             qualities[m.engine.name] = replace(found, robustness=tuple(m.robustness))
-        comparisons += _kept(everyone, evaluation, weights)
+        for ratio, difference in _kept(everyone, evaluation, weights):
+            comparisons += [ratio] if ratio else []
+            differences += [difference] if difference else []
     return BenchmarkResult(
         engines=tuple(
             replace(_summary(m, evaluation.name, shapes), labelling=qualities.get(m.engine.name))
@@ -178,7 +211,30 @@ def benchmark(
         token_counter="given" if count_tokens else counter.name,
         order=tuple(tuple(engine.name for engine in turn) for turn in order),
         seconds=time.perf_counter() - started,
+        differences=tuple(differences),
     )
+
+
+def _rewritten(evaluation: Evaluation | LabelledEvaluation, rewrites: Rewrites) -> Rewritten:
+    if isinstance(evaluation, Evaluation):
+        return {}
+    found = {kind: rewritten_rows(evaluation, texts) for kind, texts in rewrites.items()}
+    return {kind: (rows, items) for kind, (rows, items) in found.items() if rows}
+
+
+def _first_steps(evaluation: Evaluation | LabelledEvaluation, again: Rewritten) -> dict[str, float]:
+    """The steps of round zero, and how many texts each reads."""
+    if isinstance(evaluation, Evaluation):
+        return {_QUALITY: 2.0 * len(evaluation.codes)}
+    steps = {_QUALITY: float(len(evaluation.texts))}
+    for kind, (_, items) in again.items():
+        steps[_said_again(kind)] = float(len({text for item in items for text in item}))
+    return steps
+
+
+def _texts_a_call(evaluation: Evaluation | LabelledEvaluation, shape: Shape) -> float:
+    texts = len(evaluation.rows[0]) if isinstance(evaluation, LabelledEvaluation) else 1
+    return float(shape.batch * texts)
 
 
 def _check(engines: Sequence[Engine], shapes: Sequence[Shape], rounds: int, repeats: int) -> None:
@@ -238,17 +294,16 @@ def _measure_quality(process: EngineProcess, measured: _Measured, evaluation: Ev
         measured.functions_per_s = len(evaluation.codes) / (answer["ms"] / 1e3)
 
 
-def _measure_labels(
-    process: EngineProcess, measured: _Measured, evaluation: LabelledEvaluation, rewrites: Rewrites
-) -> None:
-    rows = [[evaluation.texts[index] for index in row] for row in evaluation.rows]
-    measured.answered = _answers(process, rows)
-    for kind, texts in rewrites.items():
-        chosen, items = rewritten_rows(evaluation, texts)
-        if chosen:
-            after = _answers(process, items).probabilities
-            found = robustness_of(kind, evaluation, chosen, measured.answered, after)
-            measured.robustness.append(found)
+def _rows_of(evaluation: LabelledEvaluation) -> list[list[str]]:
+    return [[evaluation.texts[index] for index in row] for row in evaluation.rows]
+
+
+def _lengths(process: EngineProcess, evaluation: LabelledEvaluation) -> TextLengths | None:
+    tokens = process.ask({"op": "count", "texts": list(evaluation.texts)})["tokens"]
+    if tokens is None:
+        return None
+    ready = process.ready
+    return TextLengths(tokens, ready.get("max_tokens"), ready.get("long"))
 
 
 def _answers(process: EngineProcess, rows: Sequence[Sequence[str]]) -> Answered:
@@ -279,7 +334,7 @@ def _started(
     clock: _Clock, engine: Engine, number: int, measured: _Measured
 ) -> Iterator[EngineProcess]:
     """The engine's process, its cold start noted."""
-    with clock.step(engine.name, "start", number):
+    with clock.step(engine.name, _START, number):
         process = EngineProcess(engine)
     with process:
         measured.cold_start_ms.append(process.cold_start_ms)
@@ -388,40 +443,51 @@ def _comparisons(measured: Sequence[_Measured], shapes: Sequence[Shape]) -> Iter
 
 def _kept(
     measured: Sequence[_Measured], evaluation: LabelledEvaluation, weights: Weights
-) -> Iterator[Comparison]:
-    """The share that each engine keeps of what every teacher and reference reaches."""
+) -> Iterator[tuple[Comparison | None, Difference | None]]:
+    """The share that each engine keeps of what every teacher and reference reaches, and its own less that."""
     for base in measured:
         for m in measured:
             if m is base or base.engine.role == "bundle" or not (m.answered and base.answered):
                 continue
             for name in KEPT:
-                ratio = ratio_of(name, evaluation, m.answered, base.answered, weights)
-                if ratio is not None:
-                    names = (m.engine.name, base.engine.name)
-                    yield Comparison(*names, name, None, None, ratio)
+                ratio, less = compared_with(name, evaluation, m.answered, base.answered, weights)
+                names = (m.engine.name, base.engine.name)
+                rows = sum(truth >= 0 for truth in evaluation.truth)
+                yield (
+                    Comparison(*names, name, None, None, ratio) if ratio else None,
+                    Difference(*names, name, rows, less) if less else None,
+                )
 
 
 def _said(shape: Shape) -> str:
     return f"{shape.tokens} tokens, batch {shape.batch}"
 
 
+def _said_again(kind: str) -> str:
+    return f"the test's code rewritten: {kind}"
+
+
 class _Clock:
     """Turns finished steps into a share done and the time left.
 
-    A step still to come is taken to last as long as the same engine's same step did before; one
-    not seen yet, as long as the mean of those seen.
+    A step still to come is taken to last as long as the same engine's same step did before; one not
+    seen yet, by the texts it reads, at the rate of that engine's steps so far, or of all engines'. A
+    step that times calls ends by itself after `max_s` seconds.
     """
 
     def __init__(
         self,
         engines: Sequence[Engine],
-        shapes: Sequence[Shape],
+        firsts: Mapping[str, float],
+        timed: Mapping[str, float],
         rounds: int,
+        max_s: float,
         progress: Callable[[Progress], None] | None,
     ) -> None:
-        steps = ["start", *(_said(shape) for shape in shapes)]
-        self._left = [(engine.name, "quality") for engine in engines]
-        self._left += [(e.name, step) for e in engines for step in steps] * rounds
+        names = [engine.name for engine in engines]
+        self._left = [(name, step) for name in names for step in firsts]
+        self._left += [(name, step) for name in names for step in (_START, *timed)] * rounds
+        self._texts, self._timed, self._max_s = {**firsts, **timed}, frozenset(timed), max_s
         self._took: dict[tuple[str, str], float] = {}
         self._rounds, self._progress = rounds, progress
         self._started, self._fraction = time.perf_counter(), 0.0
@@ -443,8 +509,23 @@ class _Clock:
             return
         left_s = None
         if self._took:
-            mean = sum(self._took.values()) / len(self._took)
-            left_s = sum(self._took.get(step, mean) for step in self._left)
+            left_s = sum(self._expected_s(*step) for step in self._left)
             done_s = time.perf_counter() - self._started
             self._fraction = max(self._fraction, done_s / (done_s + left_s))
         self._progress(Progress(self._fraction, left_s, message))
+
+    def _expected_s(self, engine: str, step: str) -> float:
+        """How long a step will take."""
+        if (engine, step) in self._took:
+            return self._took[engine, step]
+        if step == _START:
+            seen = [s for (_, name), s in self._took.items() if name == _START]
+            return sum(seen) / len(seen) if seen else _START_S
+        seconds = self._texts[step] * self._seconds_a_text(engine)
+        return min(seconds, self._max_s) if step in self._timed else seconds
+
+    def _seconds_a_text(self, engine: str) -> float:
+        read = [key for key in self._took if key[1] in self._texts]
+        mine = [key for key in read if key[0] == engine] or read
+        texts = sum(self._texts[step] for _, step in mine)
+        return sum(self._took[key] for key in mine) / texts if texts else 0.0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,17 +31,20 @@ __all__ = [
     "auc",
     "bins",
     "brier",
+    "compared",
     "confusion",
     "difference",
     "ece",
     "estimate",
     "f1",
     "majority",
+    "margin",
     "mcc",
     "precision",
     "ratio",
     "recall",
     "resampled",
+    "share",
 ]
 
 Floats = npt.NDArray[np.floating]
@@ -104,10 +108,37 @@ def ratio(
     return interval_of(_over(mine, theirs))
 
 
+def compared(
+    metric: Metric, one: Floats, other: Floats, labels: Ints, weights: Weights
+) -> tuple[Interval | None, Interval | None]:
+    """`difference` and `ratio` of the two, worked out together."""
+    mine, theirs = _both(metric, one, other, labels, weights)
+    return interval_of(mine - theirs), interval_of(_over(mine, theirs))
+
+
+def margin(probabilities: Floats, labels: Ints, weights: Weights) -> Interval | None:
+    """Accuracy less that of always saying the label that is the most frequent in the rows.
+
+    The same label in every resample: what it is compared with is a classifier that was chosen, not one that
+    adapts to what was drawn. Where the interval is not above 0, the rows do not show that anything was learned.
+    """
+    _check(probabilities, labels)
+    always = np.bincount(labels, minlength=probabilities.shape[1]).argmax()
+    gained = (probabilities.argmax(1) == labels) - 1.0 * (labels == always)
+    return share(gained, weights)
+
+
+def share(values: npt.NDArray[Any], weights: Weights) -> Interval | None:
+    """The mean of `values` [n], a number or a truth for each row."""
+    numbers = np.asarray(values, dtype=np.float64)
+    return interval_of(replicates([lambda of: _over(of @ numbers, of.sum(axis=1))], weights)[0])
+
+
 def confusion(probabilities: Floats, labels: Ints) -> tuple[tuple[int, ...], ...]:
     """Rows by label, then by decision."""
-    table = _table(probabilities, labels, np.ones((1, len(labels))))[0]
-    return tuple(tuple(int(cell) for cell in row) for row in table)
+    classes = probabilities.shape[1]
+    cells = np.bincount(labels * classes + probabilities.argmax(1), minlength=classes**2)
+    return tuple(tuple(row) for row in cells.reshape(classes, classes).tolist())
 
 
 def bins(probabilities: Floats, labels: Ints) -> tuple[Bin, ...]:
@@ -237,18 +268,13 @@ def _check(probabilities: Floats, labels: Ints) -> None:
         )
 
 
-def _table(probabilities: Floats, labels: Ints, weights: Lines) -> Lines:
-    """Weight by label and decision, [resamples, label, decided]."""
-    classes = probabilities.shape[1]
-    cells = np.eye(classes * classes)[labels * classes + probabilities.argmax(1)]
-    table: Lines = weights @ cells
-    return table.reshape(len(weights), classes, classes)
-
-
 def _counts(probabilities: Floats, labels: Ints, weights: Lines) -> tuple[Lines, Lines, Lines]:
     """Weight of each class, [resamples, classes]: decided rightly, labelled so, decided so."""
-    table = _table(probabilities, labels, weights)
-    return np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2), table.sum(axis=1)
+    decided, each = probabilities.argmax(1), np.eye(probabilities.shape[1])
+    mine = each[labels]
+    # no table of label by decision: of a hundred labels it would have ten thousand cells a row
+    right = weights @ (mine * (decided == labels)[:, None])
+    return right, weights @ mine, weights @ each[decided]
 
 
 def _binned(probabilities: Floats, labels: Ints, weights: Lines) -> tuple[Lines, Lines, Lines]:

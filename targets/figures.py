@@ -20,12 +20,14 @@ __all__ = [
     "BenchmarkResult",
     "ColdStart",
     "Comparison",
+    "Difference",
     "Energy",
     "EngineResult",
     "LabelFigures",
     "LabelQuality",
     "Latency",
     "LengthFigures",
+    "Long",
     "Memory",
     "Quality",
     "Quantity",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 Source = Literal["measured", "imported", "estimate"]
+Long = Literal["truncate", "split"]
+"""What a classifier does with a text that is longer than it reads at once."""
 # The first four are baseline / engine (times less), the others engine / baseline (share kept).
 Quantity = Literal[
     "latency", "cold_start", "peak_rss", "size", "mrr", "recall_at_10", "accuracy", "f1", "auc"
@@ -130,7 +134,9 @@ class LengthFigures:
 class Robustness:
     """The share of decisions that stay the same when the code is rewritten without another meaning.
 
-    Of `rows` whose texts could be rewritten; `unchanged_accuracy` and `rewritten_accuracy` are over these.
+    Of `rows` of the test over `texts` distinct texts that could be rewritten: where the test is large, a sample of
+    it. `unchanged_accuracy` and `rewritten_accuracy` are over these; `survived_low` and `survived_high` are the
+    interval of `survived`, resampled as the other figures are.
     """
 
     rewrite: str
@@ -138,6 +144,9 @@ class Robustness:
     survived: float
     unchanged_accuracy: float | None
     rewritten_accuracy: float | None
+    texts: int | None = None
+    survived_low: float | None = None
+    survived_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,11 @@ class LabelQuality:
     """How well an engine labels the `rows` of a test whose label is known, by the very engine that was timed.
 
     `figures`: accuracy, f1, precision, recall, auc, mcc, ece, with intervals over resampled `clusters` (rows, groups
-    or functions); None where a figure is undefined. `majority`: accuracy of always saying the most frequent label.
+    or functions); None where a figure is undefined. `majority`: accuracy of always saying the most frequent label;
+    `margin`: accuracy less that, with its interval. `truncated`: share of rows of which something was cut off.
+    `text_tokens_mean`: tokens of a text of the test, by the engine's own tokenizer; `texts_longer`: the share of
+    the texts that have more than `longest_tokens`, the most it reads at once, and `long` what it does with these.
+    `confusion`: rows by label, then by decision; empty where there are more than 200 labels.
     `agreement`: share of rows labelled as the first teacher or reference does. `layers_used`: layers -> rows.
     """
 
@@ -166,6 +179,11 @@ class LabelQuality:
     agreement: float | None
     rows_per_s: float | None
     robustness: tuple[Robustness, ...] = ()
+    margin: Interval | None = None
+    text_tokens_mean: float | None = None
+    longest_tokens: int | None = None
+    texts_longer: float | None = None
+    long: Long | None = None
     source: Source = "measured"
 
     @property
@@ -221,8 +239,22 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A quality of an engine less that of a baseline over the same `rows`, both resampled together."""
+
+    engine: str
+    baseline: str
+    quantity: Quantity
+    rows: int
+    difference: Interval
+
+
+@dataclass(frozen=True)
 class BenchmarkResult:
-    """What `benchmark` found. `order` is the order of the processes, round by round."""
+    """What `benchmark` found. `order` is the order of the processes, round by round.
+
+    `differences` are of classifiers: for each teacher and reference, of every other engine.
+    """
 
     engines: tuple[EngineResult, ...]
     comparisons: tuple[Comparison, ...]
@@ -232,6 +264,7 @@ class BenchmarkResult:
     token_counter: str
     order: tuple[tuple[str, ...], ...]
     seconds: float
+    differences: tuple[Difference, ...] = ()
 
     def engine(self, name: str) -> EngineResult:
         """The result of the engine called `name`; InputError when there is none."""
@@ -249,4 +282,11 @@ class BenchmarkResult:
         for c in self.comparisons:
             if (c.engine, c.baseline, c.quantity, c.tokens, c.batch) == wanted:
                 return c.ratio
+        return None
+
+    def difference(self, engine: str, baseline: str, quantity: Quantity) -> Interval | None:
+        """`engine` less `baseline`, or None where that was not formed."""
+        for d in self.differences:
+            if (d.engine, d.baseline, d.quantity) == (engine, baseline, quantity):
+                return d.difference
         return None

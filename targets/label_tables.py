@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from codemill.targets.figures import EngineResult, LabelQuality
+from codemill.targets.classification import Interval
+from codemill.targets.figures import EngineResult, LabelQuality, Quantity
 from codemill.targets.report import Report
-from codemill.targets.tables import DASH, row_word
+from codemill.targets.tables import DASH, Cell, Row, interval, row_word, signed, signed_interval
 
 __all__ = ["Confusion", "LabelSection", "label_section"]
 
@@ -22,13 +23,22 @@ _DRAWN = {
 }
 
 
+_MOST_LABELS = 12
+"""Up to so many labels a table of all decisions can be read; of more, the most frequent mistakes are shown."""
+_MISTAKES = 15
+
+
 @dataclass(frozen=True)
 class Confusion:
-    """An engine's decisions: for each label, (rows, share of the label's rows) by decision."""
+    """An engine's decisions: for each label, (rows, share of the label's rows) by decision.
+
+    Of many labels, `mistakes`: (label, decided, rows, share of the label's rows), the most frequent first.
+    """
 
     engine: str
     labels: tuple[str, ...]
     rows: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
+    mistakes: tuple[tuple[str, str, int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class LabelSection:
     confusions: tuple[Confusion, ...]
     per_label: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
     per_length: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]] | None
+    differences: tuple[tuple[str, ...], tuple[Row, ...]] | None
     drawn: str
 
 
@@ -53,11 +64,14 @@ def label_section(report: Report) -> LabelSection | None:
         shown.insert(0, (other, other.labelling))
     word = f"{row_word(mine)}s"
     return LabelSection(
-        lead=f"{mine.rows:,} {word} of {mine.evaluation} whose label is known.",
+        lead=f"{mine.rows:,} {word} of the set \u201c{mine.evaluation}\u201d have a known label.",
         notes=tuple(_notes(report, mine)),
-        confusions=tuple(_confusion(engine, quality) for engine, quality in shown),
+        confusions=tuple(
+            _confusion(engine, quality) for engine, quality in shown if quality.confusion
+        ),
         per_label=_per_label(shown),
         per_length=_per_length(shown),
+        differences=_differences(report),
         drawn=_DRAWN.get(mine.clusters, mine.clusters).format(rows=word),
     )
 
@@ -75,21 +89,67 @@ def _notes(report: Report, mine: LabelQuality) -> Iterator[str]:
             f"No teacher was measured: the labels came from data, or the teacher is not here. Shares kept "
             f"are of {teacher.name}, a reference."
         )
-    accuracy, auc = mine.figures.get("accuracy"), mine.figures.get("auc")
-    if accuracy is not None and accuracy.low is not None and accuracy.low <= mine.majority:
-        yield (
-            f"This test cannot tell the bundle's accuracy from that of always saying the most frequent "
-            f"label: {mine.majority:.3f} is not below its interval "
-            f"({accuracy.low:.3f}{DASH}{accuracy.high:.3f})."
-        )
-    if auc is not None and auc.low is not None and auc.low <= 0.5:
-        yield (
-            f"This test cannot tell the bundle's order of rows from chance: the interval of its AUC "
-            f"({auc.low:.3f}{DASH}{auc.high:.3f}) is not above 0.5."
-        )
+    for engine in (report.student, *([teacher] if teacher else [])):
+        if engine.labelling is not None:
+            whose = "the bundle" if engine is report.student else engine.name
+            yield from _not_separated(whose, engine.labelling)
     missing = [x.label for x in mine.per_label if not x.rows]
     if missing:
         yield f"No row of the test has the label {', '.join(missing)}."
+
+
+def _not_separated(whose: str, quality: LabelQuality) -> Iterator[str]:
+    """Where the set is too small, or too hard, for a figure of an engine to mean anything."""
+    margin, auc = quality.margin, quality.figures.get("auc")
+    always = max(quality.per_label, key=lambda x: x.rows).label
+    if margin is not None and margin.low is not None and margin.low <= 0:
+        found = f"a margin of {signed(margin.value)} ({signed_interval(margin)})"
+        if margin.below_zero:
+            yield (
+                f"On this set {whose} is worse than always saying \u201c{always}\u201d: {found} in accuracy."
+            )
+        else:
+            yield (
+                f"This set does not separate {whose} from always saying \u201c{always}\u201d: {found} in accuracy, "
+                "which may be none. Its accuracy is no evidence that it tells the labels apart."
+            )
+    if auc is not None and auc.low is not None and auc.low <= 0.5:
+        found = f"its AUC is {auc.value:.3f} ({interval(auc)})"
+        if auc.high is not None and auc.high < 0.5:
+            yield f"On this set {whose} ranks rows the wrong way round: {found}, and chance gives 0.5."
+        else:
+            yield (
+                f"This set does not separate {whose} from chance: {found}, which holds 0.5. Whatever its scores "
+                "say of a row here, the toss of a coin may say as well."
+            )
+
+
+_COMPARED: tuple[tuple[Quantity, str], ...] = (
+    ("accuracy", "accuracy"),
+    ("f1", "F1"),
+    ("auc", "AUC"),
+)
+
+
+def _differences(report: Report) -> tuple[tuple[str, ...], tuple[Row, ...]] | None:
+    """The bundle's figures less those of each teacher and reference, and what the interval says."""
+    mine, found = report.bundle_engine, report.benchmark
+    bases = list(dict.fromkeys(d.baseline for d in found.differences if d.engine == mine))
+    if not bases:
+        return None
+    bases.sort(key=lambda name: name != report.baseline)
+    rows = []
+    for name, said in _COMPARED:
+        less = [found.difference(mine, base, name) for base in bases]
+        rows.append(Row(said, tuple(_difference_cell(x) if x else None for x in less)))
+    return tuple(f"minus {base}" for base in bases), tuple(rows)
+
+
+def _difference_cell(less: Interval) -> Cell:
+    if less.low is None:
+        return Cell(signed(less.value))
+    said = "above it" if less.above_zero else "below it" if less.below_zero else "not told apart"
+    return Cell(signed(less.value), f"{signed_interval(less)} · {said}")
 
 
 def _confusion(engine: EngineResult, quality: LabelQuality) -> Confusion:
@@ -97,7 +157,16 @@ def _confusion(engine: EngineResult, quality: LabelQuality) -> Confusion:
     for label, row in zip(quality.labels, quality.confusion, strict=False):
         total = sum(row)
         lines.append((label, tuple((n, n / total if total else 0.0) for n in row)))
-    return Confusion(engine.name, quality.labels, tuple(lines))
+    if len(quality.labels) <= _MOST_LABELS:
+        return Confusion(engine.name, quality.labels, tuple(lines))
+    mistakes = [
+        (label, decided, n, part)
+        for label, cells in lines
+        for decided, (n, part) in zip(quality.labels, cells, strict=False)
+        if n and decided != label
+    ]
+    mistakes.sort(key=lambda x: -x[2])
+    return Confusion(engine.name, quality.labels, (), tuple(mistakes[:_MISTAKES]))
 
 
 def _per_label(

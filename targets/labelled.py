@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from codemill.errors import DataError
 from codemill.targets import classification
-from codemill.targets.classification import METRICS, Weights
+from codemill.targets.classification import METRICS, Interval, Weights
 from codemill.targets.evaluation import LabelledEvaluation
 from codemill.targets.figures import (
     LabelFigures,
     LabelQuality,
     LengthFigures,
+    Long,
     Quantity,
     Robustness,
 )
@@ -28,15 +29,18 @@ __all__ = [
     "KEPT",
     "Answered",
     "Rewrites",
+    "TextLengths",
+    "compared_with",
     "quality_of",
-    "ratio_of",
     "rewritten_rows",
     "robustness_of",
 ]
 
 KEPT: tuple[Quantity, ...] = ("accuracy", "f1", "auc")
-"""What an engine keeps of a baseline's is said of these."""
+"""What an engine keeps of a baseline's, and loses, is said of these."""
 _LENGTHS = 4
+_CONFUSED_LABELS = 200
+"""Of more labels a report would be all confusion matrix."""
 
 Rewrites = Mapping[str, Sequence[str | None]]
 """kind of rewrite -> the evaluation's texts rewritten, None where one cannot be."""
@@ -50,6 +54,30 @@ class Answered:
     layers_used: npt.NDArray[np.int64]
     truncated: npt.NDArray[np.bool_]
     rows_per_s: float | None
+
+
+@dataclass(frozen=True)
+class TextLengths:
+    """Tokens of each of the evaluation's texts, as an engine counts them before it cuts or divides any.
+
+    `longest`: the most that it reads at once; `long`: what it does with more. None: it does not say.
+    """
+
+    tokens: Sequence[int]
+    longest: int | None = None
+    long: Long | None = None
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a text, on average."""
+        return float(np.mean(self.tokens))
+
+    @property
+    def longer(self) -> float | None:
+        """The share of the texts that are longer than what it reads at once."""
+        if self.longest is None:
+            return None
+        return float((np.asarray(self.tokens) > self.longest).mean())
 
 
 def _known(evaluation: LabelledEvaluation) -> npt.NDArray[np.bool_]:
@@ -77,8 +105,12 @@ def quality_of(
     lengths: Sequence[int] | None,
     weights: Weights,
     reference: Answered | None,
+    own: TextLengths | None = None,
 ) -> LabelQuality:
-    """`lengths`: tokens of each text; `reference`: what the first teacher or reference said."""
+    """`lengths`: tokens of each text, the same for all engines; `own`: as this engine counts them.
+
+    `reference`: what the first teacher or reference said.
+    """
     known = _known(evaluation)
     found = answered.probabilities[known].astype(np.float64)
     truth = np.asarray(evaluation.truth)[known]
@@ -101,7 +133,7 @@ def quality_of(
             for name, metric in METRICS.items()
         },
         majority=majority,
-        confusion=classification.confusion(found, truth),
+        confusion=_confusion(found, truth),
         calibration=classification.bins(found, truth),
         per_label=tuple(
             _of_label(found, truth, number, name) for number, name in enumerate(evaluation.labels)
@@ -111,7 +143,20 @@ def quality_of(
         truncated=float(answered.truncated.mean()),
         agreement=agreement,
         rows_per_s=answered.rows_per_s,
+        margin=classification.margin(found, truth, weights),
+        text_tokens_mean=own.mean if own else None,
+        longest_tokens=own.longest if own else None,
+        texts_longer=own.longer if own else None,
+        long=own.long if own else None,
     )
+
+
+def _confusion(
+    probabilities: npt.NDArray[np.float64], truth: npt.NDArray[np.int64]
+) -> tuple[tuple[int, ...], ...]:
+    if probabilities.shape[1] > _CONFUSED_LABELS:
+        return ()
+    return classification.confusion(probabilities, truth)
 
 
 def _of_label(
@@ -147,15 +192,16 @@ def _by_length(
     return tuple(found)
 
 
-def ratio_of(
+def compared_with(
     name: str, evaluation: LabelledEvaluation, one: Answered, other: Answered, weights: Weights
-) -> Ratio | None:
-    """The share of the other engine's figure that this one keeps."""
+) -> tuple[Ratio | None, Interval | None]:
+    """The share of the other engine's figure that this one keeps, and its own less the other's."""
     known = _known(evaluation)
     truth = np.asarray(evaluation.truth)[known]
     mine, theirs = (side.probabilities[known].astype(np.float64) for side in (one, other))
-    found = classification.ratio(METRICS[name], mine, theirs, truth, weights)
-    return None if found is None else Ratio(found.value, found.low, found.high, len(truth))
+    less, kept = classification.compared(METRICS[name], mine, theirs, truth, weights)
+    ratio = Ratio(kept.value, kept.low, kept.high, len(truth)) if kept else None
+    return ratio, less
 
 
 def rewritten_rows(
@@ -178,7 +224,7 @@ def robustness_of(
     before: Answered,
     after: npt.NDArray[np.float32],
 ) -> Robustness:
-    """Decisions of these rows before they were rewritten and after."""
+    """Decisions of these rows before they were rewritten and after, with an interval over these rows."""
     chosen = np.asarray(rows)
     old, new = before.probabilities[chosen].argmax(1), after.argmax(1)
     truth = np.asarray(evaluation.truth)[chosen]
@@ -187,4 +233,20 @@ def robustness_of(
     def share(decided: npt.NDArray[np.int64]) -> float | None:
         return float((decided == truth)[known].mean()) if known.any() else None
 
-    return Robustness(kind, len(rows), float((old == new).mean()), share(old), share(new))
+    of_rows = [evaluation.rows[row] for row in rows]
+    groups = evaluation.groups
+    weights = classification.resampled(
+        of_rows, None if groups is None else [groups[row] for row in rows]
+    )
+    survived = classification.share(old == new, weights)
+    assert survived is not None
+    return Robustness(
+        kind,
+        len(rows),
+        survived.value,
+        share(old),
+        share(new),
+        texts=len({text for row in of_rows for text in row}),
+        survived_low=survived.low,
+        survived_high=survived.high,
+    )

@@ -28,6 +28,7 @@ from codemill.targets.tables import (
     headline_shape,
     in_bytes,
     kept,
+    label_cell,
     latency_cell,
     limit_value,
     quality_cell,
@@ -167,9 +168,26 @@ def _side_by_side(reports: Sequence[Report]) -> dict[str, Any]:
         ratio = ratio_of(report, report.student, quantity, at)
         if ratio is None:
             return None
-        return Cell(kept(ratio) if quantity == "mrr" else times(ratio), source=_source(report))
+        share = quantity in ("mrr", "accuracy")
+        return Cell(kept(ratio) if share else times(ratio), source=_source(report))
+
+    def scored(report: Report) -> Cell | None:
+        return label_cell(report.student, "accuracy", None)
 
     at = f"{shape.tokens} tokens, batch {shape.batch}"
+    labels = [report for report in reports if report.student.labelling]
+    word = " or pair" if labels else ""
+    quality = []
+    if len(labels) < len(reports):
+        quality += [
+            row("MRR", lambda r: quality_cell(r.student, "mrr", None)),
+            row("MRR against the baseline", lambda r: compared(r, "mrr")),
+        ]
+    if labels:
+        quality += [
+            row("accuracy", scored),
+            row("accuracy against the baseline", lambda r: compared(r, "accuracy")),
+        ]
     return {
         "columns": [
             (report.title, report.bundle.variant or report.bundle_engine, _machine_name(report))
@@ -178,9 +196,8 @@ def _side_by_side(reports: Sequence[Report]) -> dict[str, Any]:
         "rows": [
             row("baseline", lambda r: Cell(r.baseline) if r.baseline else None),
             row("size on disk", lambda r: size_cell(r.student)),
-            row("MRR", lambda r: quality_cell(r.student, "mrr", None)),
-            row("MRR against the baseline", lambda r: compared(r, "mrr")),
-            row(f"a function, {at}", lambda r: latency_cell(r.student, shape)),
+            *quality,
+            row(f"a function{word}, {at}", lambda r: latency_cell(r.student, shape)),
             row("speed against the baseline", lambda r: compared(r, "latency")),
             row("cold start", lambda r: start_cell(r.student)),
             row("peak memory, first answer", lambda r: cold_memory_cell(r.student)),

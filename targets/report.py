@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codemill.errors import DataError
+from codemill.targets.classification import Interval
 from codemill.targets.codec import from_json, to_json
 from codemill.targets.figures import (
     BenchmarkResult,
@@ -347,6 +348,8 @@ def _bounded(report: Report) -> Iterator[tuple[str, float | None, float, float]]
         yield f"{at}.value", ratio.value, 0 if is_share else _LEAST, _MOST
         yield f"{at}.low", ratio.low, 0, _MOST
         yield f"{at}.high", ratio.high, 0, _MOST
+    for number, item in enumerate(measured.differences):
+        yield from _bounded_interval(f"benchmark.differences[{number}]", item.difference)
     yield "benchmark.environment.cpu_busy_share", measured.environment.cpu_busy_share, 0, 1
     for number, stage in enumerate(report.stages):
         yield f"stages[{number}].seconds", stage.seconds, 0, _MOST
@@ -366,9 +369,11 @@ def _bounded_labelling(
         yield f"{at}.{key}", getattr(labelling, key), 0, 1
     yield f"{at}.rows_per_s", labelling.rows_per_s, 0, _MOST
     for name, found in labelling.figures.items():
-        if found is not None:
-            for key in ("value", "low", "high"):
-                yield f"{at}.figures.{name}.{key}", getattr(found, key), -1, 1
+        yield from _bounded_interval(f"{at}.figures.{name}", found)
+    yield from _bounded_interval(f"{at}.margin", labelling.margin)
+    yield f"{at}.text_tokens_mean", labelling.text_tokens_mean, 0, _MOST
+    yield f"{at}.longest_tokens", labelling.longest_tokens, 1, _MOST
+    yield f"{at}.texts_longer", labelling.texts_longer, 0, 1
     for number, found_bin in enumerate(labelling.calibration):
         yield f"{at}.calibration[{number}].rows", found_bin.rows, 1, _MOST
         yield f"{at}.calibration[{number}].confidence", found_bin.confidence, 0, 1
@@ -377,7 +382,18 @@ def _bounded_labelling(
         # a key that is no number gives a figure that cannot be
         yield f"{at}.layers_used.{layers:.20}", rows if layers.isdecimal() else -1, 1, _MOST
     for number, item in enumerate(labelling.robustness):
-        yield f"{at}.robustness[{number}].survived", item.survived, 0, 1
+        for key in ("survived", "survived_low", "survived_high"):
+            yield f"{at}.robustness[{number}].{key}", getattr(item, key), 0, 1
+        for key in ("rows", "texts"):
+            yield f"{at}.robustness[{number}].{key}", getattr(item, key), 1, _MOST
+
+
+def _bounded_interval(
+    at: str, interval: Interval | None
+) -> Iterator[tuple[str, float | None, float, float]]:
+    if interval is not None:
+        for key in ("value", "low", "high"):
+            yield f"{at}.{key}", getattr(interval, key), -1, 1
 
 
 def imported(report: Report) -> Report:

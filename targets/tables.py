@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from codemill.targets.classification import Interval
 from codemill.targets.figures import EngineResult, LabelQuality, Quantity, Source
 from codemill.targets.metrics import Ratio
 from codemill.targets.profile import Shape
@@ -63,14 +64,20 @@ def cards(report: Report, shape: Shape) -> Iterator[tuple[str, Cell, str]]:
             f"accuracy over {labelling.rows:,} {row_word(labelling)}s",
             lambda e: label_cell(e, "accuracy", share),
         )
+    row = row_word(student.labelling) if student.labelling else "function"
+    of = f"two functions of {shape.tokens} tokens each" if row == "pair" else _tokens(shape)
     yield from card(
-        f"a function of {shape.tokens} tokens, batch {shape.batch}",
+        f"a {row} of {of}, batch {shape.batch}",
         lambda e: less(latency_cell(e, shape), "latency", "faster"),
     )
     yield from card(
         "cold start, process to first answer", lambda e: less(start_cell(e), "cold_start", "faster")
     )
     yield from card("peak memory after the first answer", cold_memory_cell)
+
+
+def _tokens(shape: Shape) -> str:
+    return f"{shape.tokens} tokens"
 
 
 def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row]:
@@ -114,7 +121,7 @@ def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row
     energies = [e.energy for e in engines if e.energy]
     if energies:
         at = f"{energies[0].tokens} tokens, batch {energies[0].batch}"
-        yield row(f"energy a function, {at}", energy_cell)
+        yield row(f"energy a {'pair' if pairs else 'function'}, {at}", energy_cell)
 
 
 LABEL_FIGURES = {
@@ -141,13 +148,24 @@ def _label_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row
         yield Row(said, shown)
     always = Cell(f"{first.majority:.3f}", "always the most frequent label")
     yield Row("majority baseline, accuracy", (always,) * len(engines))
+    if any(e.labelling and e.labelling.margin for e in engines):
+        yield Row("margin of accuracy over it", tuple(map(_margin_cell, engines)))
     if any(e.labelling and e.labelling.agreement is not None for e in engines):
         yield Row("decides as the first teacher or reference", tuple(map(_agreement_cell, engines)))
+    if any(e.labelling and e.labelling.text_tokens_mean for e in engines):
+        yield Row(
+            "mean length of a test text, in its own tokens", tuple(map(_length_cell, engines))
+        )
+    if any(e.labelling and e.labelling.texts_longer is not None for e in engines):
+        yield Row("test texts longer than it reads at once", tuple(map(_longer_cell, engines)))
     if any(e.labelling and e.labelling.truncated for e in engines):
-        yield Row("rows cut off at its longest input", tuple(map(_truncated_cell, engines)))
+        yield Row(
+            f"{row_word(first)}s of which something was cut off",
+            tuple(map(_truncated_cell, engines)),
+        )
     kinds = dict.fromkeys(x.rewrite for e in engines if e.labelling for x in e.labelling.robustness)
     if kinds:
-        yield Row("Decisions that survive rewriting the code")
+        yield Row(f"Decisions that survive rewriting the code{_sample_said(engines)}")
     for kind in kinds:
         yield Row(REWRITES.get(kind, kind), tuple(_robustness_cell(e, kind) for e in engines))
 
@@ -172,10 +190,66 @@ def label_cell(engine: EngineResult, name: str, ratio: Ratio | None) -> Cell | N
     found = labelling.figures.get(name) if labelling else None
     if labelling is None or found is None:
         return None
-    small = ""
-    if found.low is not None and found.high is not None:
-        small = f"{found.low:.3f}{DASH}{found.high:.3f}"
-    return Cell(f"{found.value:.3f}", small, ratio=kept(ratio), source=labelling.source)
+    value = f"{found.value:.3f}".replace("-", "\u2212")
+    return Cell(value, interval(found), ratio=kept(ratio), source=labelling.source)
+
+
+def interval(found: Interval) -> str:
+    """Its two ends, as 0.912–0.934; empty where it has none."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"{found.low:.3f}{DASH}{found.high:.3f}".replace("-", "\u2212")
+
+
+def signed(value: float) -> str:
+    """As +0.012 or \u22120.012."""
+    return "0.000" if abs(value) < 0.0005 else f"{value:+.3f}".replace("-", "\u2212")
+
+
+def signed_interval(found: Interval) -> str:
+    """The two ends of a difference, as \u22120.012 to +0.003; empty where it has none."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"{signed(found.low)} to {signed(found.high)}".replace(" ", "\u00a0")
+
+
+def _sample_said(engines: Sequence[EngineResult]) -> str:
+    """Over what decisions were looked at again, where that is known."""
+    for engine in engines:
+        labelling = engine.labelling
+        for found in labelling.robustness if labelling else ():
+            if labelling and found.texts is not None:
+                most = max(x.rows for x in labelling.robustness)
+                texts = max(x.texts or 0 for x in labelling.robustness)
+                of = "all" if most == labelling.rows else f"a sample of {most:,} of the"
+                word = row_word(labelling)
+                over = f" over {texts:,} functions" if word == "pair" else ""
+                return f": {of} {labelling.rows:,} {word}s{over}"
+    return ""
+
+
+def _margin_cell(engine: EngineResult) -> Cell | None:
+    if engine.labelling is None or engine.labelling.margin is None:
+        return None
+    found = engine.labelling.margin
+    return Cell(signed(found.value), signed_interval(found), source=engine.labelling.source)
+
+
+def _length_cell(engine: EngineResult) -> Cell | None:
+    if engine.labelling is None or engine.labelling.text_tokens_mean is None:
+        return None
+    return Cell(f"{engine.labelling.text_tokens_mean:,.0f}", source=engine.labelling.source)
+
+
+def _longer_cell(engine: EngineResult) -> Cell | None:
+    labelling = engine.labelling
+    if labelling is None or labelling.texts_longer is None:
+        return None
+    done = {"split": ", read in pieces", "truncate": ", cut off there"}.get(
+        labelling.long or "", ""
+    )
+    small = f"than {labelling.longest_tokens:,} tokens{done}"
+    return Cell(f"{labelling.texts_longer:.1%}", small, source=labelling.source)
 
 
 def _agreement_cell(engine: EngineResult) -> Cell | None:
@@ -194,12 +268,17 @@ def _robustness_cell(engine: EngineResult, kind: str) -> Cell | None:
     labelling = engine.labelling
     for found in labelling.robustness if labelling else ():
         if labelling and found.rewrite == kind:
-            small = f"of {found.rows:,} that could be"
+            said = [f"of {found.rows:,}"]
+            if found.survived_low is not None and found.survived_high is not None:
+                said = [
+                    f"{found.survived_low:.1%}{DASH}{found.survived_high:.1%} of {found.rows:,}"
+                ]
             if found.unchanged_accuracy is not None and found.rewritten_accuracy is not None:
-                small = (
-                    f"accuracy {found.unchanged_accuracy:.3f} \u2192 {found.rewritten_accuracy:.3f}, "
-                    f"{found.rows:,} rows"
+                said.append(
+                    f"accuracy {found.unchanged_accuracy:.3f} \u2192 {found.rewritten_accuracy:.3f}"
                 )
+            # the line may break between the two and not within them
+            small = ", ".join(part.replace(" ", "\u00a0") for part in said)
             return Cell(f"{found.survived:.1%}", small, source=labelling.source)
     return None
 

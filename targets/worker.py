@@ -270,7 +270,7 @@ def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loade
         "threads": threads or physical_cores(),
     }
     if isinstance(encoder, Classifier):
-        return _classifier(encoder, details)
+        return _classifier(encoder, {**details, "long": encoder.labelling.long})
     return Loaded(
         # as many texts a call as asked for; the runtime splits what is beyond its tokens a run
         encode=lambda texts: encoder.encode(texts, batch_size=max(1, len(texts))),

@@ -25,8 +25,10 @@ from codemill.compress.commands.output import (
 from codemill.errors import DataError, InputError
 
 if TYPE_CHECKING:
+    from codemill.runtime import Manifest
     from codemill.targets.benchmark import Progress
     from codemill.targets.engine import Engine
+    from codemill.targets.evaluation import Evaluation, LabelledEvaluation
     from codemill.targets.report import Report
 
 _EVALUATION = "evaluation.jsonl.gz"
@@ -39,14 +41,15 @@ _REPORTS = ("report.json", "report.html")
     "--against",
     metavar="MODEL",
     help="A model to compare with, run in PyTorch (a folder, owner/name or package:NAME), "
-    "or another bundle.",
+    "or another bundle. A bundle that labels is compared with another bundle.",
 )
 @click.option("--variant", help="The bundle's variant to run; by default the best one here.")
 @click.option(
     "--evaluation",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help=f"Queries and functions to measure on. [default: {_EVALUATION} in the bundle's folder]",
+    help="Queries and functions, or labelled rows, to measure on. "
+    f"[default: {_EVALUATION} in the bundle's folder]",
 )
 @click.option(
     "--threads", type=click.IntRange(1, 1024), help="Of each engine. [default: the physical cores]"
@@ -72,7 +75,7 @@ def bench_command(
     require_extra("bench", "`compress bench`")
     from codemill.runtime.bundle import digest, read_manifest
     from codemill.runtime.machine import physical_cores
-    from codemill.targets import BundleSummary, bundle_engine, make_report, read_evaluation
+    from codemill.targets import BundleSummary, bundle_engine, make_report
     from codemill.targets.benchmark import benchmark
     from codemill.targets.codec import to_json
 
@@ -83,8 +86,9 @@ def bench_command(
     engines = [bundle_engine(bundle, variant=variant, threads=threads)]
     if out is not None:
         _check_out(out)
-    asked = read_evaluation(_evaluation_of(bundle) if evaluation is None else evaluation)
+    asked = _asked(manifest, _evaluation_of(bundle) if evaluation is None else evaluation)
     if against is not None:
+        _check_comparable(manifest, against)
         engines.insert(0, _reference(against, threads))
     with _shown() as progress:
         found = benchmark(engines, asked, rounds=rounds, progress=progress)
@@ -175,19 +179,60 @@ def _evaluation_of(bundle: Path) -> Path:
     if bundle.exists() and not path.is_file():
         raise DataError(
             f"{bundle} has no {_EVALUATION} to measure quality on (a .mill never has: it does not "
-            "ship); give one with --evaluation: JSON lines with `query` and `code`"
+            "ship); give one with --evaluation: JSON lines with `query` and `code`, or with labels, texts and rows"
         )
     return path
+
+
+def _asked(manifest: Manifest, path: Path) -> Evaluation | LabelledEvaluation:
+    """What quality is measured on, of the kind that the bundle answers."""
+    from codemill.runtime.labels import LABEL_TASKS, labelling_of
+    from codemill.targets.evaluation import read_evaluation, read_labelled_evaluation
+
+    if manifest.task not in LABEL_TASKS:
+        return read_evaluation(path)
+    found, labelling = read_labelled_evaluation(path), labelling_of(manifest)
+    if found.labels != labelling.labels or len(found.rows[0]) != labelling.texts:
+        raise DataError(
+            f"{path} has rows of {len(found.rows[0])} texts and the labels {list(found.labels)!r:.200}; the bundle "
+            f"labels {labelling.texts} at a time with {list(labelling.labels)!r:.200}, in this order"
+        )
+    return found
+
+
+def _check_comparable(manifest: Manifest, against: str) -> None:
+    """Raise InputError where a bundle that labels is to be compared with what gives other labels, or none."""
+    from codemill.runtime.bundle import read_manifest
+    from codemill.runtime.labels import LABEL_TASKS, labelling_of
+
+    if manifest.task not in LABEL_TASKS:
+        return
+    if not _is_bundle(against):
+        raise InputError(
+            f"--against {against}: a model in PyTorch embeds here, and this bundle labels; make a bundle of it with "
+            "`compress export MODEL --task classify` and give that"
+        )
+    other = read_manifest(folder_of(Path(against)))
+    mine = labelling_of(manifest)
+    if other.task != manifest.task or labelling_of(other).labels != mine.labels:
+        raise InputError(
+            f"--against {against}: it is made for {other.task!r} and the labels are not those of this bundle, "
+            f"{list(mine.labels)!r:.200}"
+        )
+
+
+def _is_bundle(name: str) -> bool:
+    path = Path(name)
+    # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
+    return any(os.path.isfile(each) for each in (path, path / "manifest.json"))  # noqa: PTH113
 
 
 def _reference(model: str, threads: int) -> Engine:
     """The engine to compare with: another bundle through the runtime, or a model in PyTorch."""
     from codemill.targets import bundle_engine
 
-    path = Path(model)
-    # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
-    if any(os.path.isfile(each) for each in (path, path / "manifest.json")):  # noqa: PTH113
-        other = bundle_engine(model, threads=threads, name=f"bundle {path.name}")
+    if _is_bundle(model):
+        other = bundle_engine(model, threads=threads, name=f"bundle {Path(model).name}")
         return replace(other, role="reference")
     require_extra("compress", f"`compress bench --against {model}`")
     from codemill.compress.models.load import read_shape, resolve_model

@@ -70,11 +70,12 @@ def estimate_command(
     check_folder(work, "--work")
     check_file_out(out)
     with quiet_stdout():
-        from codemill.compress.estimate import estimate
+        from codemill.compress.estimate import check_task, estimate
         from codemill.compress.parallel import Cluster
         from codemill.compress.preflight import preflight
         from codemill.compress.search.quality import QualityModel, estimate_bytes
 
+        check_task(recipe)
         checked = preflight(recipe, work)
         checked.raise_if_refused()
         checked.raise_if_impossible()

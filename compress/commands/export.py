@@ -131,7 +131,7 @@ def _export(
     if labels is not None and task == "encode":
         raise click.UsageError("--labels are of a head: give --task classify")
     source = resolve_model(model)
-    loaded = load_teacher(source)
+    loaded = load_teacher(source, head=task == "classify")
     positions = read_shape(source).positions
     longest = min(positions, _MOST_TOKENS) if max_tokens is None else max_tokens
     if longest > positions:

@@ -146,8 +146,9 @@ def _stratified(
 def pairs_of_labels(table: Table, keys: Hashes, most: dict[int, int | None], seed: int) -> Table:
     """Pairs of two rows of one split, as many with the same label (1) as with different ones (0).
 
-    Each row gets one partner of each kind, two pairs a row, up to `most` of a split. `groups` of a pair
-    is the label of its first row; a row whose label stands alone has no partner.
+    Each row gets one partner of each kind, two pairs a row, up to `most` of a split; a row whose label stands
+    alone has no partner. Pairs have no group: the label of one of their two functions would say nothing of the
+    other, and what they share, functions, is seen in the pairs.
     """
     parts = []
     for split in np.unique(table.split):
@@ -165,7 +166,7 @@ def pairs_of_labels(table: Table, keys: Hashes, most: dict[int, int | None], see
                     part,
                     texts=texts,
                     labels=np.full(half, label, np.int32),
-                    groups=part.labels,
+                    groups=np.full(half, -1, np.int32),
                     teacher=None,
                 )
             )

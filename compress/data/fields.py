@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,16 @@ from typing import Any
 from codemill.compress.data.sources import AUTO, LabelledSource, SplitFile
 from codemill.errors import DataError
 
-__all__ = ["BadValueError", "Fields", "fields_of", "id_in", "label_in", "teacher_in", "text_in"]
+__all__ = [
+    "BadValueError",
+    "Fields",
+    "fields_of",
+    "has_label",
+    "id_in",
+    "label_in",
+    "teacher_in",
+    "text_in",
+]
 
 CODE = ("code", "func", "function", "original_string", "text")
 CODE1 = ("code1", "func1", "function1", "text1")
@@ -52,12 +62,14 @@ class Fields:
 
 
 def fields_of(
-    row: Mapping[str, Any], source: LabelledSource, file: SplitFile, texts: int | None
+    rows: Sequence[Mapping[str, Any]], source: LabelledSource, file: SplitFile, texts: int | None
 ) -> Fields:
-    """The fields of a file whose first row this is; `texts`: how many a row has, None where the row decides.
+    """The fields of a file whose first rows these are; `texts`: how many a row has, None where the rows decide.
 
-    Raises BadValueError where the row has no field for its texts.
+    Several rows, because one may lack what the others have. Of several names that a field may have, the one that
+    most of the rows have. Raises BadValueError where none has a field for its texts.
     """
+    row = Counter(name for each in rows for name in each)
     label = source.label_field if file.label_field == AUTO else file.label_field
     return Fields(
         texts=_texts(row, source, texts),
@@ -69,7 +81,12 @@ def fields_of(
     )
 
 
-def _texts(row: Mapping[str, Any], source: LabelledSource, texts: int | None) -> tuple[str, ...]:
+def has_label(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a field that a label is usually in."""
+    return any(name in row for name in LABEL)
+
+
+def _texts(row: Counter[str], source: LabelledSource, texts: int | None) -> tuple[str, ...]:
     if source.functions is not None:
         names = ("id1", "id2")
         if all(name in row for name in names):
@@ -89,8 +106,9 @@ def _texts(row: Mapping[str, Any], source: LabelledSource, texts: int | None) ->
     return (name, second)
 
 
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)
+def _first(row: Counter[str], names: Sequence[str]) -> str | None:
+    """The name that most rows have, the earlier of equals; None where no row has any."""
+    return max((name for name in names if name in row), key=row.__getitem__, default=None)
 
 
 def _missing(expected: str, row: Mapping[str, Any], advice: str = "") -> BadValueError:
@@ -137,7 +155,7 @@ def id_in(row: Mapping[str, Any], name: str) -> str:
 def label_in(row: Mapping[str, Any], name: str, declared: Sequence[str] | None) -> str | None:
     """The label under `name`, as text; None where the value is null or blank: the row is unlabelled."""
     if name not in row:
-        raise _missing(name, row)
+        raise _missing(name, row, "a row without a label has null there")
     return _label(row[name], name, declared)
 
 

@@ -36,6 +36,7 @@ def findings(report: dict[str, Any]) -> list[str]:
     for name, found in report["repeats"].items():
         lines += _repeats(name, found)
     lines += _leakage(report["leakage"])
+    lines += _groups_shared(report)
     return lines + [f"warning: {warning}" for warning in report["warnings"]]
 
 
@@ -82,6 +83,18 @@ def _leakage(leakage: dict[str, Any]) -> list[str]:
                 f"leakage: of {total:,} {name} pairs {both:,} have both texts in train too "
                 f"({found['same_pair']:,} as the same pair), {found['one_text']:,} have one; they are kept"
                 + (f" (e.g. {', '.join(found['examples'][:2])})" if found["examples"] else "")
+            )
+    return lines
+
+
+def _groups_shared(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in report.get("groups_shared", {}).items():
+        if found["groups"]:
+            lines.append(
+                f"leakage: {found['groups']:,} of the {report['groups'][name]:,} groups in {name} are in train too, "
+                f"with {found['rows']:,} of its {report['counts'][name]:,} rows; they are kept"
+                + _examples(found["examples"])
             )
     return lines
 

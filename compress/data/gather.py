@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,19 @@ from codemill.compress.data.fields import (
     BadValueError,
     Fields,
     fields_of,
+    has_label,
     id_in,
     label_in,
     teacher_in,
     text_in,
 )
 from codemill.compress.data.rows import PAIR_COLUMNS, Row, Skipped, read_rows
-from codemill.compress.data.sources import SPLITS, LabelledSource, SplitFile
+from codemill.compress.data.sources import AUTO, SPLITS, LabelledSource, SplitFile
 from codemill.compress.data.spill import Hashes, TextStore, hash_of_text, mixed
 from codemill.errors import DataError
+from codemill.runtime.values import check_name
 
-__all__ = ["UNDECIDED", "Gathered", "Table", "gather"]
+__all__ = ["UNDECIDED", "Gathered", "Table", "first_rows", "gather"]
 
 UNDECIDED = -1
 """as a split: not given, to be drawn."""
@@ -34,6 +37,8 @@ _SPLIT_NAMES = {
 }  # fmt: skip
 _MOST_LABELS = 1_000
 _FIRST = 5
+_LOOKED_AT = 50
+"""Rows of a file that tell what its fields are called."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ class _Builder:
                     f"{where}: {label!r:.100} is the label number {_MOST_LABELS + 1:,}, more than a classifier is "
                     "made for; name the right field with label_field, or the labels with `labels`"
                 )
+            if not self.source.pairs_from_label:
+                _check_label(label, where)
             self.codes[label] = len(self.codes)
         return self.codes[label]
 
@@ -131,10 +138,11 @@ class _Builder:
         self.skipped.begin(file)
         names: tuple[str, str] | None = None
         plain = replace(self.source, functions=None, code2_field=None)
-        for row in read_rows(file, self.skipped):
+        head, rows = first_rows(read_rows(file, self.skipped))
+        for row in rows:
             try:
                 if names is None:
-                    found = fields_of(row.value, plain, SplitFile(file), 1)
+                    found = _fields_of(head, row, plain, SplitFile(file), 1)
                     names = (found.id or ID[0], found.texts[0])
                 name, text = id_in(row.value, names[0]), text_in(row.value, names[1])
                 if name in self.functions:
@@ -153,26 +161,41 @@ class _Builder:
         self.names.append(file.file)
         fields: Fields | None = None
         columns = PAIR_COLUMNS if self.source.functions is not None else ()
-        for row in read_rows(file.file, self.skipped, columns):
+        head, rows = first_rows(read_rows(file.file, self.skipped, columns))
+        # rows of a label that none of the first rows has
+        late = 0
+        for row in rows:
             try:
                 if fields is None:
-                    fields = fields_of(row.value, self.source, file, self.texts)
-                    self.begin(file, fields, row.value)
+                    fields = _fields_of(head, row, self.source, file, self.texts)
+                    self.begin(file, fields, head)
                 self.add(row, fields, split)
             except BadValueError as error:
                 self.skipped.bad(error.kind, row.where, str(error))
                 continue
+            late += fields.label is None and self.asks_labels(file) and has_label(row.value)
             self.skipped.good()
+        if late:
+            self.warnings.append(
+                f"{file.file}: {late:,} rows have a label that none of the first {len(head)} has, and it is not read; "
+                "name its field with label_field"
+            )
         self.skipped.end()
 
-    def begin(self, file: SplitFile, fields: Fields, row: Mapping[str, Any]) -> None:
+    def asks_labels(self, file: SplitFile) -> bool:
+        """Whether a label is to be read where there is one."""
+        asked = self.source.label_field if file.label_field == AUTO else file.label_field
+        return asked == AUTO
+
+    def begin(self, file: SplitFile, fields: Fields, head: Sequence[Row]) -> None:
         self.texts = len(fields.texts)
         self.fields[file.file] = fields.as_json()
         if fields.label is None and fields.teacher is None:
             self.warnings.append(
                 f"{file.file}: no labels are read; its rows are for a teacher to label"
             )
-        if fields.split is None and str(row.get("split")) in _SPLIT_NAMES and self.source.source:
+        named = any(str(row.value.get("split")) in _SPLIT_NAMES for row in head)
+        if fields.split is None and named and self.source.source:
             self.warnings.append(
                 f"{file.file}: the rows have a field 'split', which is not used; use it with split_field: split"
             )
@@ -263,6 +286,33 @@ class _Builder:
             lines=np.frombuffer(self.line, np.int64),
         )
         return table, labels
+
+
+def first_rows(rows: Iterator[Row]) -> tuple[list[Row], Iterator[Row]]:
+    """The first rows, and all of them."""
+    head = list(islice(rows, _LOOKED_AT))
+    return head, chain(head, rows)
+
+
+def _fields_of(
+    head: Sequence[Row], row: Row, source: LabelledSource, file: SplitFile, texts: int | None
+) -> Fields:
+    """By the first rows; by `row` where none of those has what it takes."""
+    try:
+        return fields_of([first.value for first in head], source, file, texts)
+    except BadValueError:
+        return fields_of([row.value], source, file, texts)
+
+
+def _check_label(label: str, where: str) -> None:
+    """Raise DataError for a label that no bundle can hold: it would be refused after the search."""
+    try:
+        check_name(label, "label")
+    except ValueError as error:
+        raise DataError(
+            f"{where}: {label!r:.100} cannot be a label of a bundle: {error!s:.150}; give the labels shorter names of "
+            "one line, or name the right field with label_field"
+        ) from error
 
 
 def gather(source: LabelledSource, store: TextStore, skipped: Skipped) -> Gathered:

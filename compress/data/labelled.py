@@ -48,6 +48,7 @@ __all__ = [
 
 _TRAIN, _VALIDATION, _TEST = range(3)
 _PAIR_LABELS = ("different", "same")
+_EXAMPLES = 5
 
 
 def write_corpus(
@@ -99,6 +100,7 @@ def write_corpus(
             "balance": {name: _balance(arrays[name], labels) for name in SPLITS},
             "teacher": {name: _teacher(arrays[name]) for name in SPLITS},
             "groups": {name: len(_named(arrays[name].groups)) for name in SPLITS},
+            "groups_shared": _groups_shared(table, rows, _where(table, gathered.names)),
             "skipped": {"counts": dict(skipped.counts), "examples": skipped.examples},
             "unknown_ids": {
                 "rows": gathered.unknown_rows,
@@ -289,6 +291,28 @@ def _arrays(
         )
         at += len(mine) * width
     return values[order], arrays
+
+
+def _groups_shared(
+    table: Table, rows: dict[str, NDArray[np.int64]], where: Callable[[int], str]
+) -> dict[str, dict[str, Any]]:
+    """The groups of each held-out split that train has too: how many, how many rows, and a few of these."""
+    train = rows["train"]
+    names, first = np.unique(table.groups[train], return_index=True)
+    found = {}
+    for split in ("validation", "test"):
+        mine = table.groups[rows[split]]
+        shared = np.intersect1d(names[names >= 0], mine)
+        places = [int(np.flatnonzero(mine == group)[0]) for group in shared[:_EXAMPLES]]
+        found[split] = {
+            "groups": len(shared),
+            "rows": int(np.isin(mine, shared).sum()),
+            "examples": [
+                [where(int(rows[split][at])), where(int(train[first[names == group][0]]))]
+                for at, group in zip(places, shared, strict=False)
+            ],
+        }
+    return found
 
 
 def _named(values: NDArray[np.int32]) -> NDArray[np.int32]:

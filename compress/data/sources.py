@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from codemill.errors import RecipeError
+from codemill.runtime.values import check_name
 
 __all__ = ["AUTO", "SPLITS", "LabelledSource", "SplitFile"]
 
@@ -106,3 +107,10 @@ def _check_labels(labels: Sequence[str]) -> None:
         raise RecipeError(
             f"labelled data: labels: expected two or more distinct names, found {list(labels)!r:.200}"
         )
+    for number, label in enumerate(labels):
+        try:
+            check_name(label, f"labels[{number}]")
+        except ValueError as error:
+            raise RecipeError(
+                f"labelled data: no bundle can hold the label {label!r:.100}: {error!s:.150}"
+            ) from error

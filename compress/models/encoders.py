@@ -33,15 +33,15 @@ _NOT_SHAPE = ("auto_map", "model_type", "architectures", "tokenizer_class", "tra
 
 
 def read_encoder(
-    folder: Path, shape: TeacherShape
+    folder: Path, shape: TeacherShape, *, with_head: bool = True
 ) -> tuple[transformers.PreTrainedModel, TeacherHead | None, Pooling]:
-    """Encoder, head or None, and how the head pools (the mean over tokens, without one).
+    """Encoder, head or None (there is none, or it is not asked for), and how the head pools (the mean, without one).
 
     Raises ModelError for weights that are missing, damaged or another model's.
     """
     value = read_config(folder)
     named = str(value.get("architectures"))
-    headed = _HEADED in named
+    headed = _HEADED in named and with_head
     if headed and shape.family in ("t5", "codet5p_embedding"):
         raise ModelError(
             f"the head in {folder} ({named}) reads T5's decoder, and only encoders are supported so far; "

@@ -89,7 +89,7 @@ def _downloaded(model: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_FILES)))
+        folder = Path(snapshot_download(model, allow_patterns=list(_FILES)))
     except HFValidationError as error:
         raise ModelError(
             f"{model!r} is neither a folder here nor a valid Hugging Face id: {error}"
@@ -98,8 +98,33 @@ def _downloaded(model: str) -> Path:
     except Exception as error:
         raise ModelError(
             f"{model!r} is not a folder here and could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}); check the name and the network, or give a folder"
+            f"({type(error).__name__}): {_why_not_fetched(error)}"
         ) from error
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{model!r} was found on the Hugging Face hub and has no config.json: it is no model of transformers"
+        )
+    return folder
+
+
+def _why_not_fetched(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "its owner gives it only to those who asked: ask there, then run `hf auth login`, or give a folder"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "there is no model of this name, or it is private: check how its page spells owner/name, run `hf auth "
+            "login` if it is yours, or give a folder"
+        )
+    if isinstance(error, errors.HfHubHTTPError) and not isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):
+        return "the hub refused: check the name, try again later, or give a folder"
+    return (
+        "the hub cannot be reached, and the model is not in the local cache: check the name and the network, or give a "
+        "folder"
+    )
 
 
 def _unpacked(package: str) -> Path:
@@ -150,8 +175,10 @@ def _unzip(archive: Path, name: str) -> Path:
     return target
 
 
-def load_teacher(folder: Path) -> TeacherModel:
+def load_teacher(folder: Path, *, head: bool = True) -> TeacherModel:
     """Load encoder, head if there is one (safetensors; a .bin only as plain weights) and tokenizer.
+
+    `head` False leaves a head where it is: one that gives no label (a reranker's score) is no matter then.
 
     Raises ModelError for an unsupported family, missing or damaged files.
     """
@@ -165,9 +192,9 @@ def load_teacher(folder: Path) -> TeacherModel:
     tokenizer_json = read_tokenizer(folder, shape.vocab_size)
     from codemill.compress.models.encoders import read_encoder
 
-    model, head, pooling = read_encoder(folder, shape)
+    model, found, pooling = read_encoder(folder, shape, with_head=head)
     pad = shape.pad_token_id
-    return TeacherModel(model, tokenizer_json, folder, head, pooling, pad)
+    return TeacherModel(model, tokenizer_json, folder, found, pooling, pad)
 
 
 def _check_pooling(folder: Path) -> None:

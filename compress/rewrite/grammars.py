@@ -5,7 +5,7 @@ Node types are those of the tree-sitter grammars. The parsers themselves are in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["GRAMMARS", "Grammar", "words"]
 
@@ -77,10 +77,6 @@ _JAVA = Grammar(
     hints=r"\b(?:public|private|protected|String|boolean|final|throws|import|extends)\b|@\w+",
     camel_case=True,
 )
-_C_FROZEN = (
-    "string_literal char_literal raw_string_literal system_lib_string concatenated_string "
-    "preproc_include preproc_def preproc_function_def preproc_call gnu_asm_expression"
-)
 _C = Grammar(
     name="c",
     wrappers=(_PLAIN,),
@@ -89,23 +85,21 @@ _C = Grammar(
     functions=words("function_definition"),
     classes=words("translation_unit"),
     cases=words("case_statement"),
-    frozen=words(_C_FROZEN),
+    frozen=words(
+        "string_literal char_literal raw_string_literal system_lib_string concatenated_string "
+        "preproc_include preproc_def preproc_function_def preproc_call gnu_asm_expression"
+    ),
     comment="//",
     hints=r"\bstruct\s+\w+\s*\*|->|\b(?:unsigned|char|size_t|NULL|void)\b\s*\*?|^#\w+",
     tolerant=True,
 )
-_CPP = Grammar(
+_CPP = replace(
+    _C,
     name="cpp",
-    wrappers=(_PLAIN,),
-    blocks=words("compound_statement field_declaration_list enumerator_list declaration_list"),
-    scopes=words("compound_statement"),
-    functions=words("function_definition lambda_expression"),
-    classes=words("translation_unit field_declaration_list"),
-    cases=words("case_statement"),
-    frozen=words(_C_FROZEN),
-    comment="//",
+    blocks=_C.blocks | words("declaration_list"),
+    functions=_C.functions | words("lambda_expression"),
+    classes=_C.classes | words("field_declaration_list"),
     hints=r"\w::~?\w|\b(?:template|namespace|nullptr|cout|cin)\b|\bconst\s+\w+\s*&|<\w+>",
-    tolerant=True,
 )
 _JAVASCRIPT = Grammar(
     name="javascript",

@@ -73,9 +73,10 @@ def said_of(folder: Path, metric: str = "MRR") -> str:
     if found["gates"] is None:
         return f"{found['accepted']} ships: no quantization was asked for"
     speed, quality = found["gates"]["speed"], found["gates"]["quality"]
+    lost = f"and loses {quality['lost']:.1%} of validation {metric}"
     return (
         f"{found['accepted']} ships: int8 is {speed['times_faster']:.2f} times as fast as fp32 "
-        f"({speed['low']:.2f} to {speed['high']:.2f}) and loses {quality['lost']:.1%} of validation {metric}"
+        f"({speed['low']:.2f} to {speed['high']:.2f}) {lost if 'why' not in quality else 'but ' + quality['why']}"
     )
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from codemill.compress.compute import Compute
@@ -27,11 +29,13 @@ from codemill.runtime import load_encoder, size_bytes
 
 __all__ = [
     "FACTS",
+    "MANIFEST_ALLOWANCE",
     "VERSION",
     "Prediction",
     "check_prediction",
     "read_prediction",
     "stage",
+    "timed",
 ]
 
 VERSION = 2
@@ -40,7 +44,7 @@ _FIXED_SECONDS = 45.0
 """Export, gates and bundle, beside what is timed."""
 _SECONDS_PER_ROUND = 60.0
 """One round of the closing benchmark: four engines at six shapes, two of them in torch (measured)."""
-_MANIFEST_ALLOWANCE = 2_000
+MANIFEST_ALLOWANCE = 2_000
 """Bytes that the provenance of a trained bundle adds to the rehearsed one's manifest."""
 
 
@@ -129,7 +133,7 @@ def _rehearse(
     report(0.8, "timing a few training steps")
     seconds["student"] = _distill_seconds(recipe, compute, teacher, chosen, pairs)
     seconds["export, bundle, benchmark"] = _FIXED_SECONDS + recipe.bench.rounds * _SECONDS_PER_ROUND
-    size = size_bytes(folder / "student", f"cpu-{precision}") + _MANIFEST_ALLOWANCE
+    size = size_bytes(folder / "student", f"cpu-{precision}") + MANIFEST_ALLOWANCE
     return Prediction(
         size, round(latency_ms, 3), {name: round(value, 1) for name, value in seconds.items()}
     )
@@ -143,13 +147,14 @@ def _latency_ms(bundle: Path, threads: int, pairs: list[Pair]) -> float:
         ]
         timings = []
         for _ in range(2):  # the first pass warms up
-            timings = [_timed(lambda code=pair.code: model.encode([code])) for pair in near]
+            timings = [timed(partial(model.encode, [pair.code])) for pair in near]
     return statistics.median(timings) * 1e3
 
 
-def _timed(call: object) -> float:
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
     start = time.perf_counter()
-    call()  # type: ignore[operator]
+    call()
     return time.perf_counter() - start
 
 
@@ -158,7 +163,7 @@ def _label_seconds(bundle: Path, threads: int, pairs: list[Pair]) -> float:
     with load_encoder(bundle, threads=threads) as teacher:
         teacher.encode([sample[0].code])
         texts = [text for pair in sample for text in (pair.query, pair.code)]
-        return _timed(lambda: teacher.encode(texts)) * len(pairs) / len(sample)
+        return timed(lambda: teacher.encode(texts)) * len(pairs) / len(sample)
 
 
 def _finetune_seconds(

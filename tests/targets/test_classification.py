@@ -7,7 +7,17 @@ import numpy.typing as npt
 import pytest
 
 from codemill.errors import DataError
-from codemill.targets.classification import METRICS, bins, confusion, ece, majority, mcc
+from codemill.targets.classification import (
+    METRICS,
+    Interval,
+    bins,
+    confusion,
+    ece,
+    majority,
+    margin,
+    mcc,
+    resampled,
+)
 
 N = 300
 Floats = npt.NDArray[np.float64]
@@ -125,3 +135,28 @@ def test_rows_that_make_no_sense_are_errors(
 ) -> None:
     with pytest.raises(DataError, match=message):
         ece(np.array(probabilities), np.array(labels), np.ones(1))
+
+
+def test_figures_of_a_hundred_labels_take_no_table_of_label_by_decision() -> None:
+    """Ten thousand cells a row would be gigabytes."""
+    rng, labels = np.random.default_rng(0), np.arange(3000) % 104
+    probabilities = rng.random((3000, 104)) + 0.5 * np.eye(104)[labels]
+    whole = np.ones(3000)
+    right = (probabilities.argmax(1) == labels).mean()
+    assert METRICS["recall"](probabilities, labels, whole) == pytest.approx(right, abs=0.01)
+    table = np.array(confusion(probabilities, labels))
+    assert (table.shape, table.sum()) == ((104, 104), 3000)
+    assert np.trace(table) == pytest.approx(right * 3000)
+
+
+def test_the_margin_is_over_always_saying_one_label_whatever_is_drawn() -> None:
+    labels = np.array([0] * 60 + [1] * 40)
+    always = np.stack([np.ones(100), np.zeros(100)], 1)
+    weights = resampled([(i,) for i in range(100)])
+    assert margin(always, labels, weights) == Interval(0.0, 0.0, 0.0)
+    right = np.eye(2)[labels]
+    found = margin(right, labels, weights)
+    assert found is not None
+    assert found.value == pytest.approx(0.4)
+    assert found.low is not None
+    assert 0.25 < found.low < 0.4

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 
 from codemill.targets import BenchmarkResult, Report, make_report, read_report, render, write_report
+from codemill.targets.classification import Interval
 from codemill.targets.evaluation import LabelledEvaluation
-from codemill.targets.figures import LabelQuality
+from codemill.targets.figures import Difference, LabelQuality
 from codemill.targets.label_tables import label_section
-from codemill.targets.labelled import Answered, quality_of, robustness_of, weights_of
+from codemill.targets.labelled import (
+    Answered,
+    TextLengths,
+    quality_of,
+    robustness_of,
+    weights_of,
+)
 
 ROWS, FUNCTIONS = 600, 150
 Measured = tuple[BenchmarkResult, list[str]]
@@ -50,10 +57,11 @@ def qualities(
         for seed, skill in enumerate(skills, start=1)
     )
     after = answers(evaluation, skills[1], 3, False).probabilities
-    survived = robustness_of("rename", evaluation, range(ROWS), bundle, after)
-    mine = quality_of(evaluation, bundle, lengths, weights, teacher)
+    survived = robustness_of("rename", evaluation, range(200), bundle, after[:200])
+    own = TextLengths(lengths, 320, "split")
+    mine = quality_of(evaluation, bundle, lengths, weights, teacher, own)
     return (
-        quality_of(evaluation, teacher, lengths, weights, None),
+        quality_of(evaluation, teacher, lengths, weights, None, TextLengths(lengths, 512)),
         replace(mine, robustness=(survived,)),
     )
 
@@ -62,7 +70,9 @@ def report_of(measured: Measured, teacher: LabelQuality, bundle: LabelQuality) -
     given = {"teacher": teacher, "bundle": bundle}
     engines = tuple(replace(e, quality=None, labelling=given[e.name]) for e in measured[0].engines)
     kept = tuple(c for c in measured[0].comparisons if c.quantity not in ("mrr", "recall_at_10"))
-    found = replace(measured[0], engines=engines, comparisons=kept)
+    less = Interval(-0.021, -0.034, -0.009)
+    given_less = (Difference("bundle", "teacher", "accuracy", ROWS, less),)
+    found = replace(measured[0], engines=engines, comparisons=kept, differences=given_less)
     return make_report(found, title="clones", task="pair-classification")
 
 
@@ -124,9 +134,78 @@ def test_a_good_classifier_beside_its_teacher_needs_no_warning(report: Report) -
 def test_a_classifier_that_knows_nothing_is_said_to(result: Measured) -> None:
     section = label_section(report_of(result, *qualities((3.0, 0.0))))
     assert section is not None
-    majority, chance = section.notes
-    assert "cannot tell the bundle's accuracy from that of always saying" in majority
-    assert "cannot tell the bundle's order of rows from chance" in chance
+    worse, chance = section.notes
+    assert "the bundle is worse than always saying \u201cdifferent\u201d" in worse
+    assert "does not separate the bundle from chance" in chance
+    assert "which holds 0.5" in chance
+
+
+def test_a_margin_that_may_be_none_is_said_of_bundle_and_teacher(result: Measured) -> None:
+    teacher, bundle = qualities()
+    maybe, against = Interval(0.02, -0.01, 0.05), Interval(0.4, 0.35, 0.45)
+    unsure = (replace(x, margin=maybe) for x in (teacher, bundle))
+    section = label_section(report_of(result, *unsure))
+    assert section is not None
+    assert [note.split(" from ")[0] for note in section.notes] == [
+        "This set does not separate the bundle",
+        "This set does not separate teacher",
+    ]
+    assert "+0.020 (\u22120.010\u00a0to\u00a0+0.050)" in section.notes[0]
+    wrong = replace(bundle, figures={**bundle.figures, "auc": against})
+    section = label_section(report_of(result, teacher, wrong))
+    assert section is not None
+    assert "ranks rows the wrong way round" in section.notes[0]
+
+
+def test_the_page_sets_the_bundle_against_its_teacher_and_says_of_what_sample(
+    report: Report, tmp_path: Path
+) -> None:
+    section = label_section(report)
+    assert section is not None
+    assert section.differences is not None
+    heads, (accuracy, f1, auc) = section.differences
+    assert heads == ("minus teacher",)
+    assert accuracy.cells[0] is not None
+    assert (accuracy.cells[0].main, "below it" in accuracy.cells[0].small) == ("\u22120.021", True)
+    assert (f1.cells, auc.cells) == ((None,), (None,))
+    page = render([report], tmp_path / "report.html").read_text()
+    for said in (
+        *("margin of accuracy over it", "row by row", "a sample of 200 of the 600 pairs over"),
+        *("test texts longer than it reads at once", "than 320 tokens, read in pieces"),
+        "a pair of two functions of 16 tokens each, batch 1",
+    ):
+        assert said in page, said
+    # what another version left out is left out
+    old = replace(report.benchmark, differences=())
+    section = label_section(replace(report, benchmark=old))
+    assert section is not None
+    assert section.differences is None
+
+
+def test_of_many_labels_the_page_shows_the_most_frequent_mistakes(
+    report: Report, tmp_path: Path
+) -> None:
+    mine = report.student.labelling
+    assert mine is not None
+    labels = tuple(f"label {i}" for i in range(30))
+    table = tuple(tuple(50 if i == j else 9 * (j == i + 1) for j in range(30)) for i in range(30))
+    many = replace(mine, labels=labels, confusion=table)
+    engines = tuple(replace(e, labelling=many) for e in report.benchmark.engines)
+    found = replace(report, benchmark=replace(report.benchmark, engines=engines))
+    section = label_section(found)
+    assert section is not None
+    assert section.confusions[0].rows == ()
+    assert section.confusions[0].mistakes[0] == ("label 0", "label 1", 9, 9 / 59)
+    assert len(section.confusions[0].mistakes) == 15
+    assert "its most frequent mistakes" in render([found], tmp_path / "many.html").read_text()
+
+
+def test_reports_of_classifiers_side_by_side_show_accuracy_and_no_mrr(
+    report: Report, tmp_path: Path
+) -> None:
+    page = render([report, report], tmp_path / "two.html").read_text()
+    assert "accuracy against the baseline" in page
+    assert "MRR" not in page.split("</section>")[0]
 
 
 def test_a_label_that_no_row_has_is_named(result: Measured) -> None:

@@ -1,8 +1,8 @@
 """Stage `benchmark` of a classifier: teacher, the student in fp32, and the bundle on this machine.
 
 Engines: the classifier that taught, as fused ONNX fp32 (none where the data taught), the student before it was
-quantized, and the bundle. Quality is measured on the test; robustness on what is left of it when its code is
-rewritten without another meaning. Writes report.json and report.html.
+quantized, and the bundle. Quality is measured on the test; robustness on a sample of it whose code is rewritten
+without another meaning. Writes report.json and report.html.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     shapes = [Shape(tokens, batch) for tokens in lengths for batch in recipe.bench.batches]
     if headline(recipe) not in shapes:
         shapes.append(headline(recipe))
-    evaluation = read_labelled_evaluation(bundle / EVALUATION)
-    report(0.0, "rewriting the test's code without changing its meaning")
-    rewrites = rewritten(evaluation.texts, recipe.seed)
+    evaluation = read_labelled_evaluation(bundle / EVALUATION, "test")
+    report(0.0, "rewriting some of the test's code without changing its meaning")
+    rewrites = rewritten(evaluation, recipe.seed)
 
     def say(progress: Progress) -> None:
         report(progress.fraction, progress.message)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,15 +20,19 @@ from codemill.compress.models.export import export_classifier
 from codemill.compress.models.tokenize import tokenize
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
-from codemill.compress.search.cost import MANIFEST_BYTES
+from codemill.compress.rewrite import Rewrite
 from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import items_of
+from codemill.compress.stages.classify.exits import has_exits
+from codemill.compress.stages.classify.rewrites import MOST_TEXTS
 from codemill.compress.stages.classify.student import untrained
 from codemill.compress.stages.rehearsal import (
     FACTS,
+    MANIFEST_ALLOWANCE,
     Prediction,
     check_prediction,
     read_prediction,
+    timed,
 )
 from codemill.compress.stages.search import read_chosen
 from codemill.runtime import load_classifier, size_bytes
@@ -58,6 +60,7 @@ def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
         "quantize": recipe.quantize.method,
         "rounds": recipe.bench.rounds,
         "compute": asdict(compute),
+        **({"exits": recipe.exits.after} if isinstance(recipe.exits.after, tuple) else {}),
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
@@ -84,12 +87,18 @@ def _said(recipe: Recipe, folder: Path) -> str:
 def _rehearse(
     recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report
 ) -> Prediction:
+    from codemill.compress.exits.heads import Exiting, exit_layers
+
     chosen = read_chosen(inputs["search"])
     labels = labels_of(inputs["corpus"])
     rows = read_labelled(inputs["corpus"], "train", recipe.data.train_pairs)
     precision = "int8" if chosen.architecture.bits == 8 else "fp32"
     report(0.1, "exporting an untrained student")
     student = untrained(recipe, chosen, len(labels))
+    exiting = None
+    if isinstance(recipe.exits.after, tuple):
+        # a list of layers is refused where it cannot be, and its heads count against the budget
+        exiting = Exiting(student, exit_layers(recipe.exits.after, chosen.architecture.layers))
     export_classifier(
         student,
         folder / "student",
@@ -101,15 +110,25 @@ def _rehearse(
         name=recipe.name,
         architecture=chosen.architecture.to_json(),
         long=recipe.student.long,
+        exiting=exiting,
     )
     report(0.5, "timing it")
     latency_ms = _latency_ms(folder / "student", compute.threads, rows)
     report(0.7, "timing a few training steps")
+    training = _training_seconds(recipe, compute, student, chosen.tokenizer_json, rows)
+    exits = {}
+    if has_exits(recipe):
+        # heads alone: the texts are encoded once, forward only
+        passes = recipe.exits.epochs if recipe.exits.train == "all" else 1 / 3
+        exits = {"exits": training * passes / recipe.distill.epochs}
     seconds = {
-        "student": _training_seconds(recipe, compute, student, chosen.tokenizer_json, rows),
-        "export, bundle, benchmark": _FIXED_SECONDS + recipe.bench.rounds * _SECONDS_PER_ROUND,
+        "student": training,
+        **exits,
+        "export, bundle, benchmark": _FIXED_SECONDS
+        + recipe.bench.rounds * _SECONDS_PER_ROUND
+        + _reading_seconds(recipe, inputs["corpus"], latency_ms),
     }
-    size = size_bytes(folder / "student", f"cpu-{precision}") + MANIFEST_BYTES // 2
+    size = size_bytes(folder / "student", f"cpu-{precision}") + MANIFEST_ALLOWANCE
     return Prediction(
         size, round(latency_ms, 3), {name: round(value, 1) for name, value in seconds.items()}
     )
@@ -121,14 +140,19 @@ def _latency_ms(bundle: Path, threads: int, rows: Labelled) -> float:
     with load_classifier(bundle, threads=threads) as model:
         timings = []
         for _ in range(2):  # the first pass warms up
-            timings = [_timed(partial(model.probabilities, [item])) for item in items]
+            timings = [timed(partial(model.probabilities, [item])) for item in items]
     return statistics.median(timings) * 1e3
 
 
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def _reading_seconds(recipe: Recipe, corpus: Path, latency_ms: float) -> float:
+    """What reading the validation and the test takes the student, and a sample of the test in each rewriting.
+
+    The gates read the validation in fp32 and int8, the bundle both, the benchmark the test as both.
+    """
+    validation = len(read_labelled(corpus, "validation", recipe.data.validation_pairs).texts)
+    test = len(read_labelled(corpus, "test").texts)
+    texts = 3 * validation + 3 * test + 2 * len(Rewrite) * min(test, MOST_TEXTS)
+    return texts * latency_ms / 1e3 / recipe.texts
 
 
 def _training_seconds(
@@ -153,7 +177,7 @@ def _training_seconds(
     def step(batch: np.ndarray) -> object:
         return torch.autograd.grad(loss_of(batch), weights, allow_unused=True)
 
-    taken = [_timed(partial(step, batch)) for batch in batches[:_STEPS]]
+    taken = [timed(partial(step, batch)) for batch in batches[:_STEPS]]
     steps = max(1.0, len(rows.rows) * settings.epochs / settings.batch_size)
     # the first steps compile kernels
     per_step = float(np.median(taken[1:] or taken))

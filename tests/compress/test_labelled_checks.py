@@ -1,0 +1,166 @@
+"""What is known of a classifier's run beforehand, what robustness is sampled on, a gate that cannot be judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from codemill.compress.commands.estimate import estimate_command
+from codemill.compress.preflight import preflight
+from codemill.compress.recipe import Recipe, parse_recipe
+from codemill.compress.stages.classify import export
+from codemill.compress.stages.classify.rewrites import rewritten, sampled_texts
+from codemill.compress.stages.export import FACTS, said_of
+from codemill.errors import DataError, RecipeError
+from codemill.targets import Engine
+from codemill.targets.evaluation import LabelledEvaluation
+from codemill.targets.metrics import Ratio
+
+
+def recipe(model: Path, source: Path, **sections: dict[str, Any]) -> Recipe:
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "task": "classification",
+        "teacher": {"model": str(model), "max_tokens": 60},
+        "data": {"max_tokens": 48, "source": str(source)},
+        "student": {"max_tokens": 40},
+        "target": "cpu-int8",
+        "bench": {"tokens": [16]},
+    }
+    return parse_recipe({**values, **sections})
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    rows = [{"func": "a " * (10 if n % 10 else 55), "target": n % 2} for n in range(100)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_checks_say_how_long_texts_are_and_how_many_are_cut(
+    made_model: Path, source: Path, tmp_path: Path
+) -> None:
+    def said(**sections: dict[str, Any]) -> str:
+        checks = preflight(recipe(made_model, source, **sections), tmp_path / "work").checks
+        return next((check.found for check in checks if check.name == "lengths"), "")
+
+    found = said()
+    assert found.startswith("of 100 texts: ")
+    # ten of them have 55 words and two special tokens
+    assert "0.0% are longer than teacher.max_tokens 60;" in found
+    assert "10.0% are longer than student.max_tokens 40 and are cut off" in found
+    assert "half over 12" in found
+    assert said(student={"max_tokens": 40, "long": "split"}).endswith("and are read in pieces")
+
+
+def test_a_data_file_that_is_not_usable_is_said_before_anything_is_made(
+    made_model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"unheard_of": 1}\n' * 20)
+    with pytest.raises(DataError, match="no row is good"):
+        preflight(recipe(made_model, path), tmp_path / "work")
+
+
+def test_an_estimate_of_a_classifier_is_refused_before_the_data_are_looked_at(
+    made_model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.json"
+    values = recipe(made_model, tmp_path / "not-there.jsonl").model_dump(mode="json")
+    file.with_suffix(".yaml").write_text(json.dumps(values))
+    with pytest.raises(RecipeError, match=r"knows task: retrieval only.*classification"):
+        CliRunner().invoke(
+            estimate_command,
+            [
+                *(str(file.with_suffix(".yaml")), "--out", str(tmp_path / "quality.json")),
+                *("--work", str(tmp_path / "work")),
+            ],
+            catch_exceptions=False,
+        )
+
+
+def whole(rows: list[tuple[int, ...]], chosen: np.ndarray) -> int:
+    return sum(all(chosen[text] for text in row) for row in rows)
+
+
+def test_all_texts_are_the_sample_where_they_are_few() -> None:
+    assert sampled_texts([(0,), (1,)], 2, 0, 2).all()
+
+
+def test_of_single_functions_the_seed_draws_as_many_as_are_asked_for() -> None:
+    rows = [(n,) for n in range(1000)]
+    one, again, other = (sampled_texts(rows, 1000, seed, 400) for seed in (0, 0, 1))
+    assert one.sum() == 400
+    assert (one == again).all()
+    assert (one != other).any()
+
+
+def test_functions_that_meet_in_many_pairs_are_drawn_and_leave_the_labels_as_they_are() -> None:
+    """Clones come in clusters: a sample that prefers functions of many pairs would be of clones."""
+    rng = np.random.default_rng(0)
+    clones = [(a, b) for a, b in rng.integers(0, 60, (2000, 2)).tolist() if a != b]
+    others = [(a, b) for a, b in rng.integers(0, 800, (20000, 2)).tolist() if a != b]
+    rows = clones + others
+    chosen = sampled_texts(rows, 800, 0, 400)
+    assert chosen.sum() == 400
+    share = whole(clones, chosen) / whole(rows, chosen)
+    assert share == pytest.approx(len(clones) / len(rows), abs=0.05)
+
+
+def test_pairs_whose_functions_hardly_meet_are_drawn_themselves() -> None:
+    rows = [(2 * n, 2 * n + 1) for n in range(2000)]
+    chosen = sampled_texts(rows, 4000, 0, 400)
+    assert chosen.sum() == 400
+    assert whole(rows, chosen) == 200
+
+
+def test_only_the_sample_is_rewritten() -> None:
+    texts = tuple(
+        f"def f{n}(value):\n    other = value + {n}\n    return other\n" for n in range(9)
+    )
+    rows = tuple((n,) for n in range(9))
+    evaluation = LabelledEvaluation("test", ("a", "b"), texts, rows, (0,) * 9)
+    found = rewritten(evaluation, 0, 4)
+    chosen = sampled_texts(rows, 9, 0, 4)
+    assert [text is not None for text in found["rename"]] == chosen.tolist()
+    assert all(made != text for made, text in zip(found["rename"], texts, strict=True))
+    prose = LabelledEvaluation("test", ("a", "b"), (" ",), ((0,),), (0,))
+    assert rewritten(prose, 0) == {}
+
+
+def test_a_share_of_no_accuracy_is_a_gate_that_is_not_passed(
+    made_model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Ratio | None] = [Ratio(0.99, 0.98, 1.0, 40), None]
+    speed = Ratio(1.5, 1.4, 1.6, 5)
+
+    def ratio(_one: str, _other: str, quantity: str, shape: object = None) -> Ratio | None:
+        return speed if quantity == "latency" else kept[0]
+
+    for name in ("read_labelled", "read_probabilities", "labels_of", "truth_of", "evaluation_of"):
+        monkeypatch.setattr(export, name, lambda *_: None)
+    engine = Engine("x", (), "bundle", 1)
+    monkeypatch.setattr("codemill.targets.engine.bundle_engine", lambda *_, **__: engine)
+    measured = SimpleNamespace(ratio=ratio)
+    monkeypatch.setattr("codemill.targets.benchmark.benchmark", lambda *_: measured)
+    inputs = {"corpus": tmp_path, "labels": tmp_path}
+    asked = recipe(made_model, source)
+    found = export._gates(asked, tmp_path, inputs, 1, lambda *_: None)
+    assert found["accepted"] == "cpu-int8"
+    kept.pop(0)
+    # whatever loss is allowed
+    asked = asked.model_copy(update={"quantize": asked.quantize.model_copy(update={"max_loss": 1})})
+    found = export._gates(asked, tmp_path, inputs, 1, lambda *_: None)
+    assert found["accepted"] == "cpu-fp32"
+    assert found["gates"]["quality"]["passed"] is False
+    (tmp_path / FACTS).write_text(json.dumps(found))
+    said = said_of(tmp_path, "accuracy")
+    assert "cpu-fp32 ships" in said
+    assert "but fp32 labels no row of validation right" in said
