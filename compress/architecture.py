@@ -7,9 +7,13 @@ from typing import Any, Literal
 
 from codemill.errors import RecipeError
 
-__all__ = ["BITS", "Architecture", "Family"]
+__all__ = ["BITS", "TOKENIZERS", "Architecture", "Family", "Tokens"]
 
 Family = Literal["bert", "modernbert", "t5", "llama"]
+
+Tokens = Literal["pruned", "bpe"]
+TOKENIZERS: tuple[Tokens, ...] = ("pruned", "bpe")
+"""Where a student's tokens come from: the most used ones of its teacher, or a byte-level BPE of the data."""
 
 BITS = (8, 32)
 """What a weight may take: int8, or float."""
@@ -25,7 +29,7 @@ class Architecture:
     teacher's layers, counted from 0 at the bottom, that the student starts from; empty for a
     fresh one. `max_tokens` is the longest input, special tokens included. `kv_heads`: a decoder's
     groups of heads share so many keys and values; None means one for each head. `bits` of the
-    weights that ship.
+    weights that ship. `tokenizer`: one of TOKENIZERS.
     """
 
     vocab_size: int
@@ -40,6 +44,7 @@ class Architecture:
     family: Family = "bert"
     kv_heads: int | None = None
     bits: int = 8
+    tokenizer: Tokens = "pruned"
 
     def __post_init__(self) -> None:
         whole = ("vocab_size", "hidden_size", "layers", "heads", "head_size", "intermediate_size")
@@ -59,6 +64,10 @@ class Architecture:
             )
         if self.bits not in BITS:
             raise RecipeError(f"architecture: bits must be one of {list(BITS)}, not {self.bits}")
+        if self.tokenizer not in TOKENIZERS:
+            raise RecipeError(
+                f"architecture: tokenizer must be one of {list(TOKENIZERS)}, not {self.tokenizer!r}"
+            )
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise RecipeError(
                 f"architecture: {self.heads} heads do not divide into {self.kv_heads} groups"

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codemill.compress.architecture import Architecture
+from codemill.compress.architecture import Architecture, Tokens
 from codemill.compress.stages import student
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def run_trial(item: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     architecture = Architecture.from_json(item["architecture"])
     folders = {name: Path(path) for name, path in item["folders"].items()}
-    vocabulary = _vocabulary(recipe, folders["corpus"], item["vocabulary_pairs"])
+    vocabulary = _vocabulary(
+        recipe, architecture.tokenizer, folders["corpus"], item["vocabulary_pairs"]
+    )
     tokens = vocabulary.at(architecture.vocab_size)
     chosen = Chosen(architecture, tokens.tokenizer_json, tokens.kept, tokens.counts, tokens.parts)
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,11 +80,11 @@ def run_trial(item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1)
-def _vocabulary(recipe: Recipe, corpus: Path, pairs: int) -> Vocabulary:
+@lru_cache(maxsize=2)
+def _vocabulary(recipe: Recipe, kind: Tokens, corpus: Path, pairs: int) -> Vocabulary:
     from codemill.compress.models.load import load_teacher, resolve_model
     from codemill.compress.stages.corpus import read_split
     from codemill.compress.stages.search import texts_of, vocabulary_of
 
     tokenizer_json = load_teacher(resolve_model(recipe.model)).tokenizer_json
-    return vocabulary_of(recipe, tokenizer_json, texts_of(read_split(corpus, "train", pairs)))
+    return vocabulary_of(recipe, kind, tokenizer_json, texts_of(read_split(corpus, "train", pairs)))

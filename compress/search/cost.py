@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from codemill.compress.architecture import Architecture
+from codemill.compress.architecture import Architecture, Tokens
 from codemill.compress.search import decoder
 from codemill.errors import RecipeError
 
@@ -29,6 +29,7 @@ __all__ = [
     "MANIFEST_BYTES",
     "CostModel",
     "Costs",
+    "by_tokenizer",
     "gflops",
     "gflops_paper",
     "graph_bytes",
@@ -230,6 +231,17 @@ def interpolate(points: Mapping[int, float]) -> Callable[[int], float]:
     return at
 
 
+def by_tokenizer(
+    measured: Mapping[Tokens, Callable[[int], float]],
+) -> Callable[[Architecture], float]:
+    """What was measured at vocabulary sizes, for each kind of tokenizer, as a function of the architecture."""
+
+    def of(architecture: Architecture) -> float:
+        return measured[architecture.tokenizer](architecture.vocab_size)
+
+    return of
+
+
 class Costs(Protocol):
     """What a search asks of each architecture, once; pure functions all."""
 
@@ -259,24 +271,24 @@ def head_parameters(dim: int, labels: int, texts: int, hidden: int, ordered: boo
 class CostModel:
     """What the formulas need from this run's data and machine.
 
-    `tokens_per_function`: vocabulary size -> mean tokens of a function after truncation to the
-    longest input; `tokenizer_bytes`: vocabulary size -> length of tokenizer.json; `latency_ms`: of
+    `tokens_per_function`: mean tokens of a function after truncation to the longest input, by the
+    architecture's vocabulary; `tokenizer_bytes`: length of its tokenizer.json; `latency_ms`: of
     one function of that length, None where no machine was profiled. All pure: the search asks once
     for each architecture.
     """
 
-    tokens_per_function: Callable[[int], float]
-    tokenizer_bytes: Callable[[int], float]
+    tokens_per_function: Callable[[Architecture], float]
+    tokenizer_bytes: Callable[[Architecture], float]
     latency_ms: Callable[[Architecture], float] | None = None
     manifest_bytes: int = MANIFEST_BYTES
 
     def gflops(self, architecture: Architecture) -> float:
         """Dense GFLOPs of one function of mean length at the architecture's vocabulary."""
-        return gflops(architecture, self.tokens_per_function(architecture.vocab_size))
+        return gflops(architecture, self.tokens_per_function(architecture))
 
     def size_bytes(self, architecture: Architecture) -> int:
         """What ships, tokenizer and manifest included."""
-        tokenizer_bytes = self.tokenizer_bytes(architecture.vocab_size)
+        tokenizer_bytes = self.tokenizer_bytes(architecture)
         return size_bytes(architecture, tokenizer_bytes, self.manifest_bytes)
 
 

@@ -115,7 +115,8 @@ class QualityModel:
             *(architecture.intermediate_size, architecture.layers, pairs),
         ]
         copied = [float(layer in architecture.copied_layers) for layer in range(self._layers)]
-        return [*(float(np.log(size)) for size in sizes), *copied]
+        own_tokens = float(architecture.tokenizer == "bpe")
+        return [*(float(np.log(size)) for size in sizes), *copied, own_tokens]
 
     def _fit(self, observations: Sequence[Observation]) -> Any:
         from sklearn.exceptions import ConvergenceWarning

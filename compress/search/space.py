@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
-from codemill.compress.architecture import BITS, Architecture
+from codemill.compress.architecture import BITS, TOKENIZERS, Architecture, Tokens
 from codemill.errors import RecipeError
 
 __all__ = [
@@ -103,6 +103,7 @@ class Choices:
     head_sizes: tuple[int, ...] | None = None
     intermediate_sizes: tuple[int, ...] | None = None
     bits: tuple[int, ...] | None = None
+    tokenizers: tuple[Tokens, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,12 @@ class Space(AnySpace):
     head_size: int
     max_tokens: int
     bits: tuple[int, ...] = (8,)
+    tokenizers: tuple[Tokens, ...] = ("pruned",)
 
-    gene_names = ("vocab_sizes", "embedding_ranks", "layers", "heads", "intermediate_sizes", "bits")
+    gene_names = (
+        *("vocab_sizes", "embedding_ranks", "layers", "heads", "intermediate_sizes"),
+        *("bits", "tokenizers"),
+    )
     spread = (0, 3, 4)
 
     def __post_init__(self) -> None:
@@ -138,7 +143,7 @@ class Space(AnySpace):
 
     def fields(self, values: Sequence[Any]) -> dict[str, Any]:
         """The fields of the architecture with these choices."""
-        vocab_size, rank, copied, heads, intermediate, bits = values
+        vocab_size, rank, copied, heads, intermediate, bits, tokenizer = values
         return {
             "vocab_size": vocab_size,
             "hidden_size": self.hidden_size,
@@ -150,6 +155,7 @@ class Space(AnySpace):
             "embedding_rank": rank,
             "copied_layers": copied,
             "bits": bits,
+            "tokenizer": tokenizer,
         }
 
 
@@ -165,10 +171,11 @@ class FreshSpace(AnySpace):
     intermediate_sizes: tuple[int, ...]
     max_tokens: int
     bits: tuple[int, ...] = (8,)
+    tokenizers: tuple[Tokens, ...] = ("pruned",)
 
     gene_names = (
         *("vocab_sizes", "embedding_ranks", "hidden_sizes", "layers"),
-        *("head_sizes", "intermediate_sizes", "bits"),
+        *("head_sizes", "intermediate_sizes", "bits", "tokenizers"),
     )
     spread = (0, 2, 5)
 
@@ -190,7 +197,7 @@ class FreshSpace(AnySpace):
 
     def fields(self, values: Sequence[Any]) -> dict[str, Any]:
         """The fields of the architecture with these choices."""
-        vocab_size, rank, hidden_size, layers, head_size, intermediate, bits = values
+        vocab_size, rank, hidden_size, layers, head_size, intermediate, bits, tokenizer = values
         return {
             "vocab_size": vocab_size,
             "hidden_size": hidden_size,
@@ -201,6 +208,7 @@ class FreshSpace(AnySpace):
             "max_tokens": self.max_tokens,
             "embedding_rank": rank,
             "bits": bits,
+            "tokenizer": tokenizer,
         }
 
 
@@ -223,7 +231,7 @@ def check_choices(genes: dict[str, tuple[Any, ...]]) -> None:
         numbers = [
             len(choice) if isinstance(choice, tuple) else choice
             for choice in choices
-            if choice is not None
+            if choice is not None and not isinstance(choice, str)
         ]
         if any(number < 1 for number in numbers):
             raise RecipeError(
@@ -231,6 +239,10 @@ def check_choices(genes: dict[str, tuple[Any, ...]]) -> None:
             )
     if not set(genes["bits"]) <= set(BITS):
         raise RecipeError(f"search space: bits are of {list(BITS)}, not {list(genes['bits'])}")
+    if not set(genes.get("tokenizers", ())) <= set(TOKENIZERS):
+        raise RecipeError(
+            f"search space: tokenizers are of {list(TOKENIZERS)}, not {list(genes['tokenizers'])}"
+        )
 
 
 def default_space(
@@ -272,6 +284,7 @@ def default_space(
         head_size=hidden_size // heads,
         max_tokens=max_tokens,
         bits=_or(own.bits, BITS[:1]),
+        tokenizers=_or(own.tokenizers, TOKENIZERS[:1]),
     )
 
 
@@ -315,6 +328,7 @@ def fresh_space(
         ),
         max_tokens=max_tokens,
         bits=_or(own.bits, BITS[:1]),
+        tokenizers=_or(own.tokenizers, TOKENIZERS[:1]),
     )
 
 

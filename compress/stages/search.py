@@ -6,7 +6,7 @@ Writes search.json, architecture.json, tokenizer.json and vocabulary.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from codemill.compress.architecture import Architecture
+from codemill.compress.architecture import TOKENIZERS, Architecture, Tokens
 from codemill.compress.budget import Budget
 from codemill.compress.data.labelled import read_labelled, read_report
 from codemill.compress.data.pairs import Pair
@@ -33,6 +33,7 @@ from codemill.compress.recipe import Recipe
 from codemill.compress.search.cost import (
     MANIFEST_BYTES,
     CostModel,
+    by_tokenizer,
     gflops,
     gflops_paper,
     head_parameters,
@@ -86,6 +87,7 @@ the calls around it, which the closing benchmark times too: about 0.4 ms on mach
 _HEADLINE_TOKENS = 128
 """Of the teacher, in the function whose latency is searched and limited."""
 _REFERENCE = Path(__file__).parents[1] / "search" / "reference"
+_TOKENS = {"pruned": "tokens", "bpe": "byte-pair tokens of the data"}
 _MADE_BY = {"quality": "estimate", "latency": "profile"}
 
 
@@ -135,7 +137,8 @@ def _findings(folder: Path) -> str:
     copied = f" from {best['copied_layers']}" if best["copied_layers"] else ""
     known = [
         f"{best['layers']} layers of width {best['hidden_size']}{copied}, {best['heads']} heads, "
-        f"{best['intermediate_size']} inner, {best['vocab_size']:,} tokens at rank {best['embedding_rank']}: "
+        f"{best['intermediate_size']} inner, {best['vocab_size']:,} {_TOKENS[best['tokenizer']]} at rank "
+        f"{best['embedding_rank']}: "
         f"{best['gflops']:.2f} GFLOPs, {best['size_bytes'] / 1e6:.2f} MB"
     ]
     if best["latency_ms"] is not None:
@@ -159,7 +162,7 @@ class Searched:
     space: AnySpace
     costs: CostModel
     budget: Budget
-    vocabulary: Vocabulary
+    vocabularies: dict[Tokens, Vocabulary]
     teacher: Architecture
     teacher_tokens: float
     quality: QualityModel | None
@@ -175,25 +178,34 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
         teacher = load_teacher(resolve_model(recipe.origin))
         tokenizer_json, shape = teacher.tokenizer_json, read_shape(teacher.folder)
     texts, codes, labels = _training_texts(recipe, corpus)
-    vocabulary = vocabulary_of(recipe, tokenizer_json, texts)
-    space = space_of(recipe, shape, vocabulary.most)
+    vocabularies = {
+        kind: vocabulary_of(recipe, kind, tokenizer_json, texts) for kind in _tokenizers(recipe)
+    }
+    space = space_of(recipe, shape, min(found.most for found in vocabularies.values()))
     report(0.3, "measuring vocabularies")
     longest = recipe.student.max_tokens
-    lengths: dict[int, float] = {}
-    lengths_bytes: dict[int, float] = {}
     sizes = sorted(space.choices[0])
-    for size in sorted(
-        {sizes[round(at)] for at in np.linspace(0, len(sizes) - 1, _SIZES_MEASURED)}
-    ):
-        tokenizer = vocabulary.at(size).tokenizer_json
-        lengths[size] = _mean_length(tokenizer, codes, longest)
-        lengths_bytes[size] = len(tokenizer.encode())
+    lengths: dict[Tokens, Callable[[int], float]] = {}
+    lengths_bytes: dict[Tokens, Callable[[int], float]] = {}
+    for kind, vocabulary in vocabularies.items():
+        measured = {
+            size: vocabulary.at(size).tokenizer_json
+            for size in {sizes[round(at)] for at in np.linspace(0, len(sizes) - 1, _SIZES_MEASURED)}
+        }
+        lengths[kind] = interpolate(
+            {size: _mean_length(text, codes, longest) for size, text in measured.items()}
+        )
+        lengths_bytes[kind] = interpolate(
+            {size: len(text.encode()) for size, text in measured.items()}
+        )
     # without a teacher's tokens, those of the largest vocabulary are the nearest to whole words
-    whole = tokenizer_json or vocabulary.at(sizes[-1]).tokenizer_json
+    whole = tokenizer_json or vocabularies["bpe"].at(sizes[-1]).tokenizer_json
     full_length = _mean_length(whole, codes, longest)
     head_bytes = _head_bytes(recipe, shape.hidden_size, labels)
     costs = CostModel(
-        interpolate(lengths), interpolate(lengths_bytes), manifest_bytes=MANIFEST_BYTES + head_bytes
+        by_tokenizer(lengths),
+        by_tokenizer(lengths_bytes),
+        manifest_bytes=MANIFEST_BYTES + head_bytes,
     )
     teacher_shape = Architecture(
         vocab_size=shape.vocab_size,
@@ -213,7 +225,7 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
         teacher_ms = model.latency_ms(teacher_shape, _HEADLINE_TOKENS)
 
         def latency_ms(architecture: Architecture) -> float:
-            grown = costs.tokens_per_function(architecture.vocab_size) / full_length
+            grown = costs.tokens_per_function(architecture) / full_length
             value: float = model.latency_ms(architecture, _HEADLINE_TOKENS * grown)
             return value
 
@@ -222,7 +234,7 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
         space,
         costs,
         _budget(recipe, gflops(teacher_shape, full_length), teacher_ms, warnings),
-        vocabulary,
+        vocabularies,
         teacher_shape,
         full_length,
         quality,
@@ -257,9 +269,17 @@ def _head_bytes(recipe: Recipe, dim: int, labels: int) -> int:
     return parameters * _bits(recipe) // 8 + _HEAD_GRAPH_BYTES
 
 
-def vocabulary_of(recipe: Recipe, tokenizer_json: str | None, texts: Sequence[str]) -> Vocabulary:
+def _tokenizers(recipe: Recipe) -> tuple[Tokens, ...]:
+    """The kinds that the search chooses from."""
+    wanted = recipe.student.tokenizer
+    return TOKENIZERS if wanted == "auto" else (wanted,)
+
+
+def vocabulary_of(
+    recipe: Recipe, kind: Tokens, tokenizer_json: str | None, texts: Sequence[str]
+) -> Vocabulary:
     """The student's tokenizers, by size; `tokenizer_json` is the teacher's, `texts` are to train on."""
-    if recipe.student.tokenizer == "bpe" or tokenizer_json is None:
+    if kind == "bpe" or tokenizer_json is None:
         return Trained(texts, None if recipe.student.init == "fresh" else tokenizer_json)
     return Pruned(tokenizer_json, count_tokens(tokenizer_json, texts))
 
@@ -280,8 +300,8 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
         best = found.best
         looked = {"front": [], "seen": [_point(item) for item in found.seen], "exact": found.exact}
     chosen = best.architecture
-    kept = searched.vocabulary.at(chosen.vocab_size)
-    tokens = searched.costs.tokens_per_function(chosen.vocab_size)
+    kept = searched.vocabularies[chosen.tokenizer].at(chosen.vocab_size)
+    tokens = searched.costs.tokens_per_function(chosen)
     budget = searched.budget
     summary: dict[str, Any] = {
         "best": {
@@ -362,9 +382,10 @@ def space_of(recipe: Recipe, shape: TeacherShape, tokens: int) -> AnySpace:
         **{
             field.name: getattr(wanted, field.name)
             for field in fields(Choices)
-            if field.name != "bits"
+            if field.name not in ("bits", "tokenizers")
         },
         bits=wanted.bits or (_bits(recipe),),
+        tokenizers=_tokenizers(recipe),
     )
     if recipe.student.init == "fresh":
         return fresh_space(
@@ -426,6 +447,12 @@ def _quality(recipe: Recipe, shape: TeacherShape, warnings: list[str]) -> Qualit
         raise RecipeError(
             f"search.quality: the estimate is of students that are {'cut' if fresh else 'fresh'}, this recipe's "
             f"are {'fresh' if fresh else 'cut out of the teacher'}; `compress estimate` makes one for it"
+        )
+    seen = {item.architecture.tokenizer for item in estimate.observations}
+    if unseen := set(_tokenizers(recipe)) - seen:
+        raise RecipeError(
+            f"search.quality: the estimate holds no student with tokenizer {', '.join(sorted(unseen))}, which "
+            f"student.tokenizer: {recipe.student.tokenizer} asks for; `compress estimate` makes one for this recipe"
         )
     if (teacher["layers"], teacher.get("hidden_size")) != (shape.layers, shape.hidden_size):
         raise RecipeError(

@@ -16,7 +16,7 @@ from codemill.compress.architecture import Architecture
 from codemill.compress.budget import Budget
 from codemill.compress.estimate import estimate
 from codemill.compress.progress import Silent
-from codemill.compress.search.cost import CostModel, interpolate
+from codemill.compress.search.cost import CostModel, by_tokenizer, interpolate
 from codemill.compress.search.quality import QualityModel, estimate_bytes, read_estimate
 from codemill.compress.search.space import Space
 from codemill.compress.stages.search import Searched
@@ -36,8 +36,8 @@ SPACE = Space(
     max_tokens=256,
 )
 COSTS = CostModel(
-    interpolate({1000: 180, 6000: 125}),
-    interpolate({1000: 20_000, 6000: 95_000}),
+    by_tokenizer({"pruned": interpolate({1000: 180, 6000: 125})}),
+    by_tokenizer({"pruned": interpolate({1000: 20_000, 6000: 95_000})}),
 )
 LIMIT = 2_000_000
 
@@ -138,7 +138,7 @@ def test_a_rung_has_pairs_enough_to_learn_anything(tmp_path: Path) -> None:
 def test_only_the_longest_trials_train_as_a_run_does(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, tmp_path, "data.train_pairs=200", "distill.epochs=3")
     folders = {name: tmp_path / name for name in ("corpus", "teacher", "labels", "search")}
-    one = SPACE.architecture([0] * 6)
+    one = SPACE.architecture([0] * len(SPACE.choices))
     short, long = (trial(recipe, folders, one, pairs, 1)["recipe"] for pairs in (64, 200))
     assert (short["data"]["train_pairs"], long["data"]["train_pairs"]) == (64, 200)
     assert (short["distill"]["epochs"], long["distill"]["epochs"]) == (1, 3)

@@ -18,6 +18,7 @@ from codemill.compress.search.compressor import CompressorCosts, CompressorSpace
 from codemill.compress.search.cost import (
     CostModel,
     Costs,
+    by_tokenizer,
     gflops,
     gflops_paper,
     graph_bytes,
@@ -156,16 +157,30 @@ def test_a_quantity_is_interpolated_between_measured_sizes_and_not_guessed_beyon
 
 
 def test_a_smaller_vocabulary_costs_more_gflops_a_function() -> None:
-    costs = CostModel(interpolate({200: 40, 300: 30}), interpolate({200: 2000, 300: 3000}))
+    costs = CostModel(
+        by_tokenizer({"pruned": interpolate({200: 40, 300: 30})}),
+        by_tokenizer({"pruned": interpolate({200: 2000, 300: 3000})}),
+    )
     few, many = (architecture((size, 16, (0,), 4, 128)) for size in (200, 300))
     assert costs.gflops(few) > costs.gflops(many)
     assert costs.size_bytes(few) < costs.size_bytes(many)
     assert costs.size_bytes(many) == graph_bytes(many) + 3000 + costs.manifest_bytes
 
 
+def test_each_kind_of_tokenizer_has_lengths_of_its_own() -> None:
+    costs = CostModel(
+        by_tokenizer({"pruned": interpolate({200: 40}), "bpe": interpolate({200: 20})}),
+        by_tokenizer({"pruned": interpolate({200: 2000}), "bpe": interpolate({200: 2500})}),
+    )
+    cut = architecture((200, 16, (0,), 4, 128))
+    own = replace(cut, tokenizer="bpe")
+    assert costs.gflops(own) < costs.gflops(cut) / 1.9
+    assert costs.size_bytes(own) == costs.size_bytes(cut) + 500
+
+
 MEASURED = CostModel(
-    interpolate({1000: 180, 2000: 150.5, 6000: 125}),
-    interpolate({1000: 20_000, 6000: 95_000}),
+    by_tokenizer({"pruned": interpolate({1000: 180, 2000: 150.5, 6000: 125})}),
+    by_tokenizer({"pruned": interpolate({1000: 20_000, 6000: 95_000})}),
     lambda one: 0.5 * one.layers + 1e-3 * one.intermediate_size + 1e-4 * one.heads * one.head_size,
 )
 CUT: dict[str, Any] = {

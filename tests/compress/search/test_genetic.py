@@ -12,7 +12,7 @@ import pytest
 from codemill.compress.architecture import Architecture
 from codemill.compress.budget import Budget
 from codemill.compress.search import genetic
-from codemill.compress.search.cost import CostModel, interpolate
+from codemill.compress.search.cost import CostModel, by_tokenizer, interpolate
 from codemill.compress.search.genetic import TOLERANCE, Candidate, search
 from codemill.compress.search.space import FreshSpace, Space
 from codemill.errors import RefusedError
@@ -38,8 +38,8 @@ def latency_ms(architecture: Architecture) -> float:
 
 
 COSTS = CostModel(
-    interpolate({1000: 180, 2000: 150, 6000: 125}),
-    interpolate({1000: 20_000, 6000: 95_000}),
+    by_tokenizer({"pruned": interpolate({1000: 180, 2000: 150, 6000: 125})}),
+    by_tokenizer({"pruned": interpolate({1000: 20_000, 6000: 95_000})}),
     latency_ms,
 )
 BUDGETS = [
@@ -97,7 +97,9 @@ def costs_of(architecture: Architecture) -> tuple[float, int, float]:
 def test_whatever_fits_is_found_at_budgets_drawn_at_random() -> None:
     """Limits just above what one architecture costs: few others keep them all."""
     rng = np.random.default_rng(0)
-    for genes in rng.integers(0, [len(choices) for choices in SPACE.choices], (20, 6)):
+    for genes in rng.integers(
+        0, [len(choices) for choices in SPACE.choices], (20, len(SPACE.choices))
+    ):
         operations, size, ms = costs_of(SPACE.architecture(genes))
         budget = Budget(size_bytes=size, gflops=operations, latency_ms=ms)
         found = search(SPACE, budget, COSTS, seed=0)
@@ -230,7 +232,7 @@ def test_a_rank_beyond_the_width_makes_no_larger_embedding() -> None:
         max_tokens=64,
     )
     costs = CostModel(lambda _: 64.0, lambda _: 20_000.0)
-    wide = space.architecture((0, 0, 0, 0, 0, 0, 0))
+    wide = space.architecture((0,) * len(space.choices))
     limit = Budget(size_bytes=costs.size_bytes(wide))
     found = search(space, limit, costs, seed=0).best.architecture
     assert (found.vocab_size, found.embedding_rank) == (1500, 64)

@@ -14,7 +14,7 @@ import pytest
 
 from codemill.compress.architecture import Architecture
 from codemill.compress.budget import Budget
-from codemill.compress.search.cost import CostModel, interpolate
+from codemill.compress.search.cost import CostModel, by_tokenizer, interpolate
 from codemill.compress.search.genetic import Candidate
 from codemill.compress.search.pareto import ParetoResult, knee, most_quality, pareto
 from codemill.compress.search.space import Space
@@ -41,8 +41,8 @@ def latency_ms(architecture: Architecture) -> float:
 
 
 COSTS = CostModel(
-    interpolate({1000: 180, 2000: 150, 6000: 125}),
-    interpolate({1000: 20_000, 6000: 95_000}),
+    by_tokenizer({"pruned": interpolate({1000: 180, 2000: 150, 6000: 125})}),
+    by_tokenizer({"pruned": interpolate({1000: 20_000, 6000: 95_000})}),
     latency_ms,
 )
 
@@ -221,7 +221,7 @@ def test_an_impossible_budget_is_refused_with_what_is_possible() -> None:
 
 
 def candidate(quality: float, ms: float, size: int) -> Candidate:
-    return Candidate(SPACE.architecture([0] * 6), 1.0, size, ms, quality)
+    return Candidate(SPACE.architecture([0] * len(SPACE.choices)), 1.0, size, ms, quality)
 
 
 def test_the_knee_is_where_gains_begin_to_cost_and_most_quality_is_the_best_there_is() -> None:

@@ -178,6 +178,24 @@ def test_fresh_students_are_estimated_too() -> None:
     assert np.isfinite(model.predict([fresh(99)])).all()
 
 
+def test_where_tokens_come_from_is_learned_from_the_trials_of_both() -> None:
+    def prefers_its_own(item: Architecture, pairs: int) -> float:
+        return worth(item, pairs) + (0.05 if item.tokenizer == "bpe" else 0.0)
+
+    def alternating(number: int, item: Observation) -> Observation:
+        own = replace(item.architecture, tokenizer="bpe" if number % 2 else "pruned")
+        return Observation(own, item.pairs, prefers_its_own(own, item.pairs))
+
+    plain = estimate_of(worth, longest=40)
+    observations = tuple(alternating(*item) for item in enumerate(plain.observations))
+    model = QualityModel(replace(plain, observations=observations))
+    assert model.predictor == "estimate"
+    asked = sample(10, seed=9)
+    cut = model.predict(asked)
+    own = model.predict([replace(item, tokenizer="bpe") for item in asked])
+    assert np.abs(own - cut - 0.05).max() < 0.02
+
+
 # ---- the file
 
 

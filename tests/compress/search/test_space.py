@@ -119,12 +119,19 @@ def test_gene_vectors_and_architectures_correspond_one_to_one() -> None:
         hidden_size=16,
         head_size=8,
         max_tokens=32,
+        tokenizers=("pruned", "bpe"),
     )
     genes = [
-        (a, b, c, d, 0, 0) for a in range(2) for b in range(2) for c in range(3) for d in range(2)
+        (a, b, c, d, 0, 0, e)
+        for a in range(2)
+        for b in range(2)
+        for c in range(3)
+        for d in range(2)
+        for e in range(2)
     ]
     assert space.size == len(genes) == len({space.architecture(row) for row in genes})
-    chosen = space.architecture((1, 0, 2, 0, 0, 0))
+    chosen = space.architecture((1, 0, 2, 0, 0, 0, 1))
+    assert chosen.tokenizer == "bpe"
     assert (chosen.vocab_size, chosen.embedding_rank, chosen.copied_layers, chosen.heads) == (
         20,
         None,
@@ -209,7 +216,7 @@ def test_the_default_fresh_space_holds_only_what_is_fast() -> None:
     assert max(space.vocab_sizes) == 30522
     assert None in space.embedding_ranks
     assert all(size >= 16 and size % 8 == 0 for size in space.head_sizes)
-    for genes in ([0] * 7, [len(choices) - 1 for choices in space.choices]):
+    for genes in ([0] * len(space.choices), [len(choices) - 1 for choices in space.choices]):
         found = space.architecture(genes)
         assert found.heads * found.head_size == found.hidden_size
         assert (found.copied_layers, found.max_tokens) == ((), 256)
@@ -266,10 +273,11 @@ def test_fresh_genes_and_architectures_correspond_one_to_one() -> None:
         "intermediate_sizes": (64,),
         "max_tokens": 128,
         "bits": (8, 32),
+        "tokenizers": ("bpe",),
     }
     space = FreshSpace(**values)
     genes = [
-        (a, b, c, d, e, 0, f)
+        (a, b, c, d, e, 0, f, 0)
         for a in range(2)
         for b in range(2)
         for c in range(2)
@@ -278,7 +286,8 @@ def test_fresh_genes_and_architectures_correspond_one_to_one() -> None:
         for f in range(2)
     ]
     assert space.size == len(genes) == len({space.architecture(row) for row in genes})
-    found = space.architecture((1, 0, 1, 1, 1, 0, 1))
+    found = space.architecture((1, 0, 1, 1, 1, 0, 1, 0))
+    assert found.tokenizer == "bpe"
     assert (found.vocab_size, found.hidden_size, found.heads, found.head_size, found.bits) == (
         *(2000, 96, 3, 32),
         32,
