@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from codemill.compress.distill.losses import contrastive, cosine_distance, similarity_divergence
+from codemill.compress.distill.team import ALONE, Team, part_of
 from codemill.compress.models.pooling import Tokenized, embed, pad, positions
 from codemill.compress.pipeline import CHECKPOINT, Report
 from codemill.compress.recipe import Distill, Losses
@@ -163,13 +164,18 @@ def fit(
     validate: Callable[[], float],
     folder: Path,
     report: Report,
+    team: Team = ALONE,
 ) -> list[Point]:
     """Train `model` in place, a step for each of `batches`, and leave it with the weights that validated best.
 
     Only parameters that require gradients are trained. A checkpoint in `folder` is continued from,
     and stays there: it goes when the stage's own files are safe (`run_stages`).
+    team: each of its processes calls this with the same model, batches and folder; a step then takes the mean
+    of their gradients, each of its part of the batch, weighted by its rows. The model is on the team's device
+    while it is trained, and ends on the processor.
     Raises TrainingError, with the step, when the loss is not a number.
     """
+    model.to(team.device)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=schedule.learning_rate, weight_decay=0.01)
     every = math.ceil(len(batches) / schedule.validations)
@@ -181,12 +187,16 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = _rate(state.step, len(batches), schedule)
         where = f"step {state.step + 1} of {len(batches)}"
-        loss = _step(trained, optimizer, loss_of(batches[state.step]), where)
+        part, share = part_of(batches[state.step], team)
+        loss = _step(trained, optimizer, loss_of(part), where, team, share)
         state.step += 1
         state.losses.append(loss)
         if state.step % every == 0 or state.step == len(batches):
-            state.validated(validate())
-            state.save()
+            state.validated(team.told(validate))
+            if team.leads:
+                state.save()
+        if not team.leads:
+            continue
         state.save_now_and_then()
         speed = (time.monotonic() - started) / (state.step - first)
         note = f"step {state.step}/{len(batches)}, loss {loss:.3f}, {speed:.2f} s a step"
@@ -194,6 +204,7 @@ def fit(
             note += f", best {max(point.metric for point in state.points):.3f}"
         report(state.step / len(batches), note)
     state.finish()
+    model.to("cpu")
     return state.points
 
 
@@ -204,12 +215,20 @@ def _rate(step: int, steps: int, schedule: Schedule) -> float:
 
 
 def _step(
-    trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, loss: Tensor, where: str
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    where: str,
+    team: Team,
+    share: float,
 ) -> float:
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
+    mean = loss.detach()
+    gradients = [item.grad for item in trained.values() if item.grad is not None]
+    team.average([mean, *gradients], share)
     norm = float(torch.nn.utils.clip_grad_norm_(trained.values(), 1.0))
-    value = float(loss.detach())
+    value = float(mean)
     # checked before the weights are touched: a checkpoint never holds a NaN
     for what, found in (("loss", value), ("gradient's norm", norm)):
         if not math.isfinite(found):
@@ -277,7 +296,8 @@ class _State:
         if not self.path.is_file():
             return
         try:
-            value: dict[str, Any] = torch.load(self.path, weights_only=True)
+            # an optimizer puts its state where the weights are
+            value: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
             return
         with torch.no_grad():

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["contrastive", "cosine_distance", "label_divergence", "similarity_divergence"]
+__all__ = [
+    "contrastive",
+    "cosine_distance",
+    "hidden_distance",
+    "label_divergence",
+    "relation_divergence",
+    "similarity_divergence",
+]
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -68,4 +75,42 @@ def label_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Ten
     return found * temperature**2
 
 
+def hidden_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error between hidden states that are normalised to mean 0 and variance 1; over real tokens.
+
+    student, teacher: [batch, tokens, width]; mask [batch, tokens], 1 where a token is real. Normalised, because
+    what counts is where a state points: the next layer's norm takes the rest away. (Idea: 1908.09355, 1909.10351.)
+    """
+    width = student.shape[-1:]
+    apart = functional.layer_norm(student.float(), width) - functional.layer_norm(
+        teacher.float(), width
+    )
+    return (apart.square().mean(-1) * mask).sum() / mask.sum()
+
+
+def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """KL from the teacher's relations between the tokens of a text to the student's (MiniLM v2, 2012.15828).
+
+    student [batch, tokens, width], teacher [batch, tokens, its width]: all queries of a layer, or all keys, or all
+    values, its heads side by side; mask [batch, tokens], 1 where a token is real. Both widths are split into as
+    many `heads`, whatever the models' own; a relation is the softmax over the real tokens of the products of one
+    token's vector with all, over the root of a head's width. The mean over heads and real tokens.
+    """
+    real = mask.bool()[:, None, None, :]
+    mine, aim = (_relations(vectors.float(), real, heads) for vectors in (student, teacher))
+    # what is not real has no share on either side, and its logarithm is not finite
+    apart = (aim.exp() * (aim - mine)).masked_fill(~real, 0.0).sum(-1)
+    return (apart.mean(1) * mask).sum() / mask.sum()
+
+
+def _relations(vectors: Tensor, real: Tensor, heads: int) -> Tensor:
+    """Logarithms of the relations, [batch, heads, tokens, tokens]; vectors [batch, tokens, width]."""
+    batch, tokens, width = vectors.shape
+    split = vectors.view(batch, tokens, heads, width // heads).transpose(1, 2)
+    scores: Tensor = split @ split.transpose(-1, -2) / (width // heads) ** 0.5
+    # not -inf: the difference of two would be no number, and its gradient too
+    return scores.masked_fill(~real, _NEVER).log_softmax(-1)
+
+
 _LEAST = 1e-6
+_NEVER = -1e9

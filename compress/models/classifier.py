@@ -21,7 +21,7 @@ from codemill.compress.models.pooling import Pooling, Tokenized, pad, pool, posi
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Classifier", "Head", "load_head", "save_head"]
+__all__ = ["Classifier", "Head", "Texts", "load_head", "save_head"]
 
 _TEXTS_PER_RUN = 32
 _STEEPNESS = 5.0
@@ -92,25 +92,38 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder, self.head, self.texts, self.pooling = encoder, head, texts, pooling
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def embed(self, ids: Tensor, mask: Tensor, bf16: bool = False) -> Tensor:
-        """ids, mask [batch, tokens] -> pooled float32 [batch, dim], not normalised."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        """ids, mask [batch, tokens] -> pooled float32 [batch, dim], not normalised; where the weights are."""
+        device = self.device
+        ids, mask = ids.to(device), mask.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return pool(hidden, mask, self.pooling)
 
     def embed_distinct(
         self, tokens: Texts, indices: Sequence[int], bf16: bool = False
     ) -> tuple[Tensor, dict[int, int]]:
-        """Embeddings of the texts of these indices, [n, dim], and the row of each index.
-
-        Texts of like length share a run, so that little of it is padding.
-        """
-        order = sorted(indices, key=lambda index: (len(tokens[index]), index))
-        rows = []
-        for start in range(0, len(order), _TEXTS_PER_RUN):
-            batch = [tokens[index] for index in order[start : start + _TEXTS_PER_RUN]]
-            rows.append(self.embed(*pad(batch, positions(self.encoder)), bf16))
+        """Embeddings of the texts of these indices, [n, dim], and the row of each index."""
+        runs = self.runs(tokens, indices)
+        rows = [
+            self.embed(*pad([tokens[index] for index in run], positions(self.encoder)), bf16)
+            for run in runs
+        ]
+        order = (index for run in runs for index in run)
         return torch.cat(rows), {index: row for row, index in enumerate(order)}
+
+    @staticmethod
+    def runs(tokens: Texts, indices: Sequence[int]) -> list[list[int]]:
+        """The indices of each run of the encoder: texts of like length share one, so that little is padding."""
+        order = sorted(indices, key=lambda index: (len(tokens[index]), index))
+        return [
+            order[start : start + _TEXTS_PER_RUN] for start in range(0, len(order), _TEXTS_PER_RUN)
+        ]
 
     def logits(self, tokens: Texts, rows: np.ndarray, bf16: bool = False) -> Tensor:
         """rows int [n, texts] of indices into `tokens` -> [n, labels]; each distinct text is encoded once."""
@@ -122,7 +135,7 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def probabilities(self, tokens: Tokenized, rows: np.ndarray, bf16: bool = False) -> np.ndarray:
         """float32 [n, labels]; rows int [n, texts]."""
-        return self.logits(tokens, rows, bf16).softmax(-1).numpy()
+        return self.logits(tokens, rows, bf16).softmax(-1).cpu().numpy()
 
 
 def save_head(head: Head, path: Path) -> None:

@@ -4,6 +4,8 @@ and history.json."""
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,19 +17,35 @@ from codemill.compress.recipe import Recipe
 from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import truth_of
 from codemill.compress.stages.classify.labels import read_probabilities
+from codemill.compress.stages.classify.teacher import facts, teaching_classifier
 from codemill.compress.stages.search import Chosen, read_chosen
 from codemill.compress.stages.student import HISTORY, STUDENT, cut_from
-from codemill.errors import DataError
+from codemill.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from codemill.compress.distill.augment import Augmented
+    from codemill.compress.distill.labels import LabelTargets
+    from codemill.compress.distill.loop import Point
+    from codemill.compress.distill.origin import Origin
+    from codemill.compress.distill.team import Team
     from codemill.compress.models.classifier import Classifier
 
-__all__ = ["VERSION", "read_student", "stage", "teacher_probabilities", "untrained"]
+__all__ = [
+    "VERSION",
+    "check_rewritable",
+    "distil",
+    "origin_of",
+    "read_student",
+    "stage",
+    "teacher_probabilities",
+    "untrained",
+]
 
 VERSION = 1
 _HEAD = "head.safetensors"
+_AUGMENTATION = "augmentation.json"
 _LONGEST_TRAINED = 8192
 """Of a text that is trained on in windows."""
 
@@ -37,7 +55,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
     settings = {
         "distill": recipe.distill.model_dump(),
         "head": [recipe.student.head_size, recipe.data.pair_order],
-        "long": recipe.student.long,
+        "windows": recipe.trains_on_windows,
         "rows": [recipe.data.train_pairs, recipe.data.validation_pairs],
         "max_tokens": [recipe.data.max_tokens, recipe.student.max_tokens],
         "seed": recipe.seed,
@@ -49,7 +67,12 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
 
     inputs = ("corpus", "search", "teacher", "labels")
     libraries = ("torch", "transformers", "tokenizers")
-    return Stage("student", VERSION, inputs, settings, libraries, work)
+    said = _said if recipe.distill.augment else None
+    return Stage("student", VERSION, inputs, settings, libraries, work, findings=said)
+
+
+def _said(folder: Path) -> str:
+    return str(json.loads((folder / _AUGMENTATION).read_text())["said"])
 
 
 def untrained(recipe: Recipe, chosen: Chosen, labels: int) -> Classifier:
@@ -80,38 +103,60 @@ def teacher_probabilities(train: Labelled, labels: Path) -> np.ndarray | None:
 def _distil(
     recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report
 ) -> None:
-    from codemill.compress.distill.labels import LabelTargets, label_loss, taught_rows
-    from codemill.compress.distill.loop import Schedule, fit
+    from codemill.compress.distill.augment import clear
+    from codemill.compress.distill.team import led
     from codemill.compress.models.classifier import Head, save_head
     from codemill.compress.models.surgery import save_student
-    from codemill.compress.models.tokenize import tokenize, unknown_id
+
+    if recipe.distill.augment:
+        # once, before the processes that follow look for it
+        train = read_labelled(inputs["corpus"], "train", recipe.data.train_pairs)
+        found = _augmented(recipe, compute, train.texts, folder, report)
+        (folder / _AUGMENTATION).write_text(json.dumps({"said": found.said}))
+    arguments = (recipe, compute, dict(inputs), folder)
+    chosen = read_chosen(inputs["search"])
+    with led(compute.processes, compute.device, _follow, arguments) as team:
+        student, points = distil(recipe, compute, inputs, chosen, folder, report, team)
+    assert isinstance(student.head, Head)
+    save_student(student.encoder, chosen.architecture, folder / STUDENT)
+    save_head(student.head, folder / _HEAD)
+    (folder / HISTORY).write_text(json.dumps([asdict(point) for point in points]))
+    clear(folder)
+
+
+def _follow(
+    team: Team, recipe: Recipe, compute: Compute, inputs: dict[str, Path], folder: Path
+) -> None:
+    """In a process that trains with the one that leads: the same, but for what is written."""
+    import torch
+
+    torch.set_num_threads(max(1, compute.threads // team.size))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    chosen = read_chosen(inputs["search"])
+    distil(recipe, compute, inputs, chosen, folder, lambda *_: None, team)
+
+
+def distil(
+    recipe: Recipe,
+    compute: Compute,
+    inputs: Folders,
+    chosen: Chosen,
+    folder: Path,
+    report: Report,
+    team: Team,
+) -> tuple[Classifier, list[Point]]:
+    """The trained student of a chosen architecture, and its validations.
+
+    Reads the folders of the stages corpus, teacher and labels. A checkpoint in `folder` is continued from.
+    """
+    from codemill.compress.distill.labels import label_loss
+    from codemill.compress.distill.loop import Schedule, fit
+    from codemill.compress.models.tokenize import tokenize
     from codemill.compress.tasks.classification import plan_row_batches, validator
 
     corpus, settings = inputs["corpus"], recipe.distill
-    chosen = read_chosen(inputs["search"])
     student = untrained(recipe, chosen, len(labels_of(corpus)))
-    assert isinstance(student.head, Head)
-    train = read_labelled(corpus, "train", recipe.data.train_pairs)
-    longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
-    windows = recipe.student.long == "split"
-    tokens = tokenize(chosen.tokenizer_json, train.texts, _LONGEST_TRAINED if windows else longest)
-    teacher = teacher_probabilities(train, inputs["labels"])
-    targets = LabelTargets(
-        tokens, train.rows, train.labels, teacher, unknown_id(chosen.tokenizer_json), longest
-    )
-    taught = taught_rows(targets, settings)
-    if not taught.any():
-        raise DataError(
-            "no training row has a label to learn from, neither its own nor a teacher's: give teacher.model a model "
-            "that labels, or labelled rows"
-        )
-    if not taught.all():
-        report(
-            0.0,
-            f"{int((~taught).sum()):,} training rows have no label of any kind and are left out",
-        )
-        kept = teacher[taught] if teacher is not None else None
-        targets = replace(targets, rows=train.rows[taught], gold=train.labels[taught], teacher=kept)
+    targets = _targets(recipe, compute, inputs, chosen, folder, report)
     held_out = read_labelled(corpus, "validation", recipe.data.validation_pairs)
     validate = validator(
         student,
@@ -120,22 +165,123 @@ def _distil(
         truth_of(held_out, read_probabilities(inputs["labels"], "validation")),
         compute.bf16,
     )
-    lengths = [min(len(text), longest) for text in tokens]
+    origin = origin_of(recipe, chosen, corpus, inputs["teacher"], team.device)
+    lengths = [min(len(text), targets.longest) for text in targets.tokens]
     batches = plan_row_batches(
         targets.rows, lengths, settings.batch_size, settings.epochs, recipe.seed
     )
     points = fit(
         student,
         batches,
-        label_loss(student, targets, settings, compute.bf16, recipe.seed),
+        label_loss(student, targets, settings, compute.bf16, recipe.seed, origin),
         Schedule.of(settings, compute.bf16),
         validate,
         folder,
         report,
+        team,
     )
-    save_student(student.encoder, chosen.architecture, folder / STUDENT)
-    save_head(student.head, folder / _HEAD)
-    (folder / HISTORY).write_text(json.dumps([asdict(point) for point in points]))
+    return student, points
+
+
+def _targets(
+    recipe: Recipe,
+    compute: Compute,
+    inputs: Folders,
+    chosen: Chosen,
+    folder: Path,
+    report: Report,
+) -> LabelTargets:
+    """What there is to learn from, without the rows that have no label of any kind."""
+    from codemill.compress.distill.labels import LabelTargets, taught_rows
+    from codemill.compress.models.tokenize import tokenize, unknown_id
+
+    train = read_labelled(inputs["corpus"], "train", recipe.data.train_pairs)
+    longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
+    windows = recipe.trains_on_windows
+    most = _LONGEST_TRAINED if windows else longest
+    variants: tuple[list[np.ndarray], ...] = ()
+    if recipe.distill.augment:
+        found = _augmented(recipe, compute, train.texts, folder, report)
+        variants = tuple(tokenize(chosen.tokenizer_json, texts, most) for texts in found.variants)
+    teacher = teacher_probabilities(train, inputs["labels"])
+    if teacher is not None:
+        # a trial of fewer rows reads the first labels
+        teacher = teacher[: len(train.rows)]
+    targets = LabelTargets(
+        tokenize(chosen.tokenizer_json, train.texts, most),
+        train.rows,
+        train.labels,
+        teacher,
+        unknown_id(chosen.tokenizer_json),
+        longest,
+        variants,
+    )
+    taught = taught_rows(targets, recipe.distill)
+    if not taught.any():
+        raise DataError(
+            "no training row has a label to learn from, neither its own nor a teacher's: give teacher.model a model "
+            "that labels, or labelled rows"
+        )
+    if taught.all():
+        return targets
+    report(
+        0.0, f"{int((~taught).sum()):,} training rows have no label of any kind and are left out"
+    )
+    kept = teacher[taught] if teacher is not None else None
+    return replace(targets, rows=train.rows[taught], gold=train.labels[taught], teacher=kept)
+
+
+def check_rewritable(recipe: Recipe, texts: Sequence[str]) -> None:
+    """Raise DataError where a recipe wants texts rewritten whose language cannot be told."""
+    if recipe.distill.augment and recipe.distill.language is None:
+        from codemill.compress.distill.augment import language_among
+
+        language_among(texts)
+
+
+def _augmented(
+    recipe: Recipe, compute: Compute, texts: list[str], folder: Path, report: Report
+) -> Augmented:
+    from codemill.compress.distill.augment import augmented
+
+    return augmented(texts, recipe.distill, recipe.seed, folder, compute.threads, report)
+
+
+def origin_of(
+    recipe: Recipe, chosen: Chosen, corpus: Path, teacher: Path | None, device: str = "cpu"
+) -> Origin | None:
+    """What the losses of the origin learn from; None where the recipe asks for none of them.
+
+    teacher: the folder of that stage; where it fine-tuned the model that the student is cut out of, and that one
+    teaches, it is the fine-tuned one. None: the model as it came.
+    Raises RecipeError for a student whose tokens or layers are not the origin's.
+    """
+    import torch
+
+    from codemill.compress.distill.origin import Origin
+    from codemill.compress.models.load import load_teacher, resolve_model
+
+    asked = recipe.distill.losses.of_origin
+    if not asked:
+        return None
+    copied = chosen.architecture.copied_layers
+    if recipe.origin is None or not copied or not chosen.kept:
+        raise RecipeError(
+            f"distill.losses.{asked[0]}: the student's tokens and layers have to be those of the model it is cut "
+            "out of, and this one is fresh or has tokens of its own; set it to 0, or give student.tokenizer: pruned "
+            "and a model as student.init"
+        )
+    if (
+        teacher is not None
+        and recipe.origin == recipe.teacher.model
+        and facts(teacher)["teaches"] == "finetuned"
+    ):
+        teaching, _ = teaching_classifier(recipe, corpus, teacher)
+        encoder, pooling = teaching.encoder, teaching.pooling
+    else:
+        loaded = load_teacher(resolve_model(recipe.origin))
+        encoder, pooling = loaded.model, loaded.pooling
+    return Origin(encoder.eval().to(device), pooling, torch.tensor(chosen.kept), copied)
 
 
 def read_student(recipe: Recipe, folder: Path) -> Classifier:

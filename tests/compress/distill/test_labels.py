@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tests.compress.conftest import HIDDEN, tiny_bert
 
+from codemill.compress.distill import labels as labels_module
+from codemill.compress.distill import loop
 from codemill.compress.distill.labels import LabelTargets, _seen, label_loss, taught_rows
+from codemill.compress.distill.loop import Schedule, fit
 from codemill.compress.distill.losses import label_divergence
 from codemill.compress.models.classifier import Classifier, Head
 from codemill.compress.recipe import Distill, Losses
+from codemill.compress.tasks.classification import plan_row_batches
 
 
 def test_the_divergence_from_oneself_is_nothing_at_any_temperature() -> None:
@@ -107,9 +113,108 @@ def test_hidden_tokens_are_the_same_whenever_a_batch_comes_and_never_the_special
     settings = Distill(token_dropout=0.4)
     assert loss(classifier, of, settings) == loss(classifier, of, settings)
     assert loss(classifier, of, settings) != loss(classifier, of, Distill())
-    seen = _seen(of, of.rows, 0.4, 0)
+    seen, whole = _seen(of, of.rows, settings, 0)
     for index, ids in enumerate(of.tokens):
         assert seen[index][[0, -1]].tolist() == ids[[0, -1]].tolist()
+        assert whole[index].tolist() == ids.tolist()
+    hidden = [seen[index] != ids for index, ids in enumerate(of.tokens)]
+    assert sum(part.sum() for part in hidden) > 0
+
+
+def rewritten_targets(count: int = 40) -> LabelTargets:
+    """Every text is all 5, its first variant all 6, its second all 7, each of another length."""
+    forms = [
+        [np.full(length, token) for _ in range(count)]
+        for token, length in ((5, 9), (6, 8), (7, 12))
+    ]
+    gold = np.arange(count) % 2
+    return LabelTargets(forms[0], np.arange(count)[:, None], gold, variants=(forms[1], forms[2]))
+
+
+def test_of_the_texts_that_a_step_sees_the_share_asked_for_is_rewritten() -> None:
+    of = rewritten_targets()
+    seen = {
+        share: [
+            int(_seen(of, of.rows, Distill(augment=share), seed)[0][index][0])
+            for seed in range(20)
+            for index in range(40)
+        ]
+        for share in (0.0, 0.3, 1.0)
+    }
+    assert set(seen[0.0]) == {5}
+    assert 0.25 < np.mean([token != 5 for token in seen[0.3]]) < 0.35
+    assert set(seen[1.0]) == {6, 7}
+    assert 0.4 < np.mean([token == 6 for token in seen[1.0]]) < 0.6
+
+
+def test_which_texts_are_seen_rewritten_is_a_function_of_seed_and_batch() -> None:
+    of, settings = rewritten_targets(), Distill(augment=0.5, token_dropout=0.2)
+
+    def shown(seed: int) -> list[list[int]]:
+        found = _seen(of, of.rows, settings, seed)[0]
+        return [found[index].tolist() for index in range(40)]
+
+    assert shown(3) == shown(3)
+    assert shown(3) != shown(4)
+
+
+def test_a_rewritten_text_keeps_its_label(classifier: Classifier) -> None:
+    of = rewritten_targets()
+    as_they_are = LabelTargets(of.variants[0], of.rows, of.gold)
+    only_first = LabelTargets(of.tokens, of.rows, of.gold, variants=of.variants[:1])
+    assert loss(classifier, only_first, Distill(augment=1.0)) == pytest.approx(
+        loss(classifier, as_they_are, Distill())
+    )
+
+
+@pytest.mark.parametrize("at", [3, 7])
+def test_a_run_that_was_stopped_sees_the_rewritten_texts_that_an_undisturbed_one_sees(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
+    of = rewritten_targets()
+    settings = Distill(augment=0.5, token_dropout=0.1, batch_size=8, epochs=2, validations=2)
+    batches = plan_row_batches(of.rows, [9] * 40, 8, 2.0, 0)
+    fresh = {name: value.clone() for name, value in classifier.state_dict().items()}
+
+    def train(folder: Path, stop: int = -1) -> dict[str, torch.Tensor]:
+        def report(_fraction: float, note: str) -> None:
+            if note.startswith(f"step {stop}/"):
+                raise KeyboardInterrupt
+
+        folder.mkdir(exist_ok=True)
+        classifier.load_state_dict(fresh)
+        fit(
+            classifier,
+            batches,
+            label_loss(classifier, of, settings, False, 5),
+            Schedule.of(settings, False),
+            # of the weights alone, as a real metric is
+            lambda: float(classifier.head.outer.weight.detach().abs().mean()),
+            folder,
+            report,
+        )
+        return {name: value.clone() for name, value in classifier.state_dict().items()}
+
+    expected = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", at)
+    found = train(tmp_path / "stopped")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not torch.equal(expected["head.inner.weight"], fresh["head.inner.weight"])
+
+
+def test_weights_of_labels_are_counted_once(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, counted = targets([0, 0, 0, 1], None), []
+    count = np.bincount
+    monkeypatch.setattr(
+        labels_module.np, "bincount", lambda *a, **k: (counted.append(1), count(*a, **k))[1]
+    )
+    loss_of = label_loss(classifier, of, Distill(class_weights="balanced"), False)
+    assert float(loss_of(np.arange(4)).detach()) == float(loss_of(np.arange(4)).detach())
+    assert len(counted) == 1
 
 
 def test_of_a_long_text_a_step_sees_a_window_between_its_special_tokens() -> None:
@@ -117,12 +222,14 @@ def test_of_a_long_text_a_step_sees_a_window_between_its_special_tokens() -> Non
     of = LabelTargets([long, np.arange(9)], np.array([[0], [1]]), np.array([0, 1]), longest=20)
     starts = set()
     for seed in range(40):
-        window = _seen(of, of.rows, 0.0, seed)[0]
+        seen, whole = _seen(of, of.rows, Distill(), seed)
+        window = seen[0]
+        assert whole[0].tolist() == window.tolist()
         assert len(window) == 20
         assert (window[0], window[-1]) == (100, 199)
         assert (np.diff(window[1:-1]) == 1).all()
         starts.add(int(window[1]))
-        assert _seen(of, of.rows, 0.0, seed)[1].tolist() == list(range(9))
+        assert seen[1].tolist() == list(range(9))
     assert 101 in starts
     assert len(starts) > 10
     assert max(starts) + 17 <= 198
