@@ -36,6 +36,7 @@ from codemill.compress.stages import (
 from codemill.compress.stages.classify import bench as classify_bench
 from codemill.compress.stages.classify import bundle as classify_bundle
 from codemill.compress.stages.classify import corpus as classify_corpus
+from codemill.compress.stages.classify import exits as classify_exits
 from codemill.compress.stages.classify import export as classify_export
 from codemill.compress.stages.classify import labels as classify_labels
 from codemill.compress.stages.classify import rehearsal as classify_rehearsal
@@ -87,8 +88,10 @@ def _classifier_stages(recipe: Recipe, compute: Compute, machine: str) -> list[S
         classify_labels.graphs_stage(recipe),
         classify_labels.stage(recipe, threads),
         classify_student.stage(recipe, compute),
-        classify_export.stage(recipe, threads, machine),
     ]
+    if classify_exits.has_exits(recipe):
+        stages.append(classify_exits.stage(recipe, compute))
+    stages.append(classify_export.stage(recipe, threads, machine))
     stages.append(classify_bundle.stage(recipe, threads, _shaping(stages)))
     stages.append(classify_bench.stage(recipe, threads, machine, [stage.name for stage in stages]))
     return stages

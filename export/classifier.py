@@ -1,5 +1,7 @@
 """An encoder with a head -> a bundle that labels: two graphs a variant, each step checked for parity.
 
+With exits: two graphs for each of them, and two for the end (`segments.py`).
+
 The encoder's graph gives a pooled embedding, the head's graph the logits of one or two of them; the runtime
 (`runtime/classifier.py`) runs the one for each distinct text and the other for each row.
 """
@@ -20,13 +22,14 @@ import numpy as np
 from codemill.export.candidates import PROVIDER, check_parity, graph_file, write_graph
 from codemill.export.encoder import INPUTS, OPSET, OUTPUT, export_encoder
 from codemill.export.fuse import fuse_encoder
+from codemill.export.segments import ExitHead, export_parts, part_file, part_head_file
 from codemill.runtime.bundle import Variant, write_bundle
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["LabelHead", "head_file", "write_classifier"]
+__all__ = ["ExitHead", "LabelHead", "head_file", "write_classifier"]
 
 _SIDES = ("first", "second")
 LOGITS = "logits"
@@ -36,7 +39,8 @@ LOGITS = "logits"
 class LabelHead:
     """The head of a bundle that labels: a torch module of one or two embeddings, and what its logits mean.
 
-    joined: the two texts of a row are one sequence of tokens, so the head sees one embedding.
+    joined: the two texts of a row are one sequence of tokens, so the head sees one embedding. exits: heads after
+    lower layers, the lowest first.
     """
 
     module: nn.Module
@@ -45,6 +49,7 @@ class LabelHead:
     joined: bool = False
     pooling: Literal["mean", "cls"] = "mean"
     long: Literal["truncate", "split"] = "truncate"
+    exits: tuple[ExitHead, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -76,27 +81,19 @@ def write_classifier(
 
     sample: ids, mask int64 [2, tokens], whose pooled embeddings in torch are `pooled` [2, dim], and whose
     logits are `logits` [labels]: of the first, or of both as a pair. Raises CodemillError where plain or
-    fused ONNX does not reproduce them.
+    fused ONNX does not reproduce them. Exits have no thresholds yet: no row leaves there, until the manifest is
+    written anew with those that were calibrated on these files.
     """
     dim = pooled.shape[1]
     variants: dict[str, Variant] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        plain, fused = Path(scratch, "plain.onnx"), Path(scratch, "fused.onnx")
-        export_encoder(encoder, plain, pooling=head.pooling, normalised=False)
-        inputs = dict(zip(INPUTS, sample, strict=True))
-        check_parity(plain, inputs, OUTPUT, pooled, "the encoder's plain ONNX graph")
-        fuse_encoder(plain, fused, heads, encoder.config.hidden_size)
-        check_parity(fused, inputs, OUTPUT, pooled, "the encoder's fused ONNX graph")
-        top = Path(scratch, "head.onnx")
-        _export_head(head, top, dim)
-        sides = {side: pooled[i : i + 1] for i, side in enumerate(head.inputs)}
-        check_parity(top, sides, LOGITS, logits[None], "the head's ONNX graph")
+        graphs = _graphs(encoder, head, Path(scratch), heads, sample, pooled, logits)
         for precision in precisions:
             variant = f"cpu-{precision}"
-            write_graph(fused, folder / graph_file(variant), precision)
-            write_graph(top, folder / head_file(variant), precision)
-            graphs = (graph_file(variant), head_file(variant))
-            variants[variant] = Variant(PROVIDER, precision, graphs, graphs)
+            names = _files(variant, len(head.exits))
+            for graph, name_of in zip(graphs, names, strict=True):
+                write_graph(graph, folder / name_of, precision)
+            variants[variant] = Variant(PROVIDER, precision, names, names)
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     write_bundle(
         folder,
@@ -111,22 +108,75 @@ def write_classifier(
         output={"kind": "labels", "labels": list(head.labels), "dim": dim},
         variants=variants,
         architecture=architecture,
+        exits=[{"layer": item.layer, "temperature": 1.0, "threshold": 1.0} for item in head.exits],
     )
 
 
-def _export_head(head: LabelHead, path: Path, dim: int) -> None:
+def _files(variant: str, exits: int) -> tuple[str, ...]:
+    """Where a variant's graphs lie in a bundle, in the order in which they run."""
+    if not exits:
+        return graph_file(variant), head_file(variant)
+    return tuple(
+        name
+        for number in range(exits + 1)
+        for name in (part_file(variant, number), part_head_file(variant, number))
+    )
+
+
+def _graphs(
+    encoder: PreTrainedModel,
+    head: LabelHead,
+    scratch: Path,
+    heads: int,
+    sample: tuple[np.ndarray, np.ndarray],
+    pooled: np.ndarray,
+    logits: np.ndarray,
+) -> list[Path]:
+    """Fused fp32 graphs in `scratch`: encoder and head, or a part and its head for each exit and for the end."""
+    if head.exits:
+        encoders = export_parts(
+            encoder,
+            scratch,
+            head.exits,
+            heads=heads,
+            pooling=head.pooling,
+            sample=sample,
+            pooled=pooled,
+        )
+    else:
+        plain, fused = scratch / "plain.onnx", scratch / "fused.onnx"
+        export_encoder(encoder, plain, pooling=head.pooling, normalised=False)
+        inputs = dict(zip(INPUTS, sample, strict=True))
+        check_parity(plain, inputs, OUTPUT, pooled, "the encoder's plain ONNX graph")
+        fuse_encoder(plain, fused, heads, encoder.config.hidden_size)
+        check_parity(fused, inputs, OUTPUT, pooled, "the encoder's fused ONNX graph")
+        encoders = [fused]
+    tops = [(item.module, item.pooled, item.logits) for item in head.exits]
+    made = []
+    for number, (graph, (module, embeddings, judged)) in enumerate(
+        zip(encoders, [*tops, (head.module, pooled, logits)], strict=True)
+    ):
+        top = scratch / f"head-{number}.onnx"
+        _export_head(module, head.inputs, top, pooled.shape[1])
+        sides = {side: embeddings[i : i + 1] for i, side in enumerate(head.inputs)}
+        check_parity(top, sides, LOGITS, judged[None], "the head's ONNX graph")
+        made += [graph, top]
+    return made
+
+
+def _export_head(module: nn.Module, inputs: Sequence[str], path: Path, dim: int) -> None:
     import torch
 
-    example = tuple(torch.zeros(2, dim) for _ in head.inputs)
+    example = tuple(torch.zeros(2, dim) for _ in inputs)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            head.module,
+            module,
             example,
             str(path),
-            input_names=list(head.inputs),
+            input_names=list(inputs),
             output_names=[LOGITS],
-            dynamic_axes={name: {0: "rows"} for name in (*head.inputs, LOGITS)},
+            dynamic_axes={name: {0: "rows"} for name in (*inputs, LOGITS)},
             opset_version=OPSET,
             dynamo=False,
         )

@@ -18,11 +18,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from codemill.errors import ModelError
+from codemill.export.layers import HIDDEN, LAST, NEXT_HIDDEN, layers_in, part_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["INPUTS", "OPSET", "OUTPUT", "export_encoder"]
+__all__ = ["INPUTS", "OPSET", "OUTPUT", "export_encoder", "export_part", "handed_on", "inputs_of"]
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "embedding"
@@ -44,7 +45,52 @@ def export_encoder(
     the mean of the last hidden states over real tokens, or the first token's, L2-normalised where asked for
     (as sentence-transformers does). Raises ModelError for a family optimum's exporters do not know.
     """
-    from optimum.exporters.onnx import export
+    _export(model, path, _without_token_types(_config_of(model)))
+    graph = onnx.load(str(path))
+    pooled = (_append_mean if pooling == "mean" else _append_first)(graph.graph)
+    _append_output(graph.graph, pooled, normalised, model.config.hidden_size)
+    onnx.checker.check_model(graph)
+    onnx.save(graph, str(path))
+
+
+def inputs_of(start: int) -> tuple[str, str]:
+    """What a part from this layer takes: ids, or hidden states float32 [batch, tokens, hidden], and the mask."""
+    return (HIDDEN, INPUTS[1]) if start else INPUTS
+
+
+def handed_on(start: int) -> str:
+    """Under which name a part from this layer gives its hidden states to the next one."""
+    return NEXT_HIDDEN if start else HIDDEN
+
+
+def export_part(
+    model: PreTrainedModel,
+    path: Path,
+    start: int,
+    end: int,
+    *,
+    pooling: Literal["mean", "cls"] = "mean",
+) -> None:
+    """Write the layers [start, end) of `model` to `path` as ONNX, the embeddings before them where start is 0.
+
+    Inputs `inputs_of(start)`. Outputs: embedding float32 [batch, hidden], pooled and not normalised; where layers
+    follow, `handed_on(start)` float32 [batch, tokens, hidden]. Raises ModelError as `export_encoder` does.
+    """
+    last = end == layers_in(model)
+    _export(part_of(model, start, end), path, _for_part(_config_of(model), model, start, last))
+    graph = onnx.load(str(path))
+    following = [item for item in graph.graph.output if item.name != LAST]
+    pooled = (_append_mean if pooling == "mean" else _append_first)(graph.graph)
+    _append_output(graph.graph, pooled, False, model.config.hidden_size)
+    graph.graph.output.extend(following)
+    onnx.checker.check_model(graph)
+    onnx.save(graph, str(path))
+
+
+def _config_of(model: PreTrainedModel) -> Any:
+    """Optimum's export configuration of the model; ModelError for a family it does not know."""
+    # which tells the manager of the families
+    import optimum.exporters.onnx.model_configs  # noqa: F401
     from optimum.exporters.tasks import TasksManager
 
     family = model.config.model_type
@@ -61,7 +107,12 @@ def export_encoder(
         raise ModelError(
             f"models of type {family!r} cannot be exported to ONNX: {error}"
         ) from error
-    onnx_config = _without_token_types(make_config(model.config))
+    return make_config(model.config)
+
+
+def _export(model: PreTrainedModel, path: Path, onnx_config: Any) -> None:
+    from optimum.exporters.onnx import export
+
     # the exporters log and print tracer warnings that mean nothing to a user
     logging.getLogger("optimum").setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -74,11 +125,6 @@ def export_encoder(
             disable_dynamic_axes_fix=True,
             do_constant_folding=True,
         )
-    graph = onnx.load(str(path))
-    pooled = (_append_mean if pooling == "mean" else _append_first)(graph.graph)
-    _append_output(graph.graph, pooled, normalised, model.config.hidden_size)
-    onnx.checker.check_model(graph)
-    onnx.save(graph, str(path))
 
 
 def _without_token_types(config: Any) -> Any:
@@ -87,6 +133,26 @@ def _without_token_types(config: Any) -> Any:
     inputs = {name: {0: "batch_size", 1: "sequence_length"} for name in INPUTS}
     narrowed = type(kind.__name__, (kind,), {"inputs": property(lambda _: inputs)})
     config.__class__ = narrowed
+    return config
+
+
+def _for_part(config: Any, model: PreTrainedModel, start: int, last: bool) -> Any:
+    """The export configuration of some layers: what they take, what they give, and an example of it."""
+    import torch
+
+    kind = type(config)
+    axes = {0: "batch_size", 1: "sequence_length"}
+    inputs = dict.fromkeys(inputs_of(start), axes)
+    outputs = dict.fromkeys((LAST,) if last else (LAST, handed_on(start)), axes)
+    mask = torch.ones(2, 16, dtype=torch.int64)
+    first = torch.rand(2, 16, model.config.hidden_size) if start else mask
+    example = dict(zip(inputs, (first, mask), strict=True))
+    own = {
+        "inputs": property(lambda _: inputs),
+        "outputs": property(lambda _: outputs),
+        "generate_dummy_inputs": lambda *_, **__: example,
+    }
+    config.__class__ = type(kind.__name__, (kind,), own)
     return config
 
 

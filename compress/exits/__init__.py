@@ -1,0 +1,1 @@
+"""Early exits: heads after some layers, and when what they say is certain enough (calibration)."""

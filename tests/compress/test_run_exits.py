@@ -1,0 +1,182 @@
+"""A small run that makes a classifier with early exits, every stage real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codemill.compress.pipeline import keys_of
+from codemill.compress.recipe import Recipe, parse_recipe
+from codemill.compress.run import RunResult, stages_of
+from codemill.compress.stages.classify.export import shipped
+from codemill.compress.stages.export import accepted
+from codemill.errors import RecipeError
+from codemill.runtime import load_classifier, read_manifest, verify_bundle
+
+from .conftest import make_pairs, tiny_bert, train_tokenizer
+from .test_run_classifier import labelled, made, values
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A teacher, and functions with labels."""
+    folder = tmp_path_factory.mktemp("files")
+    texts = [text for pair in make_pairs(300) for text in (pair.query, pair.code)]
+    texts += [row["func"] for row in labelled(300)]
+    tokenizer = train_tokenizer(texts)
+    tiny_bert(tokenizer.get_vocab_size() + 8).save_pretrained(folder / "teacher")
+    tokenizer.save(str(folder / "teacher" / "tokenizer.json"))
+    rows = [json.dumps(row) + "\n" for row in labelled(400)]
+    (folder / "functions.jsonl").write_text("".join(rows), encoding="utf-8")
+    return folder / "teacher", folder / "functions.jsonl"
+
+
+def recipe_of(files: tuple[Path, Path], **exits: Any) -> Recipe:
+    teacher, functions = files
+    whole = values(teacher, "classification", {"source": str(functions)})
+    return parse_recipe({**whole, "exits": exits} if exits else whole)
+
+
+@pytest.fixture(scope="module")
+def exited(
+    files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RunResult]:
+    folder = tmp_path_factory.mktemp("exited")
+    recipe = recipe_of(files, after=[1], max_loss=0.1)
+    return folder, made(recipe, folder)
+
+
+def folder_of(result: RunResult, stage: str) -> Path:
+    return next(done.folder for done in result.stages if done.name == stage)
+
+
+def test_a_bundle_with_exits_says_how_many_layers_each_row_took(
+    exited: tuple[Path, RunResult],
+) -> None:
+    folder, result = exited
+    verify_bundle(folder / "out")
+    manifest = read_manifest(folder / "out")
+    (exit_,) = manifest.exits
+    assert exit_["layer"] == 1
+    (variant,) = manifest.variants.values()
+    assert len(variant.segments) == 4
+    texts = [row["func"] for row in labelled(40, seed=9)]
+    with load_classifier(folder / "out") as classifier:
+        early = classifier.predict(texts)
+        late = classifier.predict(texts, exits=False)
+    assert {item.layers_used for item in early} <= {1, 2}
+    assert any(item.layers_used == 1 for item in early)
+    assert {item.layers_used for item in late} == {2}
+    labels = [str(row["target"]) for row in labelled(40, seed=9)]
+    assert sum(item.label == label for item, label in zip(early, labels, strict=True)) >= 34
+    quality = result.report.student.labelling
+    assert quality is not None
+    assert quality.layers_used.get("1", 0) > 0
+    figures = next(iter(manifest.metrics.values()))
+    assert 1 <= figures["layers_used"] < 2
+    assert figures["accuracy_without_exits"] > 0.8
+
+
+def test_exits_keep_the_bound_on_validation_and_their_timings_are_kept(
+    exited: tuple[Path, RunResult],
+) -> None:
+    _, result = exited
+    found = accepted(folder_of(result, "export"))["exits"]
+    assert found["accepted"]
+    assert found["accuracy"] >= found["accuracy_without"] - 0.1 - 1e-6
+    assert sum(found["left"].values()) == pytest.approx(1)
+    assert [item["batch"] for item in found["timings"]] == [1, 8]
+    assert all(item["with_ms"] > 0 and item["without_ms"] > 0 for item in found["timings"])
+    bundle, _, left = shipped(folder_of(result, "export"))
+    assert left is not None
+    assert (
+        read_manifest(bundle).exits == read_manifest(folder_of(result, "bundle") / "bundle").exits
+    )
+
+
+def test_what_was_encoded_for_training_is_not_kept(exited: tuple[Path, RunResult]) -> None:
+    _, result = exited
+    names = {path.name for path in folder_of(result, "exits").iterdir()}
+    assert names == {"done.json", "exits.json", "exit-1.safetensors"}
+
+
+def test_a_training_that_was_stopped_ends_with_the_very_heads_of_one_that_was_not(
+    exited: tuple[Path, RunResult], files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, result = exited
+    recipe = recipe_of(files, after=[1], max_loss=0.1)
+    stage = next(stage for stage in stages_of(recipe) if stage.name == "exits")
+    inputs = {name: folder_of(result, name) for name in stage.inputs}
+    reports = 0
+
+    def stopped(_: float, message: str) -> None:
+        nonlocal reports
+        reports += message.startswith("step")
+        # behind the second of three validations
+        if reports == 70:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.work(inputs, tmp_path, stopped)
+    assert not (tmp_path / "exits.json").exists()
+    went_on: list[str] = []
+    stage.work(inputs, tmp_path, lambda _, message: went_on.append(message))
+    steps = [message for message in went_on if message.startswith("step")]
+    assert steps
+    assert not steps[0].startswith("step 1/")
+    name = "exit-1.safetensors"
+    assert (tmp_path / name).read_bytes() == (folder_of(result, "exits") / name).read_bytes()
+
+
+def test_layers_that_learn_with_their_exits_make_a_bundle_too(
+    files: tuple[Path, Path], exited: tuple[Path, RunResult]
+) -> None:
+    folder, before = exited
+    recipe = recipe_of(files, after=[1], max_loss=0.1, train="all", epochs=1, learning_rate=0.0005)
+    result = made(recipe, folder)
+    cached = {done.name for done in result.stages if done.cached}
+    assert {"corpus", "search", "student"} <= cached
+    assert not cached & {"exits", "export", "bundle"}
+    weights = [folder_of(item, "exits") / "student" for item in (before, result)]
+    assert [path.is_dir() for path in weights] == [False, True]
+    assert read_manifest(folder / "out").exits
+
+
+def test_a_recipe_without_exits_has_no_stage_for_them_and_its_keys_do_not_change(
+    files: tuple[Path, Path],
+) -> None:
+    plain, none = recipe_of(files), recipe_of(files, after="none", epochs=7)
+    assert "exits" not in [stage.name for stage in stages_of(plain)]
+    before, after = (keys_of(stages_of(recipe)) for recipe in (plain, none))
+    assert before["export"] == after["export"]
+    # the recipe itself is in the bundle
+    assert before["bundle"] != after["bundle"]
+
+
+def test_the_bound_on_the_loss_of_exits_trains_nothing_anew(files: tuple[Path, Path]) -> None:
+    one, other = (
+        keys_of(stages_of(recipe_of(files, after=[1], max_loss=loss))) for loss in (0.01, 0.02)
+    )
+    assert one["exits"] == other["exits"]
+    assert one["export"] != other["export"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"exits": {"after": [2, 1]}}, "the lowest first"),
+        ({"exits": {"after": [2]}}, "an exit is below the last layer"),
+        ({"exits": {"after": "auto"}, "student": {"long": "split"}}, "student.long is split"),
+        ({"exits": {"after": [1]}, "task": "retrieval"}, "exits are of a classifier"),
+    ],
+)
+def test_exits_where_none_can_be_are_refused_with_the_reason(
+    files: tuple[Path, Path], changed: dict[str, Any], message: str
+) -> None:
+    teacher, functions = files
+    whole = values(teacher, "classification", {"source": str(functions)})
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe({**whole, **changed})
