@@ -22,6 +22,7 @@ import numpy as np
 from codemill.compress import pipeline
 from codemill.compress.architecture import Architecture
 from codemill.compress.compute import compute_of
+from codemill.compress.data.labelled import read_labelled
 from codemill.compress.lock import working_in
 from codemill.compress.models.load import fingerprint, read_shape, resolve_model
 from codemill.compress.parallel import Cluster, map_to_files
@@ -35,7 +36,7 @@ from codemill.compress.trial import run_trial, trial
 from codemill.errors import RecipeError, RefusedError
 from codemill.targets.environment import machine_id
 
-__all__ = ["check_task", "estimate"]
+__all__ = ["before_estimate", "check_origin", "estimate"]
 
 _RUNGS = (8, 4, 1)
 """The pairs of each rung are all of them divided by this."""
@@ -61,7 +62,8 @@ def estimate(
     Finished trials are kept in `work` and not run again. Raises RefusedError where the space holds too
     few architectures within the budget.
     """
-    check_task(recipe)
+    origin = check_origin(recipe)
+    said, recipe = recipe.model_dump(mode="json"), before_estimate(recipe)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     compute = compute_of(recipe)
     wanted = ("corpus", "teacher", "teacher-graphs", "labels")
@@ -77,19 +79,21 @@ def estimate(
             observations = _halve(
                 _sample(searched, 4 * longest, recipe.seed), trained, runner, report
             )
-    source = resolve_model(recipe.model)
+    source = resolve_model(origin)
     shape = read_shape(source)
     return Estimate(
         made_of={
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": said,
             "codemill": version("codemill"),
             "machine_id": machine_id(),
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "stages": {name: item.key for name, item in done.items()},
         },
-        metric="MRR on the validation pairs",
+        metric="MRR on the validation pairs"
+        if recipe.task == "retrieval"
+        else "mean recall on the validation rows",
         teacher={
-            "name": recipe.model,
+            "name": origin,
             "fingerprint": fingerprint(source),
             "layers": shape.layers,
             "hidden_size": shape.hidden_size,
@@ -99,18 +103,28 @@ def estimate(
     )
 
 
-def check_task(recipe: Recipe) -> None:
-    """Raise RecipeError for a task whose architectures nothing here can judge."""
-    if recipe.task != "retrieval":
+def before_estimate(recipe: Recipe) -> Recipe:
+    """The recipe as it is before there is the file that its search.quality names: the one to be made."""
+    search = recipe.search.model_copy(update={"quality": None, "objective": "gflops"})
+    return recipe.model_copy(update={"search": search})
+
+
+def check_origin(recipe: Recipe) -> str:
+    """The model that the students are held to. Raises RecipeError where a recipe names none."""
+    if recipe.origin is None:
         raise RecipeError(
-            f"compress estimate knows task: retrieval only, and this recipe's is {recipe.task}; search by gflops and "
-            "latency, or set search.quality to a file made for a retrieval recipe of the same teacher"
+            "compress estimate compares students of one model, and this recipe names none: give teacher.model, or "
+            "student.init a model to cut the student out of"
         )
+    return recipe.origin
 
 
 def _with_pairs_there_are(recipe: Recipe, corpus: Path) -> Recipe:
     """The recipe with as many training pairs as the corpus has: an eighth is to be one of these."""
-    found = json.loads((corpus / "corpus.json").read_text())["train"]
+    if recipe.task == "retrieval":
+        found = json.loads((corpus / "corpus.json").read_text())["train"]
+    else:
+        found = len(read_labelled(corpus, "train").rows)
     data = recipe.data.model_copy(update={"train_pairs": min(found, recipe.data.train_pairs)})
     return recipe.model_copy(update={"data": data})
 

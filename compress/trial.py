@@ -34,6 +34,9 @@ def trial(
         key: whole[key] for key in ("name", "seed", "precision", "teacher", "data", "student")
     }
     values["distill"] = whole["distill"]
+    if recipe.task != "retrieval":
+        values |= {key: whole[key] for key in ("task", "device")}
+    values["student"]["tokenizer"] = architecture.tokenizer
     values["data"]["train_pairs"] = min(pairs, recipe.data.train_pairs)
     values["distill"] |= schedule
     return {
@@ -47,14 +50,17 @@ def trial(
 
 
 def run_trial(item: dict[str, Any]) -> dict[str, Any]:
-    """Cut a student of the architecture, distil it on the first so many pairs, validate it.
+    """Cut a student of the architecture, distil it on the first so many pairs or rows, validate it.
 
-    Returns its best validation `metric` (MRR), the `pairs` seen an epoch and the `seconds` taken.
+    Returns its best validation `metric` (MRR; of a classifier the mean recall), the `pairs` seen an epoch and the
+    `seconds` taken.
     """
     import torch
 
     from codemill.compress.compute import compute_of
+    from codemill.compress.distill.team import ALONE
     from codemill.compress.recipe import Recipe
+    from codemill.compress.stages.classify.student import distil as distil_classifier
     from codemill.compress.stages.search import Chosen
     from codemill.compress.stages.student import distil
 
@@ -70,9 +76,11 @@ def run_trial(item: dict[str, Any]) -> dict[str, Any]:
     tokens = vocabulary.at(architecture.vocab_size)
     chosen = Chosen(architecture, tokens.tokenizer_json, tokens.kept, tokens.counts, tokens.parts)
     with tempfile.TemporaryDirectory() as scratch:
-        _, points = distil(
-            recipe, compute_of(recipe), folders, chosen, Path(scratch), lambda *_: None
-        )
+        asked = (recipe, compute_of(recipe), folders, chosen, Path(scratch), lambda *_: None)
+        if recipe.task == "retrieval":
+            _, points = distil(*asked)
+        else:
+            _, points = distil_classifier(*asked, ALONE)
     return {
         "metric": max(point.metric for point in points),
         "pairs": recipe.data.train_pairs,
@@ -83,8 +91,11 @@ def run_trial(item: dict[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=2)
 def _vocabulary(recipe: Recipe, kind: Tokens, corpus: Path, pairs: int) -> Vocabulary:
     from codemill.compress.models.load import load_teacher, resolve_model
-    from codemill.compress.stages.corpus import read_split
-    from codemill.compress.stages.search import texts_of, vocabulary_of
+    from codemill.compress.stages.search import training_texts, vocabulary_of
 
-    tokenizer_json = load_teacher(resolve_model(recipe.model)).tokenizer_json
-    return vocabulary_of(recipe, kind, tokenizer_json, texts_of(read_split(corpus, "train", pairs)))
+    origin = recipe.origin
+    tokenizer_json = origin and load_teacher(resolve_model(origin)).tokenizer_json
+    # the whole corpus, so that every trial's vocabulary is a run's
+    data = recipe.data.model_copy(update={"train_pairs": pairs})
+    texts, _, _ = training_texts(recipe.model_copy(update={"data": data}), corpus)
+    return vocabulary_of(recipe, kind, tokenizer_json, texts)

@@ -70,13 +70,13 @@ def estimate_command(
     check_folder(work, "--work")
     check_file_out(out)
     with quiet_stdout():
-        from codemill.compress.estimate import check_task, estimate
+        from codemill.compress.estimate import before_estimate, check_origin, estimate
         from codemill.compress.parallel import Cluster
         from codemill.compress.preflight import preflight
         from codemill.compress.search.quality import QualityModel, estimate_bytes
 
-        check_task(recipe)
-        checked = preflight(recipe, work)
+        check_origin(recipe)
+        checked = preflight(before_estimate(recipe), work)
         checked.raise_if_refused()
         checked.raise_if_impossible()
         cluster = None if ray is None else Cluster(None if ray == "local" else ray)

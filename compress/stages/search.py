@@ -64,6 +64,7 @@ __all__ = [
     "space_of",
     "stage",
     "texts_of",
+    "training_texts",
     "vocabulary_of",
 ]
 
@@ -177,7 +178,7 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
     if recipe.origin is not None:
         teacher = load_teacher(resolve_model(recipe.origin))
         tokenizer_json, shape = teacher.tokenizer_json, read_shape(teacher.folder)
-    texts, codes, labels = _training_texts(recipe, corpus)
+    texts, codes, labels = training_texts(recipe, corpus)
     vocabularies = {
         kind: vocabulary_of(recipe, kind, tokenizer_json, texts) for kind in _tokenizers(recipe)
     }
@@ -243,7 +244,7 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
     )
 
 
-def _training_texts(recipe: Recipe, corpus: Path) -> tuple[list[str], list[str], int]:
+def training_texts(recipe: Recipe, corpus: Path) -> tuple[list[str], list[str], int]:
     """All training texts, a sample of functions among them, and how many labels there are (0: no classifier)."""
     most = recipe.data.train_pairs
     if recipe.task == "retrieval":
@@ -266,7 +267,9 @@ def _head_bytes(recipe: Recipe, dim: int, labels: int) -> int:
     parameters = head_parameters(
         dim, labels, recipe.texts, recipe.student.head_size, recipe.data.pair_order == "matters"
     )
-    return parameters * _bits(recipe) // 8 + _HEAD_GRAPH_BYTES
+    after = recipe.exits.after
+    heads = 1 + (len(after) if isinstance(after, tuple) else 0)
+    return heads * (parameters * _bits(recipe) // 8 + _HEAD_GRAPH_BYTES)
 
 
 def _tokenizers(recipe: Recipe) -> tuple[Tokens, ...]:

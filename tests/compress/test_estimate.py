@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +17,14 @@ from codemill.compress.architecture import Architecture
 from codemill.compress.budget import Budget
 from codemill.compress.estimate import estimate
 from codemill.compress.progress import Silent
+from codemill.compress.recipe import parse_recipe
 from codemill.compress.search.cost import CostModel, by_tokenizer, interpolate
 from codemill.compress.search.quality import QualityModel, estimate_bytes, read_estimate
 from codemill.compress.search.space import Space
-from codemill.compress.stages.search import Searched
+from codemill.compress.stages.search import Searched, read_chosen
+from codemill.compress.stages.search import stage as search_stage
 from codemill.compress.trial import trial
-from codemill.errors import RefusedError
+from codemill.errors import RecipeError, RefusedError
 
 from .small_run import recipe_of
 
@@ -172,3 +175,72 @@ def test_a_small_estimate_from_end_to_end_and_resumed(
     again = estimate(recipe, work, Silent(), longest=8, workers=1)
     assert again.observations == found.observations
     assert {path: path.stat().st_mtime_ns for path in (work / "trials").iterdir()} == trials
+
+
+@pytest.mark.slow
+def test_a_classifiers_tokens_are_chosen_by_trials_of_both_kinds(
+    made_model: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "functions.jsonl"
+    verbs = ("delete", "count")
+    rows = [
+        {"func": f"def f{n}(x):\n    return {verbs[n % 2]}(x, {n})", "target": n % 2}
+        for n in range(300)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "task": "classification",
+        "threads": 1,
+        "precision": "fp32",
+        "teacher": {"model": None},
+        "data": {"source": str(source), "max_tokens": 40, "validation_pairs": 40, "test_pairs": 40},
+        "student": {
+            "init": str(made_model),
+            "tokenizer": "auto",
+            "max_tokens": 40,
+            "head_size": 16,
+        },
+        "budget": {"size_bytes": 400_000, "gflops": None},
+        "search": {
+            "objective": "pareto",
+            "objectives": ["quality", "size_bytes"],
+            "quality": str(tmp_path / "quality.json"),
+            "vocab_sizes": [270, 280],
+            "embedding_ranks": [8, 16],
+            "layers": [[0], [2]],
+            "heads": [4],
+            "intermediate_sizes": [32, 64],
+        },
+        "distill": {"batch_size": 16, "validations": 1, "learning_rate": 0.003},
+        "quality": {"min_kept": 0},
+    }
+    recipe = parse_recipe(values)
+    found = estimate(recipe, tmp_path / "work", Silent(), longest=8, workers=1)
+    assert found.metric == "mean recall on the validation rows"
+    kinds = {item.architecture.tokenizer for item in found.observations}
+    assert kinds == {"pruned", "bpe"}
+    assert all(0.3 < item.metric <= 1 for item in found.observations)
+
+    (corpus,) = (tmp_path / "work").glob("corpus-*")
+    folder = tmp_path / "search"
+    folder.mkdir()
+    path = tmp_path / "quality.json"
+    path.write_bytes(estimate_bytes(found))
+    search_stage(recipe).work({"corpus": corpus}, folder, lambda *_: None)
+    chosen = read_chosen(folder)
+    model = QualityModel(found)
+    worth = model.predict([chosen.architecture])[0]
+    other = {"pruned": "bpe", "bpe": "pruned"}[chosen.architecture.tokenizer]
+    assert worth >= model.predict([replace(chosen.architecture, tokenizer=other)])[0]
+    assert bool(chosen.parts) is (chosen.architecture.tokenizer == "bpe")
+    # an estimate that saw one kind only cannot choose
+    one = [item for item in found.observations if item.architecture.tokenizer == "bpe"]
+    path.write_bytes(estimate_bytes(replace(found, observations=tuple(one))))
+    with pytest.raises(RecipeError, match="no student with tokenizer pruned"):
+        search_stage(recipe).work({"corpus": corpus}, folder, lambda *_: None)
+
+
+def test_tokens_are_left_to_the_search_only_where_it_goes_by_quality(made_model: Path) -> None:
+    with pytest.raises(RecipeError, match="auto leaves the choice to estimated quality"):
+        parse_recipe({"name": "x", "student": {"tokenizer": "auto"}})

@@ -69,13 +69,18 @@ def test_a_data_file_that_is_not_usable_is_said_before_anything_is_made(
         preflight(recipe(made_model, path), tmp_path / "work")
 
 
-def test_an_estimate_of_a_classifier_is_refused_before_the_data_are_looked_at(
+def test_an_estimate_without_a_model_is_refused_before_the_data_are_looked_at(
     made_model: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "recipe.json"
     values = recipe(made_model, tmp_path / "not-there.jsonl").model_dump(mode="json")
+    values["teacher"]["model"] = None
+    values["student"] |= {"init": "fresh", "tokenizer": "bpe"}
+    values["quality"]["min_kept"] = 0
     file.with_suffix(".yaml").write_text(json.dumps(values))
-    with pytest.raises(RecipeError, match=r"knows task: retrieval only.*classification"):
+    with pytest.raises(
+        RecipeError, match="compares students of one model, and this recipe names none"
+    ):
         CliRunner().invoke(
             estimate_command,
             [
