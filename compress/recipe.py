@@ -32,6 +32,7 @@ __all__ = [
     "BudgetLimits",
     "Data",
     "Distill",
+    "Exits",
     "Finetune",
     "Losses",
     "Quality",
@@ -145,6 +146,21 @@ class Teacher(_Section):
     finetune: Finetune = Field(default_factory=Finetune)  # type: ignore[arg-type]
     label_precision: Literal["int8", "fp32"] = Field(
         "int8", description="of the fused ONNX form that labels the data; int8 is the faster"
+    )
+    pairs: Literal["auto", "joined", "separate"] = Field(
+        "auto",
+        description="of pair-classification: whether the teacher reads both texts as one sequence, or one by one with "
+        "a head over both; `auto`: joined where it came with a head of as many labels as the data have",
+    )
+    also: tuple[PathText, ...] = Field(
+        (),
+        description="of a classifier: further models, named as `model` is, that teach beside it: each learns as "
+        "it does and labels every row, and the student learns the mean of their probabilities",
+    )
+    data_flow: Literal["python", "java", "c", "javascript", "php", "go", "ruby"] | None = Field(
+        None,
+        description="of a classifier whose `model` is GraphCodeBERT: the language whose data flow it reads beside the "
+        "code; null: it reads the code alone",
     )
 
 
@@ -317,27 +333,21 @@ class Student(_Section):
         description="`teacher`: cut out of the teacher; `fresh`: random weights; or another pre-trained model, named "
         "as teacher.model is, to cut it out of",
     )
-    tokenizer: Literal["pruned", "bpe"] = Field(
+    tokenizer: Literal["pruned", "bpe", "auto"] = Field(
         "pruned",
-        description="the teacher's most used tokens or, for a fresh student, a byte-level BPE trained on the data",
+        description="the teacher's most used tokens, or a byte-level BPE trained on the data, each of whose tokens "
+        "starts from the mean of the teacher's tokens that it is written with; `auto`: whichever the search estimates "
+        "to be better, for search.objective: pareto by quality",
     )
     max_tokens: int = Field(
         256, ge=8, le=_LONGEST, description="longest input of the student, special tokens included"
     )
     long: Literal["truncate", "split"] = Field(
         "truncate",
-        description="what a classifier does with a longer text: cut it off, or read it in pieces, on windows of which "
-        "it is then trained",
+        description="what a classifier does with a longer text, unless it is told otherwise: cut it off, or read it in "
+        "pieces",
     )
     head_size: int = Field(256, ge=8, le=_LONGEST, description="inner width of a classifier's head")
-
-    @model_validator(mode="after")
-    def _own_tokens_own_table(self) -> Student:
-        if self.tokenizer == "bpe" and self.init != "fresh":
-            raise ValueError(
-                "tokenizer: bpe makes new tokens, for which the teacher has no embeddings; set init: fresh too"
-            )
-        return self
 
 
 class Losses(_Section):
@@ -357,6 +367,26 @@ class Losses(_Section):
     gold: float = Field(
         0.5, ge=0, le=1e6, description="of a classifier: cross-entropy with the labels of the data"
     )
+    embedding: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="of a classifier that is cut: cosine distance to the embedding of the model it is cut out of",
+    )
+    relations: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="of a classifier that is cut: KL to the relations between that model's queries, keys and values "
+        "(MiniLM v2)",
+    )
+    hidden: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="of a classifier that is cut: squared error of its layers' normalised outputs to those of the "
+        "layers that it copies",
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Losses:
@@ -365,6 +395,11 @@ class Losses(_Section):
         if not (self.teacher or self.gold):
             raise ValueError("all losses of a classifier are 0; teacher or gold must be above")
         return self
+
+    @property
+    def of_origin(self) -> tuple[str, ...]:
+        """Those above 0 that the model teaches which a classifier is cut out of."""
+        return tuple(name for name in ("embedding", "relations", "hidden") if getattr(self, name))
 
 
 class Distill(_Section):
@@ -393,6 +428,41 @@ class Distill(_Section):
         le=1000,
         description="of the teacher's and a classifier's probabilities in the KL",
     )
+    long: Literal["auto", "beginning", "windows"] = Field(
+        "auto",
+        description="what a step sees of a text longer than max_tokens, of a classifier: its beginning, or each second "
+        "time a window from anywhere in it; `auto`: windows where student.long is split",
+    )
+    relation_layer: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="of the model it is cut out of: the layer whose relations the student's last one learns, counted "
+        "from 0; by default the last",
+    )
+    relation_heads: int | None = Field(
+        None,
+        ge=1,
+        le=_LONGEST,
+        description="heads that relations are formed in; by default as many as the model has that the student is cut "
+        "out of, or the most below it that divide both widths",
+    )
+    augment: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of a classifier: share of the texts that a step sees rewritten, their meaning the same: local "
+        "names, white space, comments, dead code",
+    )
+    variants: int = Field(
+        2, ge=1, le=100, description="so often each training text is rewritten, where augment is above 0"
+    )
+    language: (
+        Literal["python", "java", "c", "cpp", "javascript", "go", "php", "ruby"] | None
+    ) = Field(
+        None,
+        description="what the code is written in that is rewritten; by default what most of the first texts look like",
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="`balanced`: rare labels count as much as frequent ones"
     )
@@ -403,6 +473,36 @@ class Distill(_Section):
     patience: int = Field(
         3, ge=1, le=10_000, description="stop after so many validations without a better student"
     )
+
+
+class Exits(_Section):
+    """Early exits of a classifier: heads after some of its layers, where what is certain already leaves."""
+
+    after: Literal["none", "auto"] | tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
+        "none",
+        description="after which layers of the student, counted from 1; `auto`: after some that are evenly spaced, and "
+        "only where that is faster on this machine",
+    )
+    max_loss: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="accuracy on validation that leaving early may cost, as a difference",
+    )
+    train: Literal["heads", "all"] = Field(
+        "heads",
+        description="`heads`: the student stays as it is, which takes minutes; `all`: its layers learn too, which "
+        "takes as long as distilling for as many epochs",
+    )
+    epochs: float = Field(4.0, gt=0, le=10_000, description="passes over the training rows")
+    learning_rate: float = Field(5e-4, gt=0, le=10, description="peak learning rate of AdamW")
+
+    @field_validator("after")
+    @classmethod
+    def _rising(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and (not value or list(value) != sorted(set(value))):
+            raise ValueError("must list at least one layer, each once and the lowest first")
+        return value
 
 
 class Quantize(_Section):
@@ -481,6 +581,11 @@ class Recipe(_Section):
         "auto",
         description="of the products in training; `auto`: bf16 where this processor multiplies it natively",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="what a classifier is trained on; `auto`: every GPU that CUDA shows, or the processor where it "
+        "shows none",
+    )
     target: Text = Field(
         "cpu-int8", description="the kind of machine to ship to (`compress targets`)"
     )
@@ -490,6 +595,7 @@ class Recipe(_Section):
     search: Search = Field(default_factory=Search)  # type: ignore[arg-type]
     student: Student = Field(default_factory=Student)  # type: ignore[arg-type]
     distill: Distill = Field(default_factory=Distill)  # type: ignore[arg-type]
+    exits: Exits = Field(default_factory=Exits)  # type: ignore[arg-type]
     quantize: Quantize = Field(default_factory=Quantize)  # type: ignore[arg-type]
     quality: Quality = Field(default_factory=Quality)  # type: ignore[arg-type]
     bench: Bench = Field(default_factory=Bench)  # type: ignore[arg-type]
@@ -508,6 +614,13 @@ class Recipe(_Section):
         return self.teacher.model
 
     @property
+    def trains_on_windows(self) -> bool:
+        """Whether a classifier is trained on windows of long texts, not on their beginnings alone."""
+        if self.distill.long == "auto":
+            return self.student.long == "split"
+        return self.distill.long == "windows"
+
+    @property
     def texts(self) -> int:
         """Texts a row of the task."""
         return 2 if self.task == "pair-classification" else 1
@@ -523,6 +636,7 @@ class Recipe(_Section):
     def _task_has_what_it_needs(self) -> Recipe:
         data = self.data
         if self.task == "retrieval":
+            self._check_one_teacher()
             if self.quality.min_accuracy:
                 raise ValueError(
                     "quality.min_accuracy is of a classifier; task: retrieval has min_kept"
@@ -549,6 +663,7 @@ class Recipe(_Section):
                 "two teachers: the data name a teacher_field, and teacher.model is set; give teacher.model: null (and "
                 "student.init a model to cut the student out of), or leave teacher_field out"
             )
+        self._check_teachers()
         if self.quality.min_kept and self.teacher.model is None:
             raise ValueError(
                 "quality.min_kept is a share of what a teaching model reaches, and teacher.model is null; give "
@@ -563,6 +678,96 @@ class Recipe(_Section):
                 "without a model whose tokens could be pruned, student.tokenizer has to be bpe"
             )
         return self
+
+    @model_validator(mode="after")
+    def _tokens_chosen_by_quality(self) -> Recipe:
+        search = self.search
+        by_quality = search.objective == "pareto" and "quality" in search.objectives
+        if self.student.tokenizer == "auto" and not by_quality:
+            raise ValueError(
+                "student.tokenizer: auto leaves the choice to estimated quality: give search.objective: pareto with "
+                "quality among search.objectives, and a file of `compress estimate` as search.quality; or say pruned "
+                "or bpe"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _origin_can_teach(self) -> Recipe:
+        """The student's tokens have to be the origin's, one by one, and its layers copies of the origin's."""
+        asked = [f"distill.losses.{name}" for name in self.distill.losses.of_origin]
+        if asked and self.task == "retrieval":
+            raise ValueError(
+                f"{' and '.join(asked)}: of classifiers only; task: retrieval has distill.losses.cosine and similarity"
+            )
+        for key, found, needed in (
+            ("init", self.student.init, "a model that the student is cut out of"),
+            ("tokenizer", self.student.tokenizer, "pruned, the tokens of that model"),
+        ):
+            if asked and found in ("fresh", "bpe", "auto"):
+                raise ValueError(
+                    f"{' and '.join(asked)} cannot be had with student.{key}: {found}; expected {needed}. Set what "
+                    "is asked for to 0, or cut the student"
+                )
+        if self.distill.augment and self.task == "retrieval":
+            raise ValueError("distill.augment: of classifiers only, and task is retrieval; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _exits_where_layers_are(self) -> Recipe:
+        after = self.exits.after
+        if after == "none":
+            return self
+        if self.task == "retrieval":
+            raise ValueError(
+                "exits are of a classifier; with task: retrieval leave exits.after out"
+            )
+        if self.student.long == "split":
+            raise ValueError(
+                "exits.after is set and student.long is split: what is read in pieces has no certain answer before all "
+                "of them are read; set student.long: truncate, or exits.after: none"
+            )
+        for choice in self.search.layers or ():
+            layers = choice if isinstance(choice, int) else len(choice)
+            if isinstance(after, tuple) and after[-1] >= layers:
+                raise ValueError(
+                    f"exits.after lists layer {after[-1]}, and search.layers allows a student of {layers}: an exit is "
+                    "below the last layer"
+                )
+        return self
+
+    def _check_one_teacher(self) -> None:
+        asked = {
+            "pairs": self.teacher.pairs != "auto",
+            "also": bool(self.teacher.also),
+            "data_flow": self.teacher.data_flow is not None,
+        }
+        found = [f"teacher.{key}" for key, given in asked.items() if given]
+        if found:
+            raise ValueError(f"{' and '.join(found)}: of classifiers only, and task is retrieval")
+
+    def _check_teachers(self) -> None:
+        teacher = self.teacher
+        if teacher.pairs == "joined" and self.texts == 1:
+            raise ValueError(
+                "teacher.pairs: joined is of two texts, and task: classification has one; leave it out, or set task: "
+                "pair-classification"
+            )
+        if teacher.model is None and (teacher.also or teacher.data_flow):
+            key = "also" if teacher.also else "data_flow"
+            raise ValueError(
+                f"teacher.{key} is given, and teacher.model is null: name the first teacher there"
+            )
+        every = [teacher.model, *teacher.also]
+        twice = sorted({str(name) for name in every if every.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"teacher.also names {', '.join(twice)} again; each teacher counts once, so name it once"
+            )
+        if teacher.data_flow and self.quality.min_kept:
+            raise ValueError(
+                "quality.min_kept is a share of what the teacher reaches in the benchmark, where none can be that "
+                "reads data flow; give quality.min_accuracy"
+            )
 
     @model_validator(mode="after")
     def _layers_to_copy_or_how_many(self) -> Recipe:

@@ -50,10 +50,13 @@ def as_bert(model: RobertaModel) -> BertModel:
         name: value for name, value in model.state_dict().items() if not name.startswith("pooler.")
     }
     table = "embeddings.position_embeddings.weight"
+    # the row before all others is that of GraphCodeBERT's variables (dataflow.py)
+    unnumbered = state[table][0].clone()
     state[table] = state[table][first:].clone()
     bert.load_state_dict(state, assign=True)
     # not in the state, and so still on no device
     numbers = torch.arange(values["max_position_embeddings"])[None]
     bert.embeddings.register_buffer("position_ids", numbers, persistent=False)
     bert.embeddings.register_buffer("token_type_ids", torch.zeros_like(numbers), persistent=False)
+    bert.embeddings.register_buffer("unnumbered", unnumbered, persistent=False)
     return bert.eval()

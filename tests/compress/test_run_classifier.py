@@ -18,7 +18,7 @@ from codemill.compress.models.load import load_teacher
 from codemill.compress.progress import Silent
 from codemill.compress.recipe import Recipe, parse_recipe
 from codemill.compress.run import RunResult, run
-from codemill.compress.stages.classify.teacher import _put_in_order
+from codemill.compress.stages.classify.teaching import put_in_order
 from codemill.errors import DataError, RecipeError, RefusedError
 from codemill.runtime import load_classifier, read_manifest, verify_bundle
 
@@ -241,15 +241,14 @@ def test_a_teachers_labels_are_known_by_their_names_and_not_by_their_place(
     turned = load_teacher(folder).head
     assert own is not None
     assert turned is not None
-    recipe = parse_recipe(values(folder, "classification", {"source": "x.jsonl"}))
-    _put_in_order(recipe, turned, ("fine", "risky"))
+    put_in_order("teacher", turned, ("fine", "risky"))
     pooled = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(own.eval()(pooled)[:, [1, 0]], turned.eval()(pooled), atol=1e-6)
     with pytest.raises(RecipeError, match="which is which"):
-        _put_in_order(recipe, own, ("safe", "vulnerable"))
+        put_in_order("teacher", own, ("safe", "vulnerable"))
     with pytest.raises(RecipeError, match="knows 2 labels"):
-        _put_in_order(recipe, own, ("a", "b", "c"))
+        put_in_order("teacher", own, ("a", "b", "c"))
 
 
 def test_a_teacher_with_a_head_labels_data_that_have_no_labels(model: Path, tmp_path: Path) -> None:

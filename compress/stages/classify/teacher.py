@@ -1,45 +1,64 @@
-"""Stage `teacher` of a classifier: who labels. The data themselves, the model with the head it came with, or the
-model with a new head, fine-tuned on the gold labels with its lower layers frozen (Telly).
+"""Stage `teacher` of a classifier: who labels. The data themselves, or one model or more, each with the head it came
+with or with a new one, fine-tuned on the gold labels with its lower layers frozen (Telly).
 
-Writes teacher.json and, where it was fine-tuned, the weights.
+Writes teacher.json and, where it was fine-tuned, the weights; of each further teacher the same in a folder of its own.
+Only one of them is in memory at a time. How a teacher reads is `teaching.py`'s.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from codemill.compress.compute import Compute
-from codemill.compress.data.labelled import read_labelled
-from codemill.compress.models.load import fingerprint, load_teacher, resolve_model
-from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.data.labelled import Labelled, read_labelled
+from codemill.compress.models.load import fingerprint, resolve_model
+from codemill.compress.pipeline import CHECKPOINT, Folders, Report, Stage
+from codemill.compress.progress import duration
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import truth_of
+from codemill.compress.stages.classify.teaching import (
+    Teaching,
+    folder_name,
+    models_of,
+    open_teaching,
+)
 from codemill.errors import DataError, RecipeError
+from codemill.runtime.atomic import sync_file, write_atomically
 
 if TYPE_CHECKING:
-    from codemill.compress.models.classifier import Classifier
-    from codemill.compress.models.heads import TeacherHead
+    from torch import Tensor
 
-__all__ = ["VERSION", "facts", "stage", "teaching_classifier"]
+    from codemill.compress.models.classifier import Classifier
+    from codemill.compress.models.dataflow import FlowInput
+
+__all__ = ["VERSION", "facts", "stage", "teaching_classifier", "teaching_of"]
 
 VERSION = 1
 _FACTS = "teacher.json"
 _WEIGHTS = "finetuned.safetensors"
-_HEAD_SIZE = 256
 _VALIDATIONS = 6
+_FEWEST_ROWS = 2
+"""Of each label: with fewer nothing is learned of it."""
+_TIMED_ROWS = 16
+_FORWARD_SHARE = 3
+"""A training step takes so many times a run that only goes forward."""
 
 
 def stage(recipe: Recipe, compute: Compute) -> Stage:
-    """Depends on the model's files, the rows and the `teacher.finetune` section."""
-    model = recipe.teacher.model
-    settings = {
-        "model": model and fingerprint(resolve_model(model)),
-        "finetune": model and recipe.teacher.finetune.model_dump(),
+    """Depends on the models' files, the rows and the sections `teacher` and `teacher.finetune`."""
+    names = models_of(recipe)
+    prints = [fingerprint(resolve_model(name)) for name in names]
+    settings: dict[str, Any] = {
+        "model": prints[0] if names else None,
+        "finetune": recipe.teacher.finetune.model_dump() if names else None,
         "max_tokens": [recipe.data.max_tokens, recipe.teacher.max_tokens],
         "rows": [recipe.data.train_pairs, recipe.data.validation_pairs],
         "ordered": recipe.data.pair_order,
@@ -47,21 +66,74 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "seed": recipe.seed,
         "compute": asdict(compute),
     }
+    # only where they say something: what was made before they were known stays what it is
+    if names and recipe.texts == 2:
+        settings["pairs"] = recipe.teacher.pairs
+    if prints[1:]:
+        settings["also"] = prints[1:]
+    if recipe.teacher.data_flow is not None:
+        settings["data_flow"] = recipe.teacher.data_flow
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
-        found = {"teaches": "data", "original": None, "finetuned": None}
-        if model is not None:
-            found = _teacher(recipe, compute, inputs["corpus"], folder, report)
-        (folder / _FACTS).write_text(json.dumps(found, indent=1))
+        if not names:
+            _write(folder, {"teaches": "data", "original": None, "finetuned": None})
+            return
+        corpus = inputs["corpus"]
+        if len(names) > 1:
+            _check_all(recipe, labels_of(corpus), report)
+        for number in range(len(names)):
+            own = folder / folder_name(number)
+            own.mkdir(exist_ok=True)
+            # one that was killed begins again with the first that is not ready
+            if not (own / _FACTS).is_file():
+                _write(own, _teacher(recipe, compute, corpus, number, own, report))
+            # its own files are safe now
+            (own / CHECKPOINT).unlink(missing_ok=True)
 
     libraries = ("torch", "transformers")
-    return Stage("teacher", VERSION, ("corpus",), settings, libraries, work, findings=_findings)
+    return Stage(
+        "teacher", VERSION, ("corpus",), settings, libraries, work, findings=_said_of(names)
+    )
 
 
-def _findings(folder: Path) -> str:
-    found = facts(folder)
+def _write(folder: Path, found: dict[str, Any]) -> None:
+    content = json.dumps(found, indent=1).encode()
+    write_atomically(folder / _FACTS, lambda file: file.write(content))
+
+
+def _check_all(recipe: Recipe, labels: tuple[str, ...], report: Report) -> None:
+    """Raise what is wrong with any of the teachers before the first is trained."""
+    for number, name in enumerate(models_of(recipe)):
+        report(0.0, f"opening {name}")
+        open_teaching(recipe, labels, number)
+
+
+def _said_of(names: Sequence[str]) -> Callable[[Path], str]:
+    def findings(folder: Path) -> str:
+        if len(names) < 2:
+            return _findings(facts(folder))
+        lines = [f"{name}: {_findings(facts(folder, n))}" for n, name in enumerate(names)]
+        return "\n    ".join(lines)
+
+    return findings
+
+
+def _findings(found: dict[str, Any]) -> str:
     if found["teaches"] == "data":
         return "no model teaches: the labels of the data do"
+    lines = [_learned(found)]
+    if found.get("joined"):
+        lines.append("it reads both texts of a pair as one sequence")
+    if found.get("dropped"):
+        lines.append(f"the head that it came with is not used: {found['dropped']}")
+    if "data_flow" in found:
+        lines.append(f"it reads data flow, found in {found['data_flow']:.0%} of the held-out code")
+    if found.get("few"):
+        lines.append(found["few"])
+    return "; ".join(lines)
+
+
+def _learned(found: dict[str, Any]) -> str:
     if found["original"] is None and found["finetuned"] is None:
         return "the model teaches with the head it came with; no validation row has a label to judge it by"
     known = {
@@ -75,58 +147,135 @@ def _findings(folder: Path) -> str:
 
 
 def _teacher(
-    recipe: Recipe, compute: Compute, corpus: Path, folder: Path, report: Report
+    recipe: Recipe, compute: Compute, corpus: Path, number: int, folder: Path, report: Report
 ) -> dict[str, Any]:
-    from safetensors.torch import save_file
+    from codemill.compress.tasks.classification import validator
 
-    from codemill.compress.distill.labels import LabelTargets, label_loss
-    from codemill.compress.distill.loop import Schedule, fit
-    from codemill.compress.freeze.freeze import freeze_bottom
-    from codemill.compress.models.tokenize import tokenize
-    from codemill.compress.tasks.classification import plan_row_batches, validator
-
-    settings = recipe.teacher.finetune
-    teacher, own_head, tokenizer_json = _classifier(recipe, corpus)
+    settings, labels = recipe.teacher.finetune, labels_of(corpus)
+    report(*_part(recipe, number, 0.0, "opening the teacher"))
+    teaching = open_teaching(recipe, labels, number)
     held_out = read_labelled(corpus, "validation", recipe.data.validation_pairs)
     truth = truth_of(held_out)
     judged = bool((truth >= 0).any())
     train = read_labelled(corpus, "train", recipe.data.train_pairs)
-    gold = train.labels >= 0
-    rows, labels = train.rows[gold][: settings.pairs], train.labels[gold][: settings.pairs]
-    if len(rows) and not judged:
+    chosen = np.flatnonzero(train.labels >= 0)[: settings.pairs]
+    if len(chosen) and not judged:
         raise DataError(
             "no validation row has a label, by which the teacher's fine-tuning could be judged: give labelled rows "
             "as data.validation, or set teacher.finetune.pairs=0 for a teacher that has learned its task"
         )
-    validate = validator(
-        teacher,
-        tokenize(tokenizer_json, held_out.texts, recipe.teacher.max_tokens),
-        held_out.rows,
-        truth,
-        compute.bf16,
-    )
-    found: dict[str, Any] = {"teaches": "original", "original": None, "finetuned": None}
-    if own_head and judged:
-        report(0.0, "validating the teacher as it came")
+    found: dict[str, Any] = {
+        "model": teaching.model,
+        "teaches": "original",
+        "original": None,
+        "finetuned": None,
+        "joined": teaching.joined,
+        "dropped": teaching.dropped,
+        "few": None,
+    }
+    tokens, rows = teaching.read(held_out.texts, held_out.rows, recipe.teacher.max_tokens)
+    if teaching.language is not None:
+        found["data_flow"] = _share_with_flow(teaching, tokens)
+    validate = validator(teaching.classifier, tokens, rows, truth, compute.bf16)
+    if teaching.own_head and judged:
+        report(*_part(recipe, number, 0.0, "validating the teacher as it came"))
         found["original"] = validate()
-    if not settings.pairs:
-        if not own_head:
-            raise RecipeError(
-                f"{recipe.teacher.model} has no classification head for this task, so it has to learn the labels "
-                "first: set teacher.finetune.pairs above 0"
-            )
+    leave, found["few"] = _too_few(teaching, settings.pairs, train.labels[chosen], labels)
+    if leave:
         return found
-    if not len(rows):
-        if own_head:
-            return found
+
+    def said(fraction: float, message: str) -> None:
+        report(*_part(recipe, number, fraction, message))
+
+    learned = _finetune(recipe, compute, teaching, train, chosen, validate, folder, said)
+    found |= learned
+    if found["original"] is None or found["finetuned"] > found["original"]:
+        found["teaches"] = "finetuned"
+        _save(teaching, folder / _WEIGHTS)
+    return found
+
+
+def _part(recipe: Recipe, number: int, fraction: float, message: str) -> tuple[float, str]:
+    """What one teacher has done, as a part of what all of them do."""
+    names = models_of(recipe)
+    said = f"{names[number]}: {message}" if len(names) > 1 else message
+    return (number + fraction) / len(names), said
+
+
+def _too_few(
+    teaching: Teaching, pairs: int, gold: np.ndarray, labels: tuple[str, ...]
+) -> tuple[bool, str | None]:
+    """Whether a teacher is left as it is, and what there is to say of that; gold: the labels it could learn from.
+
+    Raises RecipeError or DataError for one that has no head of its own, and cannot learn one.
+    """
+    name = teaching.model
+    if not pairs:
+        if teaching.own_head:
+            return True, None
         raise RecipeError(
-            f"{recipe.teacher.model} has no classification head, and no training row has a label to learn one from"
+            f"{name} has no classification head for this task, so it has to learn the labels first: set "
+            "teacher.finetune.pairs above 0"
         )
+    if not len(gold):
+        if teaching.own_head:
+            return True, "it was not fine-tuned: no training row has a label"
+        raise RecipeError(
+            f"{name} has no classification head, and no training row has a label to learn one from: give labelled "
+            "rows, or a teacher that has learned the task"
+        )
+    counts = dict(zip(labels, np.bincount(gold, minlength=len(labels)).tolist(), strict=True))
+    rare = [f"{label!r} {count}" for label, count in counts.items() if count < _FEWEST_ROWS]
+    if not rare:
+        return False, None
+    shown = ", ".join(rare[:5]) + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
+    few = (
+        f"of the {len(gold):,} labelled training rows that it may learn from fewer than {_FEWEST_ROWS} have these "
+        f"labels: {shown}"
+    )
+    if len(labels) - len(rare) >= 2:
+        return False, f"{few}; it cannot learn them"
+    if teaching.own_head:
+        return True, f"it was not fine-tuned: {few}"
+    raise DataError(
+        f"{name} has no classification head for this task and has to learn the labels first, but {few}. Give more "
+        f"labelled rows, raise teacher.finetune.pairs ({pairs:,}), or give a teacher that has learned the task"
+    )
+
+
+def _share_with_flow(teaching: Teaching, tokens: Sequence[FlowInput]) -> float:
+    """The share of held-out texts in which data flow was found. Raises RecipeError where there is none at all."""
+    share = float(np.mean([len(item.spans) > 0 for item in tokens]))
+    if not share:
+        raise RecipeError(
+            f"teacher.data_flow is {teaching.language}, and no validation text has any data flow as such: is the code "
+            "in another language?"
+        )
+    return share
+
+
+def _finetune(
+    recipe: Recipe,
+    compute: Compute,
+    teaching: Teaching,
+    train: Labelled,
+    chosen: np.ndarray,
+    validate: Callable[[], float],
+    folder: Path,
+    report: Report,
+) -> dict[str, Any]:
+    from codemill.compress.distill.labels import LabelTargets, label_loss
+    from codemill.compress.distill.loop import Schedule, fit
+    from codemill.compress.freeze.freeze import freeze_bottom
+    from codemill.compress.tasks.classification import plan_row_batches
+
+    settings, teacher = recipe.teacher.finetune, teaching.classifier
     trainable, total = freeze_bottom(teacher.encoder, settings.freeze_layers)
-    tokens = tokenize(tokenizer_json, train.texts, recipe.data.max_tokens)
-    targets = LabelTargets(tokens, rows, labels)
+    tokens, rows = teaching.read(train.texts, train.rows[chosen], recipe.data.max_tokens)
+    targets = LabelTargets(tokens, rows, train.labels[chosen])
     # the student's alone
-    without_hiding = recipe.distill.model_copy(update={"token_dropout": 0.0})
+    plain = {"token_dropout": 0.0, "augment": 0.0}
+    loss_of = label_loss(teacher, targets, recipe.distill.model_copy(update=plain), compute.bf16)
     schedule = Schedule(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
@@ -140,103 +289,70 @@ def _teacher(
     )
     lengths = [len(text) for text in tokens]
     batches = plan_row_batches(rows, lengths, settings.batch_size, settings.epochs, recipe.seed)
-    points = fit(
-        teacher,
-        batches,
-        label_loss(teacher, targets, without_hiding, compute.bf16),
-        schedule,
-        validate,
-        folder,
-        report,
-    )
-    found |= {
+    weights = [value for value in teacher.parameters() if value.requires_grad]
+    report(0.0, "timing a few training rows")
+    seconds = _expected_seconds(loss_of, weights, batches, recipe.data.validation_pairs)
+    report(0.0, f"{len(batches):,} steps, about {duration(seconds)} in all")
+    points = fit(teacher, batches, loss_of, schedule, validate, folder, report)
+    return {
         "finetuned": max(point.metric for point in points),
         "trainable_parameters": trainable,
         "parameters": total,
         "points": [asdict(point) for point in points],
     }
-    if found["original"] is None or found["finetuned"] > found["original"]:
-        found["teaches"] = "finetuned"
-        # written before the facts that name it
-        weights = {name: value.contiguous() for name, value in teacher.state_dict().items()}
-        save_file(weights, folder / _WEIGHTS)
-    return found
 
 
-def _classifier(recipe: Recipe, corpus: Path) -> tuple[Classifier, bool, str]:
-    """The teacher with its own head, if it came with one for these labels, or a new one; and its tokenizer."""
-    from codemill.compress.models.classifier import Classifier, Head
-
-    assert recipe.teacher.model is not None
-    labels = labels_of(corpus)
-    loaded = load_teacher(resolve_model(recipe.teacher.model))
-    if loaded.head is not None and recipe.texts == 1:
-        _put_in_order(recipe, loaded.head, labels)
-        return Classifier(loaded.model, loaded.head, 1, loaded.pooling), True, loaded.tokenizer_json
-    head = Head(
-        loaded.model.config.hidden_size,
-        len(labels),
-        recipe.texts,
-        _HEAD_SIZE,
-        recipe.data.pair_order == "matters",
-    )
-    _draw(head, recipe.seed)
-    return Classifier(loaded.model, head, recipe.texts, "mean"), False, loaded.tokenizer_json
-
-
-def _draw(head: Any, seed: int) -> None:
-    """Draw the hidden layer's weights by the seed, whatever random numbers were used before."""
+def _expected_seconds(
+    loss_of: Callable[[np.ndarray], Tensor],
+    weights: Sequence[Tensor],
+    batches: Sequence[np.ndarray],
+    validation_rows: int,
+) -> float:
+    """What the fine-tuning will take, by a few rows of a batch of middling length; changes no weights."""
     import torch
 
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        head.inner.reset_parameters()
-        if head.texts == 1:
-            head.outer.reset_parameters()
+    batch = batches[len(batches) // 2]
+    some = batch[:_TIMED_ROWS]
+    taken = []
+    # the first compiles kernels
+    for rows in (some[:2], some):
+        start = time.perf_counter()
+        torch.autograd.grad(loss_of(rows), weights, allow_unused=True)
+        taken.append(time.perf_counter() - start)
+    per_row = taken[-1] / len(some)
+    steps = sum(len(rows) for rows in batches)
+    validated = min(_VALIDATIONS, len(batches)) * validation_rows
+    return per_row * (steps + validated / _FORWARD_SHARE)
 
 
-def _put_in_order(recipe: Recipe, head: TeacherHead, data: tuple[str, ...]) -> None:
-    """Give the head's outputs the order of the data's labels, by their names."""
-    import torch
+def _save(teaching: Teaching, path: Path) -> None:
+    """Written, and on the disk, before the facts that name it."""
+    from safetensors.torch import save_file
 
-    own = head.labels
-    if len(own) != len(data):
-        raise RecipeError(
-            f"the head of {recipe.teacher.model} knows {len(own)} labels ({_some(own)}), the data have "
-            f"{len(data)} ({_some(data)}): give a teacher of these labels, or name data.labels"
-        )
-    if own == data or all(re.fullmatch(r"LABEL_\d+|\d+", name) for name in own):
-        # names that only count: by their place
-        return
-    if set(own) != set(data):
-        raise RecipeError(
-            f"the head of {recipe.teacher.model} names its labels {_some(own)}, the data {_some(data)}: which is "
-            "which? Name them alike: data.labels in the head's order, or id2label in the model's config.json"
-        )
-    order = [own.index(name) for name in data]
-    last = head.layers[-1]
-    assert isinstance(last, torch.nn.Linear)
-    with torch.no_grad():
-        last.weight.copy_(last.weight[order].clone())
-        last.bias.copy_(last.bias[order].clone())
-    head.labels = data
+    weights = {name: value.contiguous() for name, value in teaching.classifier.state_dict().items()}
+    save_file(weights, path)
+    sync_file(path)
 
 
-def _some(labels: tuple[str, ...]) -> str:
-    return ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
-
-
-def facts(folder: Path) -> dict[str, Any]:
-    """What teacher.json says; `teaches` is data, original or finetuned."""
-    value: dict[str, Any] = json.loads((folder / _FACTS).read_text())
+def facts(folder: Path, number: int = 0) -> dict[str, Any]:
+    """What teacher.json says of the teacher of this number; `teaches` is data, original or finetuned."""
+    value: dict[str, Any] = json.loads((folder / folder_name(number) / _FACTS).read_text())
     return value
 
 
-def teaching_classifier(recipe: Recipe, corpus: Path, folder: Path) -> tuple[Classifier, str]:
-    """The classifier that teaches, with the fine-tuned weights where those were better, and its tokenizer."""
+def teaching_of(recipe: Recipe, corpus: Path, folder: Path, number: int = 0) -> Teaching:
+    """The teacher of this number, with the fine-tuned weights where those were better."""
     from safetensors.torch import load_file
 
-    teacher, _, tokenizer_json = _classifier(recipe, corpus)
-    if facts(folder)["teaches"] == "finetuned":
-        teacher.load_state_dict(load_file(folder / _WEIGHTS))
-    return teacher.eval(), tokenizer_json
+    teaching = open_teaching(recipe, labels_of(corpus), number)
+    if facts(folder, number)["teaches"] == "finetuned":
+        path = folder / folder_name(number) / _WEIGHTS
+        teaching.classifier.load_state_dict(load_file(path))
+    teaching.classifier.eval()
+    return teaching
+
+
+def teaching_classifier(recipe: Recipe, corpus: Path, folder: Path) -> tuple[Classifier, str]:
+    """The first teacher's classifier, as `teaching_of` gives it, and its tokenizer."""
+    teaching = teaching_of(recipe, corpus, folder)
+    return teaching.classifier, teaching.tokenizer_json
