@@ -455,13 +455,16 @@ class Distill(_Section):
         "names, white space, comments, dead code",
     )
     variants: int = Field(
-        2, ge=1, le=100, description="so often each training text is rewritten, where augment is above 0"
+        2,
+        ge=1,
+        le=100,
+        description="so often each training text is rewritten, where augment is above 0",
     )
-    language: (
-        Literal["python", "java", "c", "cpp", "javascript", "go", "php", "ruby"] | None
-    ) = Field(
-        None,
-        description="what the code is written in that is rewritten; by default what most of the first texts look like",
+    language: Literal["python", "java", "c", "cpp", "javascript", "go", "php", "ruby"] | None = (
+        Field(
+            None,
+            description="what the code is written in that is rewritten; by default what most of the first texts look like",
+        )
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="`balanced`: rare labels count as much as frequent ones"
@@ -709,7 +712,9 @@ class Recipe(_Section):
                     "is asked for to 0, or cut the student"
                 )
         if self.distill.augment and self.task == "retrieval":
-            raise ValueError("distill.augment: of classifiers only, and task is retrieval; set it to 0")
+            raise ValueError(
+                "distill.augment: of classifiers only, and task is retrieval; set it to 0"
+            )
         return self
 
     @model_validator(mode="after")

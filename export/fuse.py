@@ -1,7 +1,8 @@
 """Plain ONNX -> the same graph with ONNX Runtime's fused operators (attention, layer norm, GELU).
 
 One fusion is taken back: SkipLayerNormalization, whose kernel for processors takes several times as long as the sum
-and the norm by themselves (docs/LOG.md). For ONNX Runtime only: TensorRT and NNCF do not know these operators and start from the plain graph.
+and the norm by themselves (docs/LOG.md). For ONNX Runtime only: TensorRT and NNCF do not know these operators and
+start from the plain graph.
 """
 
 from __future__ import annotations
