@@ -463,7 +463,7 @@ class Distill(_Section):
     language: Literal["python", "java", "c", "cpp", "javascript", "go", "php", "ruby"] | None = (
         Field(
             None,
-            description="what the code is written in that is rewritten; by default what most of the first texts look like",
+            description="what the rewritten code is in; by default what most of the first texts look like",
         )
     )
     class_weights: Literal["none", "balanced"] = Field(

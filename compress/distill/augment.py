@@ -17,7 +17,7 @@ from typing import IO, NamedTuple
 from codemill.compress.parallel import map_processes
 from codemill.compress.pipeline import Report
 from codemill.compress.recipe import Distill
-from codemill.compress.rewrite import LANGUAGES, Rewrite, language_of, rewrite
+from codemill.compress.rewrite import LANGUAGES, Rewrite, commonest_language, rewrite
 from codemill.errors import DataError
 from codemill.runtime.atomic import write_atomically
 
@@ -25,7 +25,6 @@ __all__ = ["Augmented", "augmented", "clear", "language_among"]
 
 _SHARD = 128
 """Texts that are rewritten at once, and kept in one file."""
-_SAMPLE = 20
 _SEEDS = 1000
 """Variants that one seed of a recipe has, and more than there can be."""
 
@@ -117,14 +116,13 @@ def language_among(texts: Sequence[str]) -> str:
 
     Raises DataError where it is none that can be rewritten.
     """
-    found = [language_of(text) for text in texts[:_SAMPLE]]
-    known = [name for name in found if name is not None]
-    if not known:
+    found = commonest_language(texts)
+    if found is None:
         raise DataError(
             f"distill.augment rewrites {', '.join(LANGUAGES)}, and the first training texts look like none of "
             "these; name the language as distill.language, or set augment to 0"
         )
-    return max(sorted(set(known)), key=known.count)
+    return found
 
 
 def _rewritten(task: _Task) -> list[str | None]:

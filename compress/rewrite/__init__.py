@@ -11,6 +11,6 @@ only where every occurrence is understood; what is not is left as it is.
 """
 
 from codemill.compress.rewrite.rewriting import Rewrite, rewrite
-from codemill.compress.rewrite.syntax import LANGUAGES, language_of
+from codemill.compress.rewrite.syntax import LANGUAGES, commonest_language, language_of
 
-__all__ = ["LANGUAGES", "Rewrite", "language_of", "rewrite"]
+__all__ = ["LANGUAGES", "Rewrite", "commonest_language", "language_of", "rewrite"]

@@ -7,7 +7,7 @@ new object at every step. Offsets are bytes of `Parsed.source`, the fragment in 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from functools import cache
@@ -26,7 +26,17 @@ import tree_sitter_ruby
 from codemill.compress.rewrite.grammars import GRAMMARS, Grammar
 from codemill.errors import DataError
 
-__all__ = ["LANGUAGES", "Edit", "Node", "Parsed", "edited", "grammar_of", "language_of", "parse"]
+__all__ = [
+    "LANGUAGES",
+    "Edit",
+    "Node",
+    "Parsed",
+    "commonest_language",
+    "edited",
+    "grammar_of",
+    "language_of",
+    "parse",
+]
 
 LANGUAGES = tuple(GRAMMARS)
 
@@ -40,6 +50,7 @@ _ALIASES = {
     "rb": "ruby",
 }
 _ENCODING_ERRORS = "surrogatepass"
+_GUESSED = 20
 
 
 @dataclass(slots=True, eq=False)
@@ -154,6 +165,13 @@ def edited(parsed: Parsed, edits: Iterable[Edit]) -> str:
         at = edit.end
     parts.append(parsed.source[at : parsed.end])
     return b"".join(parts).decode(errors=_ENCODING_ERRORS)
+
+
+def commonest_language(texts: Sequence[str]) -> str | None:
+    """What most of the first texts are written in, None where that is nothing known; `language_of` guesses each."""
+    found = [language_of(text) for text in texts[:_GUESSED]]
+    known = [name for name in found if name is not None]
+    return max(sorted(set(known)), key=known.count) if known else None
 
 
 def language_of(code: str) -> str | None:

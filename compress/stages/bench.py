@@ -54,7 +54,7 @@ __all__ = [
     "training_points",
 ]
 
-VERSION = 3
+VERSION = 4
 REPORT = "report.json"
 BASELINE = "teacher, PyTorch fp32"
 FUSED = "teacher, fused ONNX fp32"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CANDIDATES", "FACTS", "TOKENS", "VERSION", "accepted", "gates_of", "said_of", "stage"]
 
-VERSION = 2
+VERSION = 3
 CANDIDATES = "candidates"
 FACTS = "export.json"
 _ROUNDS = 5

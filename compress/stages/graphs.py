@@ -12,7 +12,7 @@ from codemill.compress.stages.finetune import teaching_model
 
 __all__ = ["REFERENCE", "TEACHING", "VERSION", "stage"]
 
-VERSION = 1
+VERSION = 2
 TEACHING = "teaching"
 REFERENCE = "reference"
 

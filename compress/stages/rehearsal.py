@@ -38,7 +38,7 @@ __all__ = [
     "timed",
 ]
 
-VERSION = 2
+VERSION = 3
 FACTS = "predicted.json"
 _FIXED_SECONDS = 45.0
 """Export, gates and bundle, beside what is timed."""

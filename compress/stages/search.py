@@ -68,7 +68,7 @@ __all__ = [
     "vocabulary_of",
 ]
 
-VERSION = 4
+VERSION = 5
 _SAMPLE = 1000
 _SIZES_MEASURED = 6
 _AUTO_SHARE = 1 / 6

@@ -40,7 +40,7 @@ from codemill.targets.report import BundleSummary, Limit, limit, make_report, wr
 
 __all__ = ["TEACHER", "UNQUANTIZED", "VERSION", "stage"]
 
-VERSION = 1
+VERSION = 2
 TEACHER = "teacher, fused ONNX fp32"
 UNQUANTIZED = "student, fp32"
 

@@ -23,7 +23,7 @@ from codemill.targets.json_lines import check_there
 
 __all__ = ["VERSION", "labels_of", "source_of", "stage"]
 
-VERSION = 1
+VERSION = 2
 _HUB = "hf:"
 
 

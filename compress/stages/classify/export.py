@@ -27,7 +27,7 @@ from codemill.export.candidates import FP32, INT8
 
 __all__ = ["VERSION", "shipped", "stage"]
 
-VERSION = 1
+VERSION = 2
 _EXITED = "exited"
 _ROUNDS = 5
 

@@ -30,7 +30,7 @@ from codemill.runtime.bundle import MANIFEST
 
 __all__ = ["TEACHING", "VERSION", "graphs_stage", "read_probabilities", "stage"]
 
-VERSION = 1
+VERSION = 2
 TEACHING = "teaching"
 _SHARD = 1024
 _CALL = 256

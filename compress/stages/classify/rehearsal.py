@@ -25,7 +25,7 @@ from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import items_of
 from codemill.compress.stages.classify.exits import has_exits
 from codemill.compress.stages.classify.rewrites import MOST_TEXTS
-from codemill.compress.stages.classify.student import untrained
+from codemill.compress.stages.classify.student import check_rewritable, origin_of, untrained
 from codemill.compress.stages.rehearsal import (
     FACTS,
     MANIFEST_ALLOWANCE,
@@ -38,11 +38,12 @@ from codemill.compress.stages.search import read_chosen
 from codemill.runtime import load_classifier, size_bytes
 
 if TYPE_CHECKING:
+    from codemill.compress.distill.origin import Origin
     from codemill.compress.models.classifier import Classifier
 
 __all__ = ["VERSION", "stage"]
 
-VERSION = 1
+VERSION = 2
 _FIXED_SECONDS = 45.0
 _SECONDS_PER_ROUND = 30.0
 _TIMED = 20
@@ -92,6 +93,7 @@ def _rehearse(
     chosen = read_chosen(inputs["search"])
     labels = labels_of(inputs["corpus"])
     rows = read_labelled(inputs["corpus"], "train", recipe.data.train_pairs)
+    check_rewritable(recipe, rows.texts)
     precision = "int8" if chosen.architecture.bits == 8 else "fp32"
     report(0.1, "exporting an untrained student")
     student = untrained(recipe, chosen, len(labels))
@@ -115,7 +117,8 @@ def _rehearse(
     report(0.5, "timing it")
     latency_ms = _latency_ms(folder / "student", compute.threads, rows)
     report(0.7, "timing a few training steps")
-    training = _training_seconds(recipe, compute, student, chosen.tokenizer_json, rows)
+    origin = origin_of(recipe, chosen, inputs["corpus"], None)
+    training = _training_seconds(recipe, compute, student, chosen.tokenizer_json, rows, origin)
     exits = {}
     if has_exits(recipe):
         # heads alone: the texts are encoded once, forward only
@@ -156,7 +159,12 @@ def _reading_seconds(recipe: Recipe, corpus: Path, latency_ms: float) -> float:
 
 
 def _training_seconds(
-    recipe: Recipe, compute: Compute, student: Classifier, tokenizer_json: str, rows: Labelled
+    recipe: Recipe,
+    compute: Compute,
+    student: Classifier,
+    tokenizer_json: str,
+    rows: Labelled,
+    origin: Origin | None,
 ) -> float:
     import torch
 
@@ -169,7 +177,7 @@ def _training_seconds(
     tokens = tokenize(tokenizer_json, rows.texts, longest)
     known = np.maximum(rows.labels, 0)
     targets = LabelTargets(tokens, rows.rows, known)
-    loss_of = label_loss(student, targets, settings, compute.bf16)
+    loss_of = label_loss(student, targets, settings, compute.bf16, origin=origin)
     lengths = [len(text) for text in tokens]
     batches = plan_row_batches(rows.rows, lengths, settings.batch_size, 1.0, recipe.seed)
     weights = list(student.parameters())

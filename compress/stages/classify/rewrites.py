@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from codemill.compress.rewrite import Rewrite, language_of, rewrite
+from codemill.compress.rewrite import Rewrite, commonest_language, rewrite
 from codemill.targets.evaluation import LabelledEvaluation
 
 __all__ = ["MOST_TEXTS", "rewritten", "sampled_texts"]
@@ -19,7 +19,6 @@ __all__ = ["MOST_TEXTS", "rewritten", "sampled_texts"]
 MOST_TEXTS = 400
 """So many distinct texts are rewritten at most, in each way, and read again by every engine."""
 _FEWEST_ROWS = 300
-_SAMPLE = 20
 
 
 def rewritten(
@@ -29,7 +28,7 @@ def rewritten(
 
     Empty where their language is not known.
     """
-    language = _language(evaluation.texts)
+    language = commonest_language(evaluation.texts)
     if language is None:
         return {}
     chosen = sampled_texts(evaluation.rows, len(evaluation.texts), seed, most_texts)
@@ -64,10 +63,3 @@ def sampled_texts(
             chosen[list(missing)] = True
             left -= len(missing)
     return chosen
-
-
-def _language(texts: Sequence[str]) -> str | None:
-    """What most of the first texts are written in; a set of many languages has each text's guessed by `rewrite`."""
-    found = [language_of(text) for text in texts[:_SAMPLE]]
-    known = [name for name in found if name is not None]
-    return max(sorted(set(known)), key=known.count) if known else None
