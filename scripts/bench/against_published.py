@@ -23,6 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from published import published_tokenizer
+
 PUBLISHED = {
     "vocab_size": 1000,
     "hidden_size": 96,
@@ -50,25 +52,23 @@ def _engines(bundle: Path, texts: list[str], folder: Path) -> dict[str, Any]:
     from codemill.compress.architecture import Architecture
     from codemill.compress.models.bert import fresh_student
     from codemill.compress.models.export import export_bundle
-    from codemill.compress.models.vocabulary import Trained
     from codemill.compress.teacher_worker import teacher_engine
     from codemill.targets.engine import bundle_engine
 
-    vocabulary = Trained(texts)
     base = BertConfig()
     small = fresh_student(Architecture(**PUBLISHED), base, seed=0)
     export_bundle(
         small,
         folder / "published",
         heads=PUBLISHED["heads"],
-        tokenizer_json=vocabulary.at(PUBLISHED["vocab_size"]).tokenizer_json,
+        tokenizer_json=published_tokenizer(texts, PUBLISHED["vocab_size"]),
         max_tokens=PUBLISHED["max_tokens"],
         precisions=("int8",),
         name="published",
     )
     large = fresh_student(Architecture(**CODEBERT), base, seed=0)
     large.save_pretrained(folder / "codebert")
-    tokens = vocabulary.at(_BPE_TOKENS).tokenizer_json
+    tokens = published_tokenizer(texts, _BPE_TOKENS)
     (folder / "codebert" / "tokenizer.json").write_text(tokens, encoding="utf-8")
     return {
         "bundle": bundle_engine(bundle, name="bundle"),

@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from published import published_tokenizer
+
 SHAPE = {
     "vocab_size": 1000,
     "hidden_size": 96,
@@ -111,17 +113,14 @@ def main() -> int:
         )
         print(json.dumps(found))
         return 0
-    from codemill.compress.models.vocabulary import Trained
-
     pairs = _pairs(asked.functions, asked.pairs, asked.count)
     with gzip.open(asked.functions, "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["code"] for line in lines]
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         (work / "pairs.json").write_text(json.dumps(pairs))
-        (work / "tokenizer.json").write_text(
-            Trained(texts).at(1000).tokenizer_json, encoding="utf-8"
-        )
+        tokens = published_tokenizer(texts, SHAPE["vocab_size"])
+        (work / "tokenizer.json").write_text(tokens, encoding="utf-8")
         totals: dict[str, list[float]] = {"published": [], "bundle": []}
         for number in range(asked.rounds):
             for engine in list(totals)[:: 1 if number % 2 == 0 else -1]:
