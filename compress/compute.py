@@ -8,7 +8,7 @@ from codemill.compress.recipe import Recipe
 from codemill.errors import MachineError
 from codemill.runtime.machine import this_machine
 
-__all__ = ["Compute", "OnGpus", "compute_of"]
+__all__ = ["Compute", "OnGpus", "compute_of", "on_processor"]
 
 _NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
@@ -55,14 +55,25 @@ def compute_of(recipe: Recipe) -> Compute:
 
     Raises MachineError where GPUs are asked for and CUDA shows none.
     """
-    machine = this_machine()
-    native = not _NATIVE_BF16.isdisjoint(machine.instruction_sets)
-    threads = recipe.threads or machine.physical_cores
     gpus = _gpus(recipe)
-    if gpus:
-        native = _gpu_has_bf16()
-    bf16 = native if recipe.precision == "auto" else recipe.precision == "bf16"
-    return OnGpus(threads, bf16, gpus[0], len(gpus)) if gpus else Compute(threads, bf16)
+    if not gpus:
+        return on_processor(recipe)
+    threads = recipe.threads or this_machine().physical_cores
+    return OnGpus(threads, _bf16(recipe, _gpu_has_bf16()), gpus[0], len(gpus))
+
+
+def on_processor(recipe: Recipe) -> Compute:
+    """The same without GPUs, for what is trained on the processor whatever there is."""
+    threads = recipe.threads or this_machine().physical_cores
+    return Compute(threads, _bf16(recipe, _native_bf16()))
+
+
+def _bf16(recipe: Recipe, native: bool) -> bool:
+    return native if recipe.precision == "auto" else recipe.precision == "bf16"
+
+
+def _native_bf16() -> bool:
+    return not _NATIVE_BF16.isdisjoint(this_machine().instruction_sets)
 
 
 def _gpus(recipe: Recipe) -> list[str]:

@@ -84,7 +84,7 @@ def _classifier_stages(recipe: Recipe, compute: Compute, machine: str) -> list[S
         classify_corpus.stage(recipe),
         search.stage(recipe),
         classify_rehearsal.stage(recipe, compute, machine),
-        classify_teacher.stage(recipe, compute),
+        classify_teacher.stage(recipe),
         classify_labels.graphs_stage(recipe),
         classify_labels.stage(recipe, threads),
         classify_student.stage(recipe, compute),

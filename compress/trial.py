@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codemill.compress.architecture import Architecture, Tokens
+from codemill.compress.compute import compute_of
 from codemill.compress.stages import student
+from codemill.compress.stages.classify import student as classify_student
 
 if TYPE_CHECKING:
     from codemill.compress.models.vocabulary import Vocabulary
@@ -39,10 +42,12 @@ def trial(
     values["student"]["tokenizer"] = architecture.tokenizer
     values["data"]["train_pairs"] = min(pairs, recipe.data.train_pairs)
     values["distill"] |= schedule
+    stage = student if recipe.task == "retrieval" else classify_student
     return {
         "recipe": values,
         "folders": {name: str(folders[name].resolve()) for name in ("corpus", "teacher", "labels")},
-        "made_by": {"student": student.VERSION, "torch": version("torch")},
+        "made_by": {"student": stage.VERSION, "torch": version("torch")},
+        "compute": asdict(compute_of(recipe)),
         "vocabulary_pairs": recipe.data.train_pairs,
         "architecture": architecture.to_json(),
         "threads": threads,
@@ -57,12 +62,9 @@ def run_trial(item: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from codemill.compress.compute import compute_of
     from codemill.compress.distill.team import ALONE
     from codemill.compress.recipe import Recipe
-    from codemill.compress.stages.classify.student import distil as distil_classifier
     from codemill.compress.stages.search import Chosen
-    from codemill.compress.stages.student import distil
 
     started = time.monotonic()
     recipe = Recipe.model_validate({**item["recipe"], "threads": item["threads"]})
@@ -78,9 +80,9 @@ def run_trial(item: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         asked = (recipe, compute_of(recipe), folders, chosen, Path(scratch), lambda *_: None)
         if recipe.task == "retrieval":
-            _, points = distil(*asked)
+            _, points = student.distil(*asked)
         else:
-            _, points = distil_classifier(*asked, ALONE)
+            _, points = classify_student.distil(*asked, ALONE)
     return {
         "metric": max(point.metric for point in points),
         "pairs": recipe.data.train_pairs,

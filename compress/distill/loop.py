@@ -325,6 +325,10 @@ class _State:
 
     def validated(self, metric: float) -> None:
         """Note a validation; keep the weights if they are the best so far."""
+        if not math.isfinite(metric):
+            raise TrainingError(
+                f"the validation after step {self.step} gives {metric}: expected rows with labels to validate on"
+            )
         if all(metric > point.metric for point in self.points):
             self.best = {name: value.detach().clone() for name, value in self.trained.items()}
         self.points.append(Point(self.step, sum(self.losses) / len(self.losses), metric))

@@ -123,6 +123,8 @@ def stage(recipe: Recipe) -> Stage:
         "student": recipe.student.model_dump(),
         "train_pairs": recipe.data.train_pairs,
         "seed": recipe.seed,
+        # heads that ship
+        **({"exits": recipe.exits.after} if isinstance(recipe.exits.after, tuple) else {}),
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:

@@ -21,7 +21,6 @@ from transformers import (
     RobertaModel,
 )
 
-from codemill.compress.compute import compute_of
 from codemill.compress.data.labelled import read_labelled
 from codemill.compress.models.dataflow import flow_batch, flow_inputs
 from codemill.compress.models.load import resolve_model
@@ -125,7 +124,7 @@ class Taught:
 def taught(recipe: Recipe, work: Path, upto: str = "labels") -> Taught:
     stages = [
         corpus.stage(recipe),
-        teacher.stage(recipe, compute_of(recipe)),
+        teacher.stage(recipe),
         labels.graphs_stage(recipe),
         labels.stage(recipe, 1),
     ]
@@ -173,7 +172,7 @@ def test_a_cross_encoder_labels_pairs_as_transformers_does(make: Any, tmp_path: 
     np.testing.assert_allclose(found.probabilities(), expected, atol=1e-4)
     manifest = read_manifest(found.folders["teacher-graphs"] / "teaching")
     assert manifest.input["joined"] is True
-    said = teacher.stage(recipe, compute_of(recipe)).findings
+    said = teacher.stage(recipe).findings
     assert said is not None
     assert "as one sequence" in said(found.folders["teacher"])
     with load_classifier(found.folders["teacher-graphs"] / "teaching", variant="cpu-fp32") as graph:
@@ -187,7 +186,7 @@ def test_a_head_that_is_not_used_is_said_so(tmp_path: Path) -> None:
     learning = {"pairs": 30, "epochs": 1, "batch_size": 8, "freeze_layers": 1}
     recipe = recipe_of(model, PAIRS, source, finetune=learning)
     found = taught(recipe, tmp_path / "work", upto="teacher")
-    said = teacher.stage(recipe, compute_of(recipe)).findings
+    said = teacher.stage(recipe).findings
     assert said is not None
     line = said(found.folders["teacher"])
     assert "the head that it came with is not used" in line
@@ -341,7 +340,7 @@ def test_too_few_labelled_rows_are_said_so(tmp_path: Path) -> None:
         taught(few(model), tmp_path / "bare-work", upto="teacher")
     headed = few(roberta(tmp_path / "headed", BINARY))
     found = taught(headed, tmp_path / "headed-work", upto="teacher")
-    said = teacher.stage(headed, compute_of(headed)).findings
+    said = teacher.stage(headed).findings
     assert said is not None
     assert "it was not fine-tuned: of the" in said(found.folders["teacher"])
     assert facts(found.folders["teacher"])["teaches"] == "original"
@@ -423,7 +422,7 @@ def test_a_further_teacher_is_looked_at_before_anything_starts(tmp_path: Path) -
     source = write_functions(tmp_path / "functions.jsonl")
     missing = recipe_of(first, "classification", source, also=["./nowhere"])
     with pytest.raises(ModelError, match="nowhere"):
-        teacher.stage(missing, compute_of(missing))
+        teacher.stage(missing)
     with pytest.raises(RecipeError, match="inputs of 40 tokens at most"):
         preflight(recipe_of(first, "classification", source, also=[str(second)]), tmp_path / "w")
 

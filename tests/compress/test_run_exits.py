@@ -164,6 +164,18 @@ def test_the_bound_on_the_loss_of_exits_trains_nothing_anew(files: tuple[Path, P
     assert one["export"] != other["export"]
 
 
+def test_exits_that_ship_are_costed_anew(files: tuple[Path, Path]) -> None:
+    plain, listed = (keys_of(stages_of(recipe_of(files, after=after))) for after in ("none", [1]))
+    assert plain["corpus"] == listed["corpus"]
+    assert plain["search"] != listed["search"], "their heads count against the budget"
+    heads, whole = (
+        keys_of(stages_of(recipe_of(files, after="auto", train=train)))
+        for train in ("heads", "all")
+    )
+    assert plain["search"] == heads["search"]
+    assert heads["rehearsal"] != whole["rehearsal"], "it says how long all takes"
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -61,7 +61,7 @@ def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
         "quantize": recipe.quantize.method,
         "rounds": recipe.bench.rounds,
         "compute": asdict(compute),
-        **({"exits": recipe.exits.after} if isinstance(recipe.exits.after, tuple) else {}),
+        **({"exits": recipe.exits.model_dump(exclude={"max_loss"})} if has_exits(recipe) else {}),
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codemill.compress.compute import Compute
+from codemill.compress.compute import Compute, on_processor
 from codemill.compress.data.labelled import Labelled, read_labelled
 from codemill.compress.models.load import fingerprint, resolve_model
 from codemill.compress.pipeline import CHECKPOINT, Folders, Report, Stage
@@ -52,8 +52,10 @@ _FORWARD_SHARE = 3
 """A training step takes so many times a run that only goes forward."""
 
 
-def stage(recipe: Recipe, compute: Compute) -> Stage:
+def stage(recipe: Recipe) -> Stage:
     """Depends on the models' files, the rows and the sections `teacher` and `teacher.finetune`."""
+    # the student alone goes to GPUs
+    compute = on_processor(recipe)
     names = models_of(recipe)
     prints = [fingerprint(resolve_model(name)) for name in names]
     settings: dict[str, Any] = {
