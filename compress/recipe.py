@@ -490,7 +490,9 @@ class Exits(_Section):
         0.01,
         ge=0,
         le=1,
-        description="accuracy on validation that leaving early may cost, as a difference",
+        description="accuracy that leaving early may cost at most on new rows, as a difference: the upper end (95 %) "
+        "of the loss on validation is held to it, which at 0.01 takes 271 labelled rows or more for one exit, 385 "
+        "for two, 453 for three",
     )
     train: Literal["heads", "all"] = Field(
         "heads",

@@ -81,8 +81,9 @@ def write_classifier(
 
     sample: ids, mask int64 [2, tokens], whose pooled embeddings in torch are `pooled` [2, dim], and whose
     logits are `logits` [labels]: of the first, or of both as a pair. Raises CodemillError where plain or
-    fused ONNX does not reproduce them. Exits have no thresholds yet: no row leaves there, until the manifest is
-    written anew with those that were calibrated on these files.
+    fused ONNX does not reproduce them. Exits have no thresholds yet: only rows that an exit is wholly certain of, a
+    probability of 1 in floating point, leave there, until the manifest is written anew with those that were calibrated
+    on these files.
     """
     dim = pooled.shape[1]
     variants: dict[str, Variant] = {}

@@ -7,6 +7,7 @@ start from the plain graph.
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["fuse_encoder", "fused_operators"]
 
+_LARGE_BYTES = 1_000_000
+_ROWS_LEFT = 2048
+"""Of a table: more than there are positions in most models."""
 _NORMS = {
     "SkipLayerNormalization": "LayerNormalization",
     "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
@@ -26,6 +30,7 @@ _NORMS = {
 
 def fuse_encoder(plain: Path, fused: Path, heads: int, hidden_size: int) -> None:
     """Write the fused form of a BERT-like encoder. `heads` x head size may be below `hidden_size`."""
+    import onnx
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
@@ -34,8 +39,10 @@ def fuse_encoder(plain: Path, fused: Path, heads: int, hidden_size: int) -> None
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        model = optimize_model(
-            str(plain),
+        model = onnx.load(str(plain))
+        aside = _set_aside(model.graph, hidden_size)
+        optimized = optimize_model(
+            model,
             model_type="bert",
             num_heads=heads,
             hidden_size=hidden_size,
@@ -46,8 +53,38 @@ def fuse_encoder(plain: Path, fused: Path, heads: int, hidden_size: int) -> None
         raise CodemillError(f"ONNX Runtime's optimizer failed on {plain.name}: {error}") from error
     finally:
         logging.disable(disabled)
-    _split_skip_norms(model.model.graph)
-    model.save_model_to_file(str(fused))
+    _split_skip_norms(optimized.model.graph)
+    for tensor in optimized.model.graph.initializer:
+        if tensor.name in aside:
+            rows, tensor.raw_data = aside.pop(tensor.name)
+            tensor.dims[0] = rows
+    optimized.save_model_to_file(str(fused))
+    # what it is made of refers to itself: a large model would stay for long
+    del model, optimized
+    gc.collect()
+
+
+def _set_aside(graph: onnx.GraphProto, hidden_size: int) -> dict[str, tuple[int, bytes]]:
+    """Take the large contents out that no fusion looks at; name -> rows and contents.
+
+    Shapes are inferred on several copies of the whole model. Of feed-forward matrices the shape is all that is
+    looked at; of a table of words that it has many rows. Attention's matrices are merged, and stay.
+    """
+    multiplied = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    aside: dict[str, tuple[int, bytes]] = {}
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) <= _LARGE_BYTES:
+            continue
+        whole = tensor.dims[0], tensor.raw_data
+        if tensor.name in multiplied and max(tensor.dims) > hidden_size:
+            aside[tensor.name] = whole
+            tensor.ClearField("raw_data")
+        elif tensor.name in tables and tensor.dims[0] > _ROWS_LEFT:
+            aside[tensor.name] = whole
+            tensor.raw_data = tensor.raw_data[: len(tensor.raw_data) // tensor.dims[0] * _ROWS_LEFT]
+            tensor.dims[0] = _ROWS_LEFT
+    return aside
 
 
 def _split_skip_norms(graph: onnx.GraphProto) -> None:

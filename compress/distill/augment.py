@@ -80,19 +80,19 @@ def augmented(
         for number in range(settings.variants)
         for start in range(0, len(texts), _SHARD)
     ]
-    missing = [task for task in tasks if not (folder / task.path).is_file()]
+    missing = [task for task in tasks if _read(folder, task) is None]
     for done, (task, found) in enumerate(
         zip(missing, map_processes(_rewritten, missing, workers), strict=True), 1
     ):
         write_atomically(folder / task.path, partial(_save, found))
         report(0.0, f"rewriting training texts, {done / len(missing):.0%}")
-    read = [(task, json.loads((folder / task.path).read_bytes())) for task in tasks]
+    read = [_whole(folder, task) for task in tasks]
     variants: list[list[str]] = []
     changed: set[int] = set()
     for number in range(settings.variants):
         per_variant = len(tasks) // settings.variants
         mine = read[number * per_variant : (number + 1) * per_variant]
-        found = [text for _, shard in mine for text in shard]
+        found = [text for shard in mine for text in shard]
         changed |= {index for index, text in enumerate(found) if text is not None}
         variants.append(
             [old if new is None else new for old, new in zip(texts, found, strict=True)]
@@ -127,6 +127,26 @@ def language_among(texts: Sequence[str]) -> str:
 
 def _rewritten(task: _Task) -> list[str | None]:
     return [rewrite(text, task.language, Rewrite.ALL, task.seed) for text in task.texts]
+
+
+def _read(folder: Path, task: _Task) -> list[str | None] | None:
+    """What was rewritten before; a damaged file is as good as none."""
+    try:
+        found = json.loads((folder / task.path).read_bytes())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, list) and len(found) == len(task.texts)
+    return found if whole and all(text is None or isinstance(text, str) for text in found) else None
+
+
+def _whole(folder: Path, task: _Task) -> list[str | None]:
+    found = _read(folder, task)
+    if found is None:
+        raise DataError(
+            f"{folder / task.path}: the rewritten texts that were just written there cannot be read back; is the disk "
+            "damaged? Remove the file and run again"
+        )
+    return found
 
 
 def _save(found: Sequence[str | None], file: IO[bytes]) -> None:

@@ -10,7 +10,9 @@ but the upper end of what it may be. Only numbers here: what the files say at ea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -20,8 +22,10 @@ NEVER = math.inf
 """A threshold that no certainty reaches, also one that is 1 in floating point."""
 _QUANTILES = np.linspace(0, 1, 65)
 _PASSES = 10
-_Z = 1.64
-"""Standard errors to the upper end of a loss: 95 % on one side."""
+_Cost = tuple[float, float]
+"""Mean layers, and - accuracy."""
+_MISSED = 0.05
+"""How often the upper end of a loss may be below the true one."""
 
 
 def leaving(certainty: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
@@ -35,23 +39,31 @@ def leaving(certainty: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     return found
 
 
-def loss_upper(before: np.ndarray, after: np.ndarray) -> float:
+def loss_upper(before: np.ndarray, after: np.ndarray, exits: int) -> float:
     """The upper end of the accuracy that is lost, as a difference; before, after: bool [n], whether a row is right.
 
-    The mean of the differences row by row, 1.64 of its standard errors, and what a score interval adds where few rows
-    differ (Wilson's, of a rate that is small): a sample in which nothing is lost has no standard error, and does not
-    show that nothing will be. Never less than d + 1.64 se. Infinite without rows.
+    The mean d of the differences row by row, z standard errors of it, and what a score interval adds where few rows
+    differ (Wilson's, of a rare thing): a sample in which nothing is lost has no standard error, and does not show that
+    nothing will be. z is that of 95 %, 1.64 for one exit; more of them, whose thresholds are chosen on the same rows,
+    share the 5 % (Bonferroni). Never less than d + 1.64 se. Infinite without rows.
     """
     rows = len(before)
     if not rows:
         return math.inf
     lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-    return (lost - won + _Z**2 / 2 + _Z * math.sqrt(lost + won + _Z**2 / 4)) / rows
+    squared = _errors(exits) ** 2
+    added = squared / 2 + math.sqrt(squared * (lost + won + squared / 4))
+    return (lost - won + added) / rows
 
 
-def fewest_rows(max_loss: float) -> float:
-    """So many rows are needed for a bound: where none of them differs, the upper end is just that. Infinite for 0."""
-    return math.ceil(_Z**2 / max_loss) if max_loss > 0 else math.inf
+def fewest_rows(max_loss: float, exits: int) -> float:
+    """With fewer rows no bound is kept where exits win none, even if they lose none; infinite for a bound of 0."""
+    return math.ceil(_errors(exits) ** 2 / max_loss) if max_loss > 0 else math.inf
+
+
+def _errors(exits: int) -> float:
+    """Standard errors to the upper end."""
+    return NormalDist().inv_cdf(1 - _MISSED / exits)
 
 
 def thresholds_for(
@@ -69,15 +81,24 @@ def thresholds_for(
     Coordinate descent over quantiles of the certainty, from every common quantile: deterministic.
     """
     grids = [_grid(row) for row in certainty]
-    best: tuple[tuple[float, float], list[float]] | None = None
+    used, rows = np.asarray(layers), np.arange(right.shape[1])
+
+    @cache
+    def cost(thresholds: tuple[float, ...]) -> _Cost | None:
+        at = leaving(certainty, thresholds)
+        after = right[at, rows]
+        if loss_upper(before, after, len(thresholds)) > max_loss:
+            return None
+        return float(used[at].mean()), -float(after.mean())
+
+    best: tuple[_Cost, tuple[float, ...]] | None = None
     for start in range(len(_QUANTILES) + 1):
-        chosen = [grid[start] for grid in grids]
-        found = _descended(certainty, right, layers, before, max_loss, chosen, grids)
+        found = _descended(cost, tuple(grid[start] for grid in grids), grids)
         if found is not None and (best is None or found[0] < best[0]):
             best = found
     if best is None or best[0][0] >= layers[-1]:
         return None
-    return best[1]
+    return list(best[1])
 
 
 def _grid(certainty: np.ndarray) -> list[float]:
@@ -87,33 +108,20 @@ def _grid(certainty: np.ndarray) -> list[float]:
 
 
 def _descended(
-    certainty: np.ndarray,
-    right: np.ndarray,
-    layers: Sequence[int],
-    before: np.ndarray,
-    max_loss: float,
-    chosen: list[float],
+    cost: Callable[[tuple[float, ...]], _Cost | None],
+    start: tuple[float, ...],
     grids: Sequence[Sequence[float]],
-) -> tuple[tuple[float, float], list[float]] | None:
-    """The best of one threshold after another, and (mean layers, - accuracy) with them; None for a bad beginning."""
-    used, rows = np.asarray(layers), np.arange(right.shape[1])
-
-    def cost(thresholds: Sequence[float]) -> tuple[float, float] | None:
-        at = leaving(certainty, thresholds)
-        after = right[at, rows]
-        if loss_upper(before, after) > max_loss:
-            return None
-        return float(used[at].mean()), -float(after.mean())
-
-    first = cost(chosen)
+) -> tuple[_Cost, tuple[float, ...]] | None:
+    """The best of one threshold after another, with what it costs; None where the start is beyond the bound."""
+    first = cost(start)
     if first is None:
         return None
-    best = (first, list(chosen))
+    best = (first, start)
     for _ in range(_PASSES):
         begun = best[0]
         for exit_, grid in enumerate(grids):
             for value in grid:
-                tried = [*best[1][:exit_], value, *best[1][exit_ + 1 :]]
+                tried = (*best[1][:exit_], value, *best[1][exit_ + 1 :])
                 found = cost(tried)
                 if found is not None and found < best[0]:
                     best = (found, tried)

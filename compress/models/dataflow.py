@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,8 @@ __all__ = [
 _TEXTS_PER_RUN = 16
 _LENGTH_STEP = 16
 _CODE_PER_VARIABLE = 4
+_FLOWS_KEPT = 16_384
+"""Texts recur, in many pairs and in each call."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,13 @@ def flow_inputs(
     single = Tokenizer.from_str(tokenizer_json)
     single.no_padding()
     single.enable_truncation(max_tokens)
-    # texts recur in many pairs
-    flows: dict[str, Flow] = {}
+    ends: dict[str, int] = {}
 
     def flow_of(text: str) -> Flow:
-        if text not in flows:
-            flows[text] = data_flow(text, language)
-        return flows[text]
+        if text not in ends:
+            # beside another it has no more room than alone
+            ends[text] = max((end for _, end in single.encode(text).offsets), default=0)
+        return _flow(text, language, ends[text])
 
     found: list[FlowInput] = []
     for item in texts:
@@ -116,6 +119,11 @@ def flow_inputs(
             encoding, parts = encode_pair(single, *item, max_tokens), [*item]
         found.append(_input(encoding, [flow_of(part) for part in parts], max_tokens))
     return found
+
+
+@lru_cache(maxsize=_FLOWS_KEPT)
+def _flow(text: str, language: str, end: int) -> Flow:
+    return data_flow(text, language, end)
 
 
 def _input(encoding: Encoding, flows: Sequence[Flow], max_tokens: int) -> FlowInput:

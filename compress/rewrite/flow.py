@@ -136,6 +136,8 @@ _COMPREHENSIONS = words(
 )
 _DEEPEST_LOOP = 3
 """Of loops within loops, each of which is gone through twice."""
+_MOST_EDGES = 50_000
+"""Of a text; what a machine wrote may have as many as the square of its lines."""
 
 _State = dict[str, tuple[int, ...]]
 
@@ -150,19 +152,25 @@ class Flow(NamedTuple):
 _NONE = Flow((), ())
 
 
-def data_flow(code: str, language: str) -> Flow:
-    """The variables of `code` that give or take a value, and its edges; none where it cannot be parsed.
+class _TooManyError(Exception):
+    """Edges."""
 
-    Raises DataError for a language that is not known.
+
+def data_flow(code: str, language: str, end: int | None = None) -> Flow:
+    """The variables of `code` that give or take a value, and its edges.
+
+    end: characters that are read, the others are not walked through. None at all where the code cannot be parsed, and
+    where there are more than 50,000 edges. Raises DataError for a language that is not known.
     """
     parsed = parse(code, grammar_of(language))
     if parsed is None:
         return _NONE
-    walk = _Walk(parsed)
+    read = code if end is None else code[:end]
+    walk = _Walk(parsed, parsed.start + len(read.encode(errors="surrogatepass")))
     try:
         walk.visit(parsed.root)
-    except RecursionError:
-        # nested deeper than Python can go: code that a machine wrote
+    except (RecursionError, _TooManyError):
+        # nested deeper than Python can go, or woven too densely: code that a machine wrote
         return _NONE
     return _in_characters(parsed, walk)
 
@@ -172,7 +180,7 @@ def _in_characters(parsed: Parsed, walk: _Walk) -> Flow:
     inside = {
         number
         for number, (start, end) in enumerate(walk.places)
-        if parsed.start <= start and end <= parsed.end
+        if parsed.start <= start < walk.end and end <= parsed.end
     }
     edges = {(a, b) for a, b in walk.edges if a in inside and b in inside}
     kept = sorted({end for edge in edges for end in edge}, key=lambda number: walk.places[number])
@@ -192,9 +200,13 @@ def _in_characters(parsed: Parsed, walk: _Walk) -> Flow:
 
 @dataclass
 class _Walk:
-    """One walk over a tree, in the order things are run: `state` is which definitions of a name may hold."""
+    """One walk over a tree, in the order things are run: `state` is which definitions of a name may hold.
+
+    end: the byte from which nothing is walked through.
+    """
 
     parsed: Parsed
+    end: int
     places: list[tuple[int, int]] = field(default_factory=list)
     edges: set[tuple[int, int]] = field(default_factory=set)
     state: _State = field(default_factory=dict)
@@ -203,7 +215,7 @@ class _Walk:
 
     def visit(self, node: Node) -> list[int]:
         """Walk through `node`; returns the variables that its value is made of."""
-        if node.field == "type" or node.type in _NOT_READ:
+        if node.start >= self.end or node.field == "type" or node.type in _NOT_READ:
             return []
         if node.type in _NAMES:
             return self._use(node)
@@ -250,6 +262,11 @@ class _Walk:
             self.places.append((node.start, node.end))
         return found
 
+    def _join(self, sources: Sequence[int], number: int) -> None:
+        self.edges.update((source, number) for source in sources)
+        if len(self.edges) > _MOST_EDGES:
+            raise _TooManyError
+
     def _use(self, node: Node) -> list[int]:
         parent = node.parent
         if parent is not None and (parent.type, node.field) in _OTHER:
@@ -258,7 +275,7 @@ class _Walk:
         if known is None and self._may_be_a_function(node):
             return []
         number = self._number(node)
-        self.edges.update((source, number) for source in known or ())
+        self._join(known or (), number)
         return [number]
 
     def _may_be_a_function(self, node: Node) -> bool:
@@ -294,7 +311,7 @@ class _Walk:
                 continue
             number = self._number(node)
             before = self.state.get(name, ()) if updating or part else ()
-            self.edges.update((source, number) for source in (*sources, *before))
+            self._join((*sources, *before), number)
             self.state[name] = (number,)
             found.append(number)
             if part is not None:
@@ -454,5 +471,7 @@ def _union(states: Sequence[_State]) -> _State:
     found: _State = {}
     for state in states:
         for name, numbers in state.items():
-            found[name] = tuple(dict.fromkeys((*found.get(name, ()), *numbers)))
+            known = found.get(name, numbers)
+            # most names are the same on every way
+            found[name] = numbers if known is numbers else tuple(dict.fromkeys((*known, *numbers)))
     return found

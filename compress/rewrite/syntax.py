@@ -35,6 +35,7 @@ __all__ = [
     "edited",
     "grammar_of",
     "language_of",
+    "libraries_of",
     "parse",
 ]
 
@@ -51,6 +52,11 @@ _ALIASES = {
 }
 _ENCODING_ERRORS = "surrogatepass"
 _GUESSED = 20
+_CODE = re.compile(
+    r"[={}\[\]<>]|;[ \t]*$|^[ \t]*(?:async[ \t]+)?def[ \t]+\w|^[ \t]*end[ \t]*$|^[ \t]*[\w.$:]+\(.*\)[ \t]*$",
+    re.MULTILINE,
+)
+"""What code has and plain prose has not: Ruby parses most sentences without an error."""
 
 
 @dataclass(slots=True, eq=False)
@@ -129,6 +135,12 @@ def grammar_of(language: str) -> Grammar:
     return grammar
 
 
+def libraries_of(language: str | None) -> tuple[str, ...]:
+    """The distributions that parse this language, by whichever of its names; None: that guess among all of them."""
+    names = LANGUAGES if language is None else (grammar_of(language).name,)
+    return ("tree-sitter", *(f"tree-sitter-{name}" for name in names))
+
+
 def parse(code: str, grammar: Grammar) -> Parsed | None:
     """The tree of `code`, in whichever wrapper it has the fewest errors.
 
@@ -175,13 +187,13 @@ def commonest_language(texts: Sequence[str]) -> str | None:
 
 
 def language_of(code: str) -> str | None:
-    """The language in which `code` parses with the fewest errors; None where none is likely.
+    """The language in which `code` parses with the fewest errors; None where none is likely, as for prose.
 
     Between languages where it parses equally well (a small C function is C++ and nearly Java), words
     that are common in one of them decide.
     """
     source = _encoded(code)
-    if source is None or not code.strip():
+    if source is None or not _CODE.search(code):
         return None
     ranked: list[tuple[int, int, int]] = []
     for rank, grammar in enumerate(GRAMMARS.values()):

@@ -64,7 +64,8 @@ def _findings(folder: Path) -> str:
     if not found["layers"]:
         return "a student of one layer has no place for an exit"
     places = ", ".join(map(str, found["layers"]))
-    return f"exits after layer {places}: mean recall on validation {found['recall']:.3f}, the mean of the exits"
+    judged = "the exits and the last head" if found["train"] == "all" else "the exits"
+    return f"exits after layer {places}: mean recall on validation {found['recall']:.3f}, the mean of {judged}"
 
 
 def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report) -> None:

@@ -27,7 +27,7 @@ from codemill.export.candidates import FP32, INT8
 
 __all__ = ["VERSION", "shipped", "stage"]
 
-VERSION = 2
+VERSION = 3
 _EXITED = "exited"
 _ROUNDS = 5
 

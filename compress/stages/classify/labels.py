@@ -20,6 +20,7 @@ from codemill.compress.models.export import export_classifier
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.progress import duration
 from codemill.compress.recipe import Recipe
+from codemill.compress.rewrite.syntax import libraries_of
 from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import items_of
 from codemill.compress.stages.classify.teacher import facts, teaching_of
@@ -101,7 +102,10 @@ def stage(recipe: Recipe, threads: int) -> Stage:
     if recipe.teacher.data_flow is not None:
         settings["max_tokens"] = recipe.teacher.max_tokens
         inputs = (*inputs, "teacher")
-        libraries = (*libraries, "torch", "transformers", "tree-sitter")
+        libraries = (
+            *(*libraries, "torch", "transformers"),
+            *libraries_of(recipe.teacher.data_flow),
+        )
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         names = models_of(recipe)

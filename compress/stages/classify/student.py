@@ -14,6 +14,7 @@ from codemill.compress.compute import Compute
 from codemill.compress.data.labelled import Labelled, read_labelled
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
+from codemill.compress.rewrite.syntax import libraries_of
 from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import truth_of
 from codemill.compress.stages.classify.labels import read_probabilities
@@ -66,7 +67,9 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         _distil(recipe, compute, inputs, folder, report)
 
     inputs = ("corpus", "search", "teacher", "labels")
-    libraries = ("torch", "transformers", "tokenizers")
+    libraries: tuple[str, ...] = ("torch", "transformers", "tokenizers")
+    if recipe.distill.augment:
+        libraries = (*libraries, *libraries_of(recipe.distill.language))
     said = _said if recipe.distill.augment else None
     return Stage("student", VERSION, inputs, settings, libraries, work, findings=said)
 

@@ -22,6 +22,7 @@ from codemill.compress.models.load import fingerprint, resolve_model
 from codemill.compress.pipeline import CHECKPOINT, Folders, Report, Stage
 from codemill.compress.progress import duration
 from codemill.compress.recipe import Recipe
+from codemill.compress.rewrite.syntax import libraries_of
 from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import truth_of
 from codemill.compress.stages.classify.teaching import (
@@ -92,7 +93,9 @@ def stage(recipe: Recipe) -> Stage:
             # its own files are safe now
             (own / CHECKPOINT).unlink(missing_ok=True)
 
-    libraries = ("torch", "transformers")
+    libraries: tuple[str, ...] = ("torch", "transformers")
+    if recipe.teacher.data_flow is not None:
+        libraries = (*libraries, *libraries_of(recipe.teacher.data_flow))
     return Stage(
         "teacher", VERSION, ("corpus",), settings, libraries, work, findings=_said_of(names)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from codemill.compress.rewrite.flow import FLOW_LANGUAGES, data_flow
@@ -152,6 +154,29 @@ def test_loops_within_loops_end_in_bounded_time() -> None:
         "    " * (depth + 1) + f"while x:\n{'    ' * (depth + 2)}x = x\n" for depth in range(15)
     )
     assert data_flow(code, "python").edges
+
+
+def woven(count: int) -> str:
+    lines = ["def f(a):"]
+    for number in range(count):
+        lines += [f"    x_{number} = x_{max(0, number - 1)} + a", f"    if x_{number}:"]
+        lines.append(f"        a = x_{number}")
+    return "\n".join(lines) + "\n"
+
+
+def test_code_past_the_end_is_not_walked_through() -> None:
+    head = woven(10)
+    started = time.process_time()
+    flow = data_flow(woven(1500), "python", len(head))
+    assert time.process_time() - started < 5
+    assert flow == data_flow(head, "python")
+    assert data_flow("def f(é):\n    return é\n", "python", 16) == ((), ())
+
+
+def test_a_text_with_more_edges_than_anybody_reads_has_no_data_flow() -> None:
+    started = time.process_time()
+    assert data_flow(woven(1500), "python") == ((), ())
+    assert time.process_time() - started < 5
 
 
 def test_another_language_is_a_data_error() -> None:

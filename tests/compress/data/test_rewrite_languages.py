@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from codemill.compress.rewrite import LANGUAGES, Rewrite, language_of, rewrite
 from codemill.compress.rewrite.guard import same_but_for_names, same_with_insertions
-from codemill.compress.rewrite.syntax import grammar_of, parse
+from codemill.compress.rewrite.syntax import grammar_of, libraries_of, parse
 from codemill.errors import DataError
 
 SEEDS = range(3)
@@ -352,14 +353,30 @@ def test_the_language_is_guessed(language: str) -> None:
     assert language_of(CODE[language]) == language
 
 
-def test_prose_has_no_language_and_is_not_rewritten() -> None:
-    prose = "This is, as you see; no code (at all"
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "This is, as you see; no code (at all",
+        "hello world",
+        "This is the final version of a public document",
+        "See the note (below) for more",
+        " \n",
+    ],
+)
+def test_prose_has_no_language_and_is_not_rewritten(prose: str) -> None:
     assert language_of(prose) is None
     assert rewrite(prose, None, Rewrite.ALL, 0) is None
 
 
 def test_code_without_a_language_is_rewritten_as_what_it_is() -> None:
     assert rewrite(GO, None, Rewrite.RENAME, 3) == rewrite(GO, "go", Rewrite.RENAME, 3)
+
+
+def test_a_stage_that_parses_names_the_grammars_whose_versions_shape_its_result() -> None:
+    assert libraries_of("c++") == ("tree-sitter", "tree-sitter-cpp")
+    # to guess a language takes all of them
+    assert len(libraries_of(None)) == 9
+    assert all(metadata.version(name) for name in libraries_of(None))
 
 
 def test_an_unknown_language_is_an_error_that_lists_the_known_ones() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from codemill.compress.compute import Compute
 from codemill.compress.distill import augment
 from codemill.compress.distill.augment import augmented, clear, language_among
-from codemill.compress.recipe import Distill, Recipe
+from codemill.compress.recipe import Distill, Recipe, parse_recipe
 from codemill.compress.rewrite import LANGUAGES
+from codemill.compress.stages.classify import student
 from codemill.errors import DataError, RecipeError
 
 
@@ -78,6 +80,17 @@ def test_what_was_rewritten_is_not_rewritten_again(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("damage", [b"", b'["cut', b"\xff\xfe", b"[]", b"[1, 2]", b'{"a": 1}'])
+def test_a_damaged_file_is_as_good_as_none(
+    damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment, "_SHARD", 2)
+    texts = functions(4)
+    expected = made(texts, tmp_path)
+    sorted(tmp_path.iterdir())[1].write_bytes(damage)
+    assert made(texts, tmp_path) == expected
+
+
 def test_texts_that_cannot_be_rewritten_stay_and_are_counted(tmp_path: Path) -> None:
     texts = [*functions(3), "this is no code at all (", ""]
     found = augmented(texts, Distill(augment=1.0), 0, tmp_path, 1, quiet)
@@ -124,8 +137,6 @@ def test_a_retrieval_student_has_neither(changed: dict[str, object], message: st
 def test_without_the_origins_tokens_and_layers_its_losses_are_refused_at_once(
     student: dict[str, str], message: str
 ) -> None:
-    from codemill.compress.recipe import parse_recipe
-
     values = {
         "name": "x",
         "task": "classification",
@@ -135,3 +146,13 @@ def test_without_the_origins_tokens_and_layers_its_losses_are_refused_at_once(
     }
     with pytest.raises(RecipeError, match=message):
         parse_recipe(values)
+
+
+def test_a_student_of_rewritten_texts_depends_on_what_parses_them() -> None:
+    values = {"name": "x", "task": "classification", "data": {"source": "a.jsonl"}}
+    plain, java = (
+        student.stage(parse_recipe({**values, "distill": distill}), Compute(1, False)).libraries
+        for distill in ({"augment": 0.0}, {"augment": 0.5, "language": "java"})
+    )
+    assert not any(name.startswith("tree-sitter") for name in plain)
+    assert java == (*plain, "tree-sitter", "tree-sitter-java")

@@ -148,19 +148,23 @@ def _gap(values: np.ndarray) -> float:
     return float(middle[widest : widest + 2].mean())
 
 
-def test_calibration_keeps_its_bound_on_the_rows_it_saw_and_saves_layers(tmp_path: Path) -> None:
+def test_calibration_keeps_its_bound_for_rows_to_come_and_saves_layers(tmp_path: Path) -> None:
     exiting, *made = exiting_of("bert", tmp_path / "teacher", 1)
     # what the last head says is true: then exits can only lose
     folder = export(exiting, (made[0], made[1], made[2]), tmp_path / "bundle")
     truth = in_torch(exiting, made[0], 1)[-1].argmax(1)
     assert (np.bincount(truth) > 10).all()
     truth[:5] = -1
-    used = []
-    for max_loss in (0.0, 0.1, 0.5):
-        found = calibrated(folder, "cpu-fp32", 1, items(1), truth, 1.0 - max_loss, lambda *_: None)
+    used, before = [], np.ones(len(truth), dtype=bool)
+    for max_loss in (0.05, 0.2, 0.6):
+        found = calibrated(
+            folder, "cpu-fp32", 1, items(1), truth, before, max_loss, lambda *_: None
+        )
         assert found is not None
-        assert found.accuracy_whole == 1.0
-        assert found.accuracy >= 1.0 - max_loss
+        assert found.rows == len(truth) - 5
+        assert found.accuracy_without_exits == 1.0
+        assert found.accuracy == pytest.approx(1.0 - found.loss)
+        assert found.loss < found.loss_upper <= max_loss
         assert sum(found.left.values()) == pytest.approx(1)
         with load_classifier(folder, threads=1) as classifier:
             now = classifier.run(items(1))
@@ -175,8 +179,80 @@ def test_calibration_keeps_its_bound_on_the_rows_it_saw_and_saves_layers(tmp_pat
 def test_an_accuracy_that_the_files_do_not_have_has_no_thresholds(tmp_path: Path) -> None:
     exiting, *made = exiting_of("bert", tmp_path / "teacher", 1)
     folder = export(exiting, (made[0], made[1], made[2]), tmp_path / "bundle")
-    truth = np.arange(len(ROWS)) % 3
-    assert calibrated(folder, "cpu-fp32", 1, items(1), truth, 1.0, lambda *_: None) is None
+    truth, before = np.arange(len(ROWS)) % 3, np.ones(len(ROWS), dtype=bool)
+    found = calibrated(folder, "cpu-fp32", 1, items(1), truth, before, 0.05, lambda *_: None)
+    assert found is None
+
+
+def test_an_exit_at_which_no_row_may_leave_is_written_so_that_none_does(tmp_path: Path) -> None:
+    exiting, *made = exiting_of("bert", tmp_path / "teacher", 1)
+    with torch.no_grad():
+        # certain of one label, whatever the row: 1 in floating point
+        exiting.heads[0].outer.weight.zero_()
+        exiting.heads[0].outer.bias.copy_(torch.tensor([200.0, 0.0, 0.0]))
+    folder = export(exiting, (made[0], made[1], made[2]), tmp_path / "bundle")
+    truth = in_torch(exiting, made[0], 1)[-1].argmax(1)
+    before = np.ones(len(truth), dtype=bool)
+    found = calibrated(folder, "cpu-fp32", 1, items(1), truth, before, 0.2, lambda *_: None)
+    assert found is not None
+    assert "1" not in found.left
+    assert "3" in found.left
+
+
+def test_rows_too_few_for_the_bound_are_counted_in_the_finding(
+    tmp_path: Path,
+) -> None:
+    exiting, *made = exiting_of("bert", tmp_path / "teacher", 1)
+    exited = export(exiting, (made[0], made[1], made[2]), tmp_path / "exited")
+    recipe = parse_recipe(
+        {
+            "name": "x",
+            "task": "classification",
+            "data": {"source": "a.jsonl"},
+            "exits": {"after": [1, 3]},
+        }
+    )
+    truth = in_torch(exiting, made[0], 1)[-1].argmax(1)
+    found = decided(recipe, exited, exited, "cpu-fp32", 1, items(1), truth, lambda *_: None)
+    assert not found["accepted"]
+    said = said_of_exits(found)
+    assert said.startswith(
+        f"exits do not ship ({len(ROWS)} validation rows with a label are too few"
+    )
+    assert "takes 385 at least" in said
+
+
+def test_rows_that_are_timed_are_drawn_by_the_seed_and_the_bundles_take_turns_to_be_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, str]] = []
+
+    class Counted:
+        def __init__(self, folder: Path, **_: object) -> None:
+            self.name = folder.name
+
+        def __enter__(self) -> Counted:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def run(self, call: list[str], batch_size: int) -> None:
+            if batch_size == 1:
+                ran.append((self.name, call[0]))
+
+    monkeypatch.setattr("codemill.compress.stages.classify.leaving.load_classifier", Counted)
+    rows = [f"row {number}" for number in range(1000)]
+    timed(Path("plain"), Path("early"), "cpu-fp32", 1, rows, 0, lambda *_: None)
+    firsts = [name for name, _ in ran[::2]]
+    assert firsts.count("plain") == firsts.count("early")
+    assert ran[0][1] == ran[1][1]
+    seen = {row for _, row in ran}
+    assert len(seen) == 64
+    assert seen != set(rows[:64])
+    ran.clear()
+    timed(Path("plain"), Path("early"), "cpu-fp32", 1, rows, 1, lambda *_: None)
+    assert {row for _, row in ran} != seen
 
 
 def test_heads_of_exits_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -254,8 +330,10 @@ def test_auto_ships_exits_only_where_they_are_faster_and_fit(
     )
     found = decided(recipe, plain, exited, "cpu-fp32", 1, items(1), truth, lambda *_: None)
     assert found["accepted"] is (reason is None)
-    assert found["accuracy_without"] == 1.0
-    assert found["accuracy"] >= 0.8 - 1e-6
+    assert found["accuracy_of_plain"] == found["accuracy_without_exits"] == 1.0
+    assert found["accuracy"] == pytest.approx(1.0 - found["loss"])
+    assert found["loss"] < found["loss_upper"] <= 0.2 + 1e-6
+    assert found["rows"] == len(ROWS)
     if reason is not None:
         assert reason in found["reason"]
     said = said_of_exits(found)
@@ -266,7 +344,7 @@ def test_auto_ships_exits_only_where_they_are_faster_and_fit(
 def test_both_bundles_are_timed_on_the_same_rows(tmp_path: Path) -> None:
     exiting, *made = exiting_of("bert", tmp_path / "teacher", 1)
     exited = export(exiting, (made[0], made[1], made[2]), tmp_path / "exited")
-    found = timed(exited, exited, "cpu-fp32", 1, items(1)[:9], lambda *_: None)
+    found = timed(exited, exited, "cpu-fp32", 1, items(1)[:9], 0, lambda *_: None)
     assert [item.batch for item in found] == [1, 8]
     assert all(item.low <= item.times_faster <= item.high for item in found)
     # a call of eight rows does more than a call of one

@@ -19,6 +19,7 @@ from codemill.compress.models.dataflow import (
 )
 from codemill.compress.models.heads import detach_head
 from codemill.compress.models.roberta import as_bert
+from codemill.compress.rewrite.flow import Flow, data_flow
 from codemill.errors import ModelError
 
 from .families import LABELS, noisy, roberta_config
@@ -89,6 +90,25 @@ def test_code_and_variables_have_room_of_their_own(byte_pairs: Tokenizer) -> Non
     assert 0 < len(found.spans) <= 12
     assert found.spans.max() < 48
     assert found.edges.max() < len(found.spans)
+
+
+def test_a_flow_is_found_once_for_all_calls_and_only_in_the_code_that_is_kept(
+    byte_pairs: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[int] = []
+
+    def counted(code: str, language: str, end: int) -> Flow:
+        ends.append(end)
+        return data_flow(code, language, end)
+
+    monkeypatch.setattr("codemill.compress.models.dataflow.data_flow", counted)
+    long = "def once(a):\n" + "".join(f"    a = a + {number}\n" for number in range(50))
+    first = flow_of(byte_pairs, long, 48)
+    again, pair = flow_of(byte_pairs, long, 48), flow_of(byte_pairs, (long, long), 48)
+    assert len(ends) == 1
+    assert 0 < ends[0] < len(long)
+    assert np.array_equal(first.edges, again.edges)
+    assert len(pair.spans)
 
 
 def test_two_joined_texts_have_no_edge_between_them(byte_pairs: Tokenizer) -> None:
