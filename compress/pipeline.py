@@ -38,6 +38,7 @@ __all__ = [
     "Report",
     "Stage",
     "folder_of",
+    "forget_peak",
     "full_disk_said",
     "identities_of",
     "is_finished",
@@ -229,7 +230,7 @@ def _work(stage: Stage, inputs: Folders, folder: Path, report: Report) -> _Spent
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _DONE).unlink(missing_ok=True)
     remove_temporaries(folder)
-    _forget_peak()
+    forget_peak()
     spent = _Spent(folder / _SPENT)
 
     def counted(fraction: float, message: str) -> None:
@@ -304,7 +305,7 @@ def _is_full_disk(error: BaseException, folder: Path) -> bool:
     return False
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the peak of resident memory start anew, so that it is this stage's; where Linux allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

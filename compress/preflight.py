@@ -329,7 +329,8 @@ def _memory_bytes(recipe: Recipe, parameters: int, hidden_size: int, layers: int
     """Upper estimate of the fine-tuning step, the hungriest: weights, optimizer, activations of one batch."""
     settings = recipe.teacher.finetune
     tuned = settings.pairs and recipe.teacher.model is not None
-    trained = max(0, layers - settings.freeze_layers) if tuned else 0
+    frozen = settings.freeze_layers if isinstance(settings.freeze_layers, int) else 0
+    trained = max(0, layers - frozen) if tuned else 0
     tokens = settings.batch_size * recipe.data.max_tokens * 1.3
     activations = int(tokens * trained * hidden_size * 4 * _ACTIVATION_BYTES)
     if recipe.task != "retrieval":

@@ -10,7 +10,7 @@ import difflib
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,7 @@ __all__ = [
     "Distill",
     "Exits",
     "Finetune",
+    "FreezeLayers",
     "Losses",
     "Quality",
     "Quantize",
@@ -52,6 +53,23 @@ _FOLDER = Path(__file__).with_name("recipes")
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Keys that came later than stages whose work is kept."""
+
+    def made_of(self) -> dict[str, Any]:
+        """What a stage's key holds of this section: as `model_dump`, without an added key that has its default.
+
+        So what was made before such a key was known stays what it is.
+        """
+        fields, dumped = type(self).model_fields, self.model_dump(mode="json")
+        found = {}
+        for name in fields:
+            value = getattr(self, name)
+            if name in self.added and value == fields[name].default:
+                continue
+            found[name] = value.made_of() if isinstance(value, _Section) else dumped[name]
+        return found
 
     @field_validator("*", mode="before")
     @classmethod
@@ -109,14 +127,30 @@ _LONGEST = 100_000
 """More tokens, and more functions a call, than any encoder takes."""
 
 
+FreezeLayers = Literal["none", "auto"] | Annotated[int, Field(ge=0, le=1000)]
+"""Of the layers, the lowest so many and the embeddings; `none` of either; or what a short sweep finds."""
+
+
 class Finetune(_Section):
     """Fine-tuning the teacher's upper layers on the training pairs (Telly: the lower ones are frozen)."""
 
-    freeze_layers: int = Field(
+    added: ClassVar[frozenset[str]] = frozenset({"cache", "cache_gb"})
+
+    freeze_layers: FreezeLayers = Field(
         4,
-        ge=0,
-        le=1000,
-        description="how many of the lowest layers stay as they are; embeddings always do",
+        description="how many of the lowest layers stay as they are, the embeddings with them; `none`: all is trained; "
+        "`auto`: as many as a short sweep finds to cost no more than quality.freeze_loss",
+    )
+    cache: Literal["none", "fp16", "bf16", "fp32"] = Field(
+        "none",
+        description="how the output of the frozen layers is kept on disk while training, so that they run once for "
+        "each text and not once an epoch; `none`: they run each time",
+    )
+    cache_gb: float = Field(
+        20.0,
+        gt=0,
+        le=1_000_000,
+        description="the most that may take, in 10^9 bytes; what needs more is not kept, and the layers run each time",
     )
     pairs: int = Field(
         2000,
@@ -405,6 +439,8 @@ class Losses(_Section):
 class Distill(_Section):
     """The student's training."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"freeze_layers"})
+
     epochs: float = Field(1.0, gt=0, le=10_000, description="passes over the training pairs")
     batch_size: int = Field(64, ge=2, le=100_000, description="pairs a step")
     learning_rate: float = Field(
@@ -469,6 +505,11 @@ class Distill(_Section):
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="`balanced`: rare labels count as much as frequent ones"
     )
+    freeze_layers: FreezeLayers = Field(
+        "none",
+        description="of a student that is cut: how many of its lowest layers stay as they were cut, the embeddings "
+        "with them, as in teacher.finetune",
+    )
     losses: Losses = Field(default_factory=Losses)  # type: ignore[arg-type]
     validations: int = Field(
         6, ge=1, le=10_000, description="how often the student is validated; the best one is kept"
@@ -480,6 +521,8 @@ class Distill(_Section):
 
 class Exits(_Section):
     """Early exits of a classifier: heads after some of its layers, where what is certain already leaves."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"freeze_layers"})
 
     after: Literal["none", "auto"] | tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
         "none",
@@ -499,6 +542,11 @@ class Exits(_Section):
         description="`heads`: the student stays as it is, which takes minutes; `all`: its layers learn too, which "
         "takes as long as distilling for as many epochs",
     )
+    freeze_layers: FreezeLayers = Field(
+        "none",
+        description="of train: all: how many of the student's lowest layers stay as they are, the embeddings with "
+        "them, as in teacher.finetune",
+    )
     epochs: float = Field(4.0, gt=0, le=10_000, description="passes over the training rows")
     learning_rate: float = Field(5e-4, gt=0, le=10, description="peak learning rate of AdamW")
 
@@ -508,6 +556,15 @@ class Exits(_Section):
         if isinstance(value, tuple) and (not value or list(value) != sorted(set(value))):
             raise ValueError("must list at least one layer, each once and the lowest first")
         return value
+
+    @model_validator(mode="after")
+    def _layers_that_are_trained(self) -> Exits:
+        if self.freeze_layers != "none" and self.train == "heads":
+            raise ValueError(
+                f"freeze_layers is {self.freeze_layers}, and train: heads leaves all of the student as it is; set "
+                "train: all, or leave freeze_layers out"
+            )
+        return self
 
 
 class Quantize(_Section):
@@ -527,6 +584,8 @@ class Quantize(_Section):
 class Quality(_Section):
     """What the bundle must keep."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"freeze_loss"})
+
     min_kept: float = Field(
         0.0,
         ge=0,
@@ -539,6 +598,12 @@ class Quality(_Section):
         ge=0,
         le=1,
         description="of a classifier on the test; below it nothing is shipped (exit 3)",
+    )
+    freeze_loss: float = Field(
+        0.005,
+        ge=0,
+        le=1,
+        description="share of the best validation of its sweep that freeze_layers: auto may cost",
     )
 
 
@@ -717,6 +782,25 @@ class Recipe(_Section):
             raise ValueError(
                 "distill.augment: of classifiers only, and task is retrieval; set it to 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_where_layers_are(self) -> Recipe:
+        frozen = self.distill.freeze_layers
+        if frozen == "none":
+            return self
+        if self.student.init == "fresh":
+            raise ValueError(
+                f"distill.freeze_layers is {frozen}, and student.init is fresh: random layers would stay random; cut "
+                "the student, or set distill.freeze_layers: none"
+            )
+        for choice in self.search.layers or ():
+            layers = choice if isinstance(choice, int) else len(choice)
+            if frozen != "auto" and frozen >= layers:
+                raise ValueError(
+                    f"distill.freeze_layers is {frozen}, and search.layers allows a student of {layers}, of which none "
+                    f"would be trained; freeze at most {layers - 1}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -36,7 +36,7 @@ def trial(
     values = {
         key: whole[key] for key in ("name", "seed", "precision", "teacher", "data", "student")
     }
-    values["distill"] = whole["distill"]
+    values |= {"teacher": recipe.teacher.made_of(), "distill": recipe.distill.made_of()}
     if recipe.task != "retrieval":
         values |= {key: whole[key] for key in ("task", "device")}
     values["student"]["tokenizer"] = architecture.tokenizer

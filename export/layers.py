@@ -1,8 +1,10 @@
-"""Some consecutive layers of an encoder as an encoder of its own: what a segment of a bundle with exits is made of.
+"""Some consecutive layers of an encoder as an encoder of its own: what a segment of a bundle with exits is made of,
+and what training starts from where the layers below are frozen (compress/freeze).
 
 A part shares its weights with the whole, and runs the family's own forward pass, so that masks, positions and
 norms are the library's and not copied here. Where a family normalises after its last layer (ModernBERT, T5), a part
-gives its hidden states normalised so to the head, and raw to the part after it.
+gives its hidden states normalised so to the head, and raw to the part after it. A Llama's decoder (LlamaModel) can be
+divided as well.
 """
 
 from __future__ import annotations
@@ -24,7 +26,14 @@ HIDDEN = "hidden"
 """What the first part hands on, and what every later one takes: [batch, tokens, width]."""
 NEXT_HIDDEN = "next_hidden"
 """What a later part hands on."""
-_FINAL_NORMS = {"bert": None, "modernbert": "final_norm", "t5": "final_layer_norm"}
+_FINAL_NORMS = {
+    "bert": None,
+    "modernbert": "final_norm",
+    "t5": "final_layer_norm",
+    "llama": "norm",
+}
+_TAKE_HIDDEN_STATES = ("t5", "llama")
+"""In the place of words, as they are."""
 
 
 def states_after(
@@ -61,7 +70,7 @@ def _layers(model: Any) -> Any:
     family = model.config.model_type
     if family == "bert":
         return model.encoder.layer
-    return model.layers if family == "modernbert" else model.block
+    return model.block if family == "t5" else model.layers
 
 
 def part_of(model: PreTrainedModel, start: int, end: int) -> PreTrainedModel:
@@ -76,14 +85,13 @@ def part_of(model: PreTrainedModel, start: int, end: int) -> PreTrainedModel:
     if family == "bert":
         view.encoder = _changed(model.encoder)
         view.encoder.layer = layers[start:end]
-    elif family == "modernbert":
-        view.layers = layers[start:end]
-    else:
+    elif family == "t5":
         view.block = layers[start:end]
         if start:
             view.block[0] = _with_positions(layers[start], layers[0])
-    if start and family != "t5":
-        # T5 takes hidden states in the place of words as they are
+    else:
+        view.layers = layers[start:end]
+    if start and family not in _TAKE_HIDDEN_STATES:
         view.embeddings = _passing()
     handed_on = None if end == len(layers) else NEXT_HIDDEN if start else HIDDEN
     return _with_forward(view, start > 0, norm, handed_on)
@@ -131,9 +139,11 @@ def _with_forward(
         view.add_module("norm_of_states", norm)
         view.add_module(_FINAL_NORMS[view.config.model_type], nn.Identity())
     run = type(view).forward
+    # what a decoder keeps for the next token is of no use here
+    options = {"use_cache": False} if view.config.model_type == "llama" else {}
 
     def given(**inputs: Tensor) -> Any:
-        raw = run(view, **inputs).last_hidden_state
+        raw = run(view, **inputs, **options).last_hidden_state
         found = {LAST: raw if norm is None else norm(raw)}
         if handed_on is not None:
             found[handed_on] = raw

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codemill.errors import InputError, MachineError
+from codemill.targets.analysis_page import analysis_section
 from codemill.targets.environment import machine_id
 from codemill.targets.figures import EngineResult, Quantity, Source
 from codemill.targets.label_tables import label_section
@@ -109,6 +110,7 @@ def _section(report: Report, number: int) -> dict[str, Any]:
         "limits": [(x, amount(x.name, x.limit), limit_value(x)) for x in report.limits],
         "engines": engines,
         "labels": label_section(report),
+        "analysis": report.analysis and analysis_section(report.analysis, f"r{number}"),
         "rows": list(engine_rows(report, engines)),
         "legend": [
             (s.label, s.engine.role, s.number % 8, plots.GLYPHS[s.number % len(plots.GLYPHS)])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codemill.errors import DataError
+from codemill.targets.analysis import LayerAnalysis, check_figures
 from codemill.targets.classification import Interval
 from codemill.targets.codec import from_json, to_json
 from codemill.targets.figures import (
@@ -138,6 +139,7 @@ class Report:
     stages: tuple[Stage, ...] = ()
     training: tuple[TrainingPoint, ...] = ()
     search: tuple[SearchPoint, ...] = ()
+    analysis: LayerAnalysis | None = None
 
     @property
     def student(self) -> EngineResult:
@@ -266,6 +268,8 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     report = from_json(Report, data, str(file))
     _check_names(report, str(file))
     _check_figures(report, str(file))
+    if report.analysis is not None:
+        check_figures(report.analysis, f"{file}.analysis")
     from_json(
         _Machine, report.benchmark.environment.machine, f"{file}.benchmark.environment.machine"
     )

@@ -23,6 +23,8 @@ _MODULES = {
     "export": "export",
     "profile": "profile",
     "estimate": "estimate",
+    "analyze": "analyze",
+    "telly": "telly",
     "init": "recipes",
     "recipes": "recipes",
     "inspect": "bundle",

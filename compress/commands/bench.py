@@ -142,16 +142,27 @@ def targets_command(as_json: bool) -> None:
 @click.command("report")
 @click.argument("reports", metavar="REPORT.json...", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The page to write.")
-def report_command(reports: tuple[str, ...], out: Path) -> None:
+@click.option(
+    "--analysis",
+    metavar="FILE",
+    help="An analysis.json of `compress analyze`, to show with the one report.",
+)
+def report_command(reports: tuple[str, ...], out: Path, analysis: str | None) -> None:
     """Draw one or several report.json as one page, side by side."""
     require_extra("bench", "`compress report`")
     from codemill.compress.places import check_file_out, write_out
     from codemill.targets import read_report
+    from codemill.targets.analysis import read_analysis
 
     check_file_out(out)
     if any(out.resolve() == Path(path).resolve() for path in reports):
         raise InputError(f"--out {out} is one of the reports; choose another --out for the page")
-    write_out(out, _page([read_report(path) for path in reports]))
+    shown = [read_report(path) for path in reports]
+    if analysis is not None:
+        if len(shown) > 1:
+            raise click.UsageError("--analysis goes with one report: give that one alone")
+        shown = [replace(shown[0], analysis=read_analysis(analysis))]
+    write_out(out, _page(shown))
     click.echo(f"wrote {out}", err=True)
 
 

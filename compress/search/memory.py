@@ -36,15 +36,14 @@ def activation_bytes(architecture: Architecture, tokens: int, batch: int = 1) ->
     return size if size.ndim else int(size)
 
 
-def _encoder(architecture: Architecture, tokens: Any, batch: Any) -> Any:
+def _encoder(architecture: Architecture, tokens: Any, _batch: Any) -> Any:
     """Floats a token at the peak: the largest of three moments.
 
     attention       H its input, A its output, and inside the kernel 3 A (query, key, value), heads T
                     (scores), A (weighted values before heads are joined); in int8 also H / 4, its
                     input quantized
     feed-forward    H the residual, I the product, I its GELU, I inside the GELU's kernel (bias added)
-    norms           3 H: two inputs, one output (and in the embedding, words, types, their sum, and
-                    H / batch of positions)
+    norms           4 H: of the sum before one, two inputs, the output, and one more inside the kernel
 
     In an int8 graph, and in a float one with a full table, the planner knows all shapes and lets
     tensors of one size share buffers, which then live from the first to the last of them: three of H
@@ -56,7 +55,7 @@ def _encoder(architecture: Architecture, tokens: Any, batch: Any) -> Any:
     a = architecture.heads * architecture.head_size
     integer = architecture.bits == 8
     kernel = 4 * a + architecture.heads * tokens + (h / 4 if integer else 0)
-    norms = 3 * h + h / batch
+    norms = 4 * h
     if not integer and architecture.embedding_rank is not None:
         return np.maximum(np.maximum(h + a + kernel, h + 3 * i), norms)
     again = np.asarray(architecture.layers) > 1

@@ -65,12 +65,12 @@ class Prediction:
 def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
     """Depends on the architecture, the recipe's amounts, and the machine."""
     settings = {
-        "finetune": recipe.teacher.finetune.model_dump(),
+        "finetune": recipe.teacher.finetune.made_of(),
         "label_precision": recipe.teacher.label_precision,
         "train_pairs": recipe.data.train_pairs,
         "validation_pairs": recipe.data.validation_pairs,
         "max_tokens": [recipe.data.max_tokens, recipe.student.max_tokens],
-        "distill": recipe.distill.model_dump(),
+        "distill": recipe.distill.made_of(),
         "quantize": recipe.quantize.method,
         "rounds": recipe.bench.rounds,
         "compute": asdict(compute),
@@ -176,7 +176,9 @@ def _finetune_seconds(
     settings = recipe.teacher.finetune
     if not settings.pairs:
         return 0.0
-    freeze_bottom(teacher.model, settings.freeze_layers)
+    # of a sweep nothing is known yet: the dearest
+    frozen = settings.freeze_layers
+    freeze_bottom(teacher.model, frozen if isinstance(frozen, int) else None)
     tokens = tokenize_pairs(pairs[:64], teacher.tokenizer_json, recipe.data.max_tokens)
     contrastive_only = Losses(cosine=0.0, similarity=0.0, contrastive=1.0, teacher=1.0, gold=0.5)
     training, forward = seconds_per_pair(
@@ -196,13 +198,18 @@ def _distill_seconds(
     pairs: list[Pair],
 ) -> float:
     from codemill.compress.distill.loop import seconds_per_pair
+    from codemill.compress.freeze.freeze import freeze_bottom
     from codemill.compress.tasks.retrieval import tokenize_pairs
 
     settings = recipe.distill
     longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
     tokens = tokenize_pairs(pairs[:128], chosen.tokenizer_json, longest)
+    student = cut(teacher, chosen)
+    if isinstance(settings.freeze_layers, int):
+        # more than there are is refused here
+        freeze_bottom(student, settings.freeze_layers, "distill.freeze_layers")
     training, forward = seconds_per_pair(
-        cut(teacher, chosen), tokens.queries, tokens.codes, settings.losses, compute.bf16
+        student, tokens.queries, tokens.codes, settings.losses, compute.bf16
     )
     return (
         training * len(pairs) * settings.epochs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,13 +31,15 @@ HISTORY = "history.json"
 def stage(recipe: Recipe, compute: Compute) -> Stage:
     """Depends on the data, the labels, the architecture, the teacher's weights and the `distill` section."""
     settings = {
-        "distill": recipe.distill.model_dump(),
+        "distill": recipe.distill.made_of(),
         "train_pairs": recipe.data.train_pairs,
         "validation_pairs": recipe.data.validation_pairs,
         "max_tokens": recipe.data.max_tokens,
         "seed": recipe.seed,
         "compute": asdict(compute),
     }
+    if recipe.distill.freeze_layers == "auto":
+        settings["freeze_loss"] = recipe.quality.freeze_loss
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         _distill(recipe, compute, inputs, folder, report)
@@ -93,6 +95,7 @@ def distil(
     has training pairs. A checkpoint in `folder` is continued from.
     """
     from codemill.compress.distill.loop import Schedule, Targets, narrowed, train
+    from codemill.compress.freeze.choose import brief_steps, freeze_as_asked
     from codemill.compress.tasks.retrieval import tokenize_pairs, validator
 
     student = cut(teaching_model(recipe, inputs["teacher"]), chosen, recipe.seed)
@@ -115,5 +118,22 @@ def distil(
         compute.bf16,
     )
     schedule = Schedule.of(recipe.distill, compute.bf16)
+
+    def trained_briefly(scratch: Path) -> float:
+        steps = max(1, round(len(pairs) * schedule.epochs / schedule.batch_size))
+        share = schedule.epochs * brief_steps(steps) / steps
+        brief = replace(schedule, epochs=share, validations=1, patience=1)
+        found = train(student, targets, brief, recipe.seed, validate, scratch, lambda *_: None)
+        return found[-1].metric
+
+    freeze_as_asked(
+        recipe.distill.freeze_layers,
+        student,
+        key="distill.freeze_layers",
+        bound=recipe.quality.freeze_loss,
+        train=trained_briefly,
+        folder=folder,
+        report=report,
+    )
     points = train(student, targets, schedule, recipe.seed, validate, folder, report)
     return student, points

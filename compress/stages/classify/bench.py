@@ -50,7 +50,7 @@ def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) ->
     settings = {
         "bench": recipe.bench.model_dump(),
         "budget": recipe.budget.model_dump(),
-        "quality": recipe.quality.model_dump(),
+        "quality": recipe.quality.made_of(),
         "seed": recipe.seed,
         "threads": threads,
     }

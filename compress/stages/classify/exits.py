@@ -7,7 +7,7 @@ without exits has no such stage. Whether exits ship is decided on the final file
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ def has_exits(recipe: Recipe) -> bool:
 def stage(recipe: Recipe, compute: Compute) -> Stage:
     """Depends on the student, the rows, their labels and the `exits` section."""
     settings = {
-        "exits": recipe.exits.model_dump(mode="json", exclude={"max_loss"}),
+        "exits": {key: item for key, item in recipe.exits.made_of().items() if key != "max_loss"},
         "distill": {name: getattr(recipe.distill, name) for name in _DISTIL},
         "losses": [recipe.distill.losses.teacher, recipe.distill.losses.gold],
         "ordered": recipe.data.pair_order,
@@ -50,6 +50,8 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "seed": recipe.seed,
         "compute": asdict(compute),
     }
+    if recipe.exits.freeze_layers == "auto":
+        settings["freeze_loss"] = recipe.quality.freeze_loss
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         _train(recipe, compute, inputs, folder, report)
@@ -73,6 +75,7 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     from codemill.compress.distill.loop import Schedule, fit
     from codemill.compress.distill.team import ALONE, Team
     from codemill.compress.exits.heads import Exiting, exit_layers, write_heads
+    from codemill.compress.freeze.choose import brief_steps, freeze_as_asked
     from codemill.compress.models.classifier import Head, save_head
     from codemill.compress.models.surgery import save_student
     from codemill.compress.models.tokenize import tokenize
@@ -127,16 +130,35 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     batches = plan_row_batches(
         train.rows, lengths, settings.batch_size, recipe.exits.epochs, recipe.seed
     )
+    loss_of = distill.exit_loss(exiting, sides, targets, settings, whole)
+    validate = distill.validated(exiting, held_sides, held_out.rows, truth, whole)
+    # heads alone are too small for a GPU to be worth the way
+    team = Team(device=compute.device) if whole else ALONE
+
+    def trained_briefly(scratch: Path) -> float:
+        some, brief = batches[: brief_steps(len(batches))], replace(schedule, validations=1)
+        tried = fit(exiting, some, loss_of, brief, validate, scratch, lambda *_: None, team)
+        return tried[-1].metric
+
+    freeze_as_asked(
+        recipe.exits.freeze_layers,
+        exiting.whole.encoder,
+        key="exits.freeze_layers",
+        bound=recipe.quality.freeze_loss,
+        train=trained_briefly,
+        folder=folder,
+        report=report,
+        model=exiting,
+    )
     points = fit(
         exiting if whole else exiting.heads,
         batches,
-        distill.exit_loss(exiting, sides, targets, settings, whole),
+        loss_of,
         schedule,
-        distill.validated(exiting, held_sides, held_out.rows, truth, whole),
+        validate,
         folder,
         report,
-        # heads alone are too small for a GPU to be worth the way
-        Team(device=compute.device) if whole else ALONE,
+        team,
     )
     write_heads(exiting, folder)
     if whole:

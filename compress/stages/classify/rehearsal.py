@@ -57,7 +57,7 @@ def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
         "max_tokens": [recipe.data.max_tokens, recipe.student.max_tokens],
         "head": [recipe.student.head_size, recipe.data.pair_order],
         "long": recipe.student.long,
-        "distill": recipe.distill.model_dump(),
+        "distill": recipe.distill.made_of(),
         "quantize": recipe.quantize.method,
         "rounds": recipe.bench.rounds,
         "compute": asdict(compute),
@@ -169,6 +169,7 @@ def _training_seconds(
     import torch
 
     from codemill.compress.distill.labels import LabelTargets, label_loss
+    from codemill.compress.freeze.freeze import freeze_bottom
     from codemill.compress.tasks.classification import plan_row_batches
 
     settings = recipe.distill
@@ -180,7 +181,10 @@ def _training_seconds(
     loss_of = label_loss(student, targets, settings, compute.bf16, origin=origin)
     lengths = [len(text) for text in tokens]
     batches = plan_row_batches(rows.rows, lengths, settings.batch_size, 1.0, recipe.seed)
-    weights = list(student.parameters())
+    if isinstance(settings.freeze_layers, int):
+        # more than there are is refused here
+        freeze_bottom(student.encoder, settings.freeze_layers, "distill.freeze_layers")
+    weights = [value for value in student.parameters() if value.requires_grad]
 
     def step(batch: np.ndarray) -> object:
         return torch.autograd.grad(loss_of(batch), weights, allow_unused=True)

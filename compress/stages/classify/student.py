@@ -54,7 +54,7 @@ _LONGEST_TRAINED = 8192
 def stage(recipe: Recipe, compute: Compute) -> Stage:
     """Depends on the data, the labels, the architecture, the model it is cut out of and the `distill` section."""
     settings = {
-        "distill": recipe.distill.model_dump(),
+        "distill": recipe.distill.made_of(),
         "head": [recipe.student.head_size, recipe.data.pair_order],
         "windows": recipe.trains_on_windows,
         "rows": [recipe.data.train_pairs, recipe.data.validation_pairs],
@@ -62,6 +62,8 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "seed": recipe.seed,
         "compute": asdict(compute),
     }
+    if recipe.distill.freeze_layers == "auto":
+        settings["freeze_loss"] = recipe.quality.freeze_loss
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         _distil(recipe, compute, inputs, folder, report)
@@ -154,6 +156,7 @@ def distil(
     """
     from codemill.compress.distill.labels import label_loss
     from codemill.compress.distill.loop import Schedule, fit
+    from codemill.compress.freeze.choose import brief_steps, freeze_as_asked
     from codemill.compress.models.tokenize import tokenize
     from codemill.compress.tasks.classification import plan_row_batches, validator
 
@@ -173,11 +176,31 @@ def distil(
     batches = plan_row_batches(
         targets.rows, lengths, settings.batch_size, settings.epochs, recipe.seed
     )
+    loss_of = label_loss(student, targets, settings, compute.bf16, recipe.seed, origin)
+    schedule = Schedule.of(settings, compute.bf16)
+
+    def trained_briefly(scratch: Path) -> float:
+        some, brief = batches[: brief_steps(len(batches))], replace(schedule, validations=1)
+        alone = replace(team, size=1)
+        points = fit(student, some, loss_of, brief, validate, scratch, lambda *_: None, alone)
+        return points[-1].metric
+
+    freeze_as_asked(
+        settings.freeze_layers,
+        student.encoder,
+        key="distill.freeze_layers",
+        bound=recipe.quality.freeze_loss,
+        train=trained_briefly,
+        folder=folder,
+        report=report,
+        model=student,
+        team=team,
+    )
     points = fit(
         student,
         batches,
-        label_loss(student, targets, settings, compute.bf16, recipe.seed, origin),
-        Schedule.of(settings, compute.bf16),
+        loss_of,
+        schedule,
         validate,
         folder,
         report,

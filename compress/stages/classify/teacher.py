@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from codemill.compress.models.classifier import Classifier
     from codemill.compress.models.dataflow import FlowInput
 
-__all__ = ["VERSION", "facts", "stage", "teaching_classifier", "teaching_of"]
+__all__ = ["VERSION", "facts", "fine_tuned", "stage", "teaching_classifier", "teaching_of"]
 
 VERSION = 1
 _FACTS = "teacher.json"
@@ -61,7 +61,7 @@ def stage(recipe: Recipe) -> Stage:
     prints = [fingerprint(resolve_model(name)) for name in names]
     settings: dict[str, Any] = {
         "model": prints[0] if names else None,
-        "finetune": recipe.teacher.finetune.model_dump() if names else None,
+        "finetune": recipe.teacher.finetune.made_of() if names else None,
         "max_tokens": [recipe.data.max_tokens, recipe.teacher.max_tokens],
         "rows": [recipe.data.train_pairs, recipe.data.validation_pairs],
         "ordered": recipe.data.pair_order,
@@ -72,6 +72,8 @@ def stage(recipe: Recipe) -> Stage:
     # only where they say something: what was made before they were known stays what it is
     if names and recipe.texts == 2:
         settings["pairs"] = recipe.teacher.pairs
+    if names and recipe.teacher.finetune.freeze_layers == "auto":
+        settings["freeze_loss"] = recipe.quality.freeze_loss
     if prints[1:]:
         settings["also"] = prints[1:]
     if recipe.teacher.data_flow is not None:
@@ -192,7 +194,10 @@ def _teacher(
     def said(fraction: float, message: str) -> None:
         report(*_part(recipe, number, fraction, message))
 
-    learned = _finetune(recipe, compute, teaching, train, chosen, validate, folder, said)
+    held_tokens = tokens if teaching.language is None else ()
+    learned = fine_tuned(
+        recipe, compute, teaching, train, chosen, validate, folder, said, held_out=held_tokens
+    )
     found |= learned
     if found["original"] is None or found["finetuned"] > found["original"]:
         found["teaches"] = "finetuned"
@@ -259,7 +264,7 @@ def _share_with_flow(teaching: Teaching, tokens: Sequence[FlowInput]) -> float:
     return share
 
 
-def _finetune(
+def fine_tuned(
     recipe: Recipe,
     compute: Compute,
     teaching: Teaching,
@@ -268,14 +273,21 @@ def _finetune(
     validate: Callable[[], float],
     folder: Path,
     report: Report,
+    validations: int = _VALIDATIONS,
+    held_out: Sequence[np.ndarray] = (),
 ) -> dict[str, Any]:
+    """Fine-tune a teacher in place, and leave it with the weights that validated best; what there is to say of it.
+
+    chosen: the rows of `train` that it learns from. validations: so often `validate` is asked, evenly over the
+    training; held_out: the texts that it runs. A checkpoint in `folder` is continued from.
+    """
     from codemill.compress.distill.labels import LabelTargets, label_loss
     from codemill.compress.distill.loop import Schedule, fit
-    from codemill.compress.freeze.freeze import freeze_bottom
+    from codemill.compress.freeze.choose import brief_steps, freeze_as_asked
+    from codemill.compress.freeze.resume import computed_once
     from codemill.compress.tasks.classification import plan_row_batches
 
     settings, teacher = recipe.teacher.finetune, teaching.classifier
-    trainable, total = freeze_bottom(teacher.encoder, settings.freeze_layers)
     tokens, rows = teaching.read(train.texts, train.rows[chosen], recipe.data.max_tokens)
     targets = LabelTargets(tokens, rows, train.labels[chosen])
     # the student's alone
@@ -288,21 +300,46 @@ def _finetune(
         warmup=0.1,
         temperature=settings.temperature,
         losses=recipe.distill.losses,
-        validations=_VALIDATIONS,
-        patience=_VALIDATIONS,
+        validations=validations,
+        patience=validations,
         bf16=compute.bf16,
     )
     lengths = [len(text) for text in tokens]
     batches = plan_row_batches(rows, lengths, settings.batch_size, settings.epochs, recipe.seed)
-    weights = [value for value in teacher.parameters() if value.requires_grad]
-    report(0.0, "timing a few training rows")
-    seconds = _expected_seconds(loss_of, weights, batches, recipe.data.validation_pairs)
-    report(0.0, f"{len(batches):,} steps, about {duration(seconds)} in all")
-    points = fit(teacher, batches, loss_of, schedule, validate, folder, report)
+
+    def trained_briefly(scratch: Path) -> float:
+        some, brief = batches[: brief_steps(len(batches))], replace(schedule, validations=1)
+        return fit(teacher, some, loss_of, brief, validate, scratch, lambda *_: None)[-1].metric
+
+    frozen = freeze_as_asked(
+        settings.freeze_layers,
+        teacher.encoder,
+        key="teacher.finetune.freeze_layers",
+        bound=recipe.quality.freeze_loss,
+        train=trained_briefly,
+        folder=folder,
+        report=report,
+        model=teacher,
+    )
+    # what reads data flow takes no ids alone
+    texts = [] if teaching.language is not None else [*tokens, *held_out]
+    runs = sum(len(np.unique(rows[batch])) for batch in batches) if texts else 0
+    runs += validations * len(held_out)
+    with computed_once(
+        teacher.encoder, frozen.layers, texts, runs, settings, folder, compute.bf16, report
+    ) as kept:
+        weights = [value for value in teacher.parameters() if value.requires_grad]
+        report(0.0, "timing a few training rows")
+        seconds = _expected_seconds(loss_of, weights, batches, recipe.data.validation_pairs)
+        report(0.0, f"{len(batches):,} steps, about {duration(seconds)} in all")
+        points = fit(teacher, batches, loss_of, schedule, validate, folder, report)
     return {
         "finetuned": max(point.metric for point in points),
-        "trainable_parameters": trainable,
-        "parameters": total,
+        "frozen_layers": frozen.layers,
+        "tried": [asdict(item) for item in frozen.tried],
+        "frozen_states": asdict(kept),
+        "trainable_parameters": frozen.trainable,
+        "parameters": frozen.parameters,
         "points": [asdict(point) for point in points],
     }
 

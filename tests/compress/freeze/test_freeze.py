@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from codemill.compress.architecture import Architecture
 from codemill.compress.freeze.freeze import freeze_bottom
+from codemill.compress.models.llama import fresh_decoder
 from codemill.compress.models.load import TeacherModel
 from codemill.compress.models.pooling import embed
 from codemill.errors import RecipeError
@@ -52,3 +54,31 @@ def test_freezing_all_layers_is_a_recipe_error_that_says_how_many_can_be(
     with pytest.raises(RecipeError, match=message):
         freeze_bottom(teacher.model, layers)
     assert all(value.requires_grad for value in teacher.model.parameters())
+
+
+def test_none_freezes_nothing_not_even_the_embeddings(teacher: TeacherModel) -> None:
+    trainable, total = freeze_bottom(teacher.model, None)
+    assert trainable == total
+    moved = one_step(teacher)
+    assert any(name.startswith("embeddings.word") for name in moved)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_is_tied_to_the_embeddings_is_frozen_with_them(tied: bool) -> None:
+    architecture = Architecture(
+        vocab_size=60,
+        hidden_size=32,
+        layers=3,
+        heads=4,
+        head_size=8,
+        intermediate_size=48,
+        max_tokens=16,
+        family="llama",
+    )
+    decoder = fresh_decoder(architecture, 0, tied)
+    freeze_bottom(decoder, 2)
+    frozen = {name for name, value in decoder.named_parameters() if not value.requires_grad}
+    assert "model.embed_tokens.weight" in frozen
+    assert decoder.lm_head.weight.requires_grad is not tied
+    layers = {name.split(".")[2] for name in frozen if name.startswith("model.layers.")}
+    assert layers == {"0", "1"}
