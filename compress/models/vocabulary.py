@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from codemill.compress.models import bpe, unigram, wordpiece
 from codemill.compress.models.wordpiece import PrunedVocabulary, count_tokens
 from codemill.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ["Pruned", "Trained", "Vocabulary"]
 
@@ -78,6 +81,7 @@ class Trained:
     def __init__(self, texts: Sequence[str], teacher_json: str | None = None) -> None:
         self._texts, self._teacher_json = texts, teacher_json
         self._made: dict[int, PrunedVocabulary] = {}
+        self._tokenizers: dict[int, Tokenizer] = {}
 
     def at(self, size: int) -> PrunedVocabulary:
         """Raises ModelError where the texts do not give so many tokens, or the bytes do not fit."""
@@ -85,7 +89,29 @@ class Trained:
             self._made[size] = self._train(size)
         return self._made[size]
 
+    def there_are(self, size: int) -> int:
+        """How many tokens the texts give, where `size` are asked for: fewer, where they repeat themselves."""
+        return int(self._tokenizer(size).get_vocab_size())
+
     def _train(self, size: int) -> PrunedVocabulary:
+        tokenizer = self._tokenizer(size)
+        if tokenizer.get_vocab_size() != size:
+            raise ModelError(
+                f"the training texts give {tokenizer.get_vocab_size():,} byte-pair tokens, not {size:,}; "
+                "let search.vocab_sizes ask for fewer"
+            )
+        made = tokenizer.to_str()
+        if self._teacher_json is None:
+            return PrunedVocabulary(made, [], [])
+        counts = count_tokens(made, self._texts[:_COUNTED])
+        return PrunedVocabulary(made, [], counts.tolist(), _parts(made, self._teacher_json))
+
+    def _tokenizer(self, size: int) -> Tokenizer:
+        if size not in self._tokenizers:
+            self._tokenizers[size] = self._trained(size)
+        return self._tokenizers[size]
+
+    def _trained(self, size: int) -> Tokenizer:
         from tokenizers import (
             Regex,
             Tokenizer,
@@ -115,20 +141,11 @@ class Trained:
             show_progress=False,
         )
         tokenizer.train_from_iterator(self._texts, trainer)
-        if tokenizer.get_vocab_size() != size:
-            raise ModelError(
-                f"the training texts give {tokenizer.get_vocab_size():,} byte-pair tokens, not {size:,}; "
-                "let search.vocab_sizes ask for fewer"
-            )
         cls, sep = (list(_SPECIAL).index(name) for name in ("[CLS]", "[SEP]"))
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
         )
-        made = tokenizer.to_str()
-        if self._teacher_json is None:
-            return PrunedVocabulary(made, [], [])
-        counts = count_tokens(made, self._texts[:_COUNTED])
-        return PrunedVocabulary(made, [], counts.tolist(), _parts(made, self._teacher_json))
+        return tokenizer
 
 
 def _parts(tokenizer_json: str, teacher_json: str) -> list[list[int]]:

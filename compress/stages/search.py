@@ -46,7 +46,14 @@ from codemill.compress.search.latency import LatencyModel, warn_if_foreign
 from codemill.compress.search.memory import activation_bytes
 from codemill.compress.search.pareto import ParetoResult, knee, most_quality, pareto
 from codemill.compress.search.quality import QualityModel, read_estimate
-from codemill.compress.search.space import AnySpace, Choices, default_space, fresh_space
+from codemill.compress.search.space import (
+    AnySpace,
+    Choices,
+    FreshSpace,
+    Space,
+    default_space,
+    fresh_space,
+)
 from codemill.compress.stages.corpus import read_split
 from codemill.errors import RecipeError
 from codemill.targets.environment import machine_id
@@ -184,7 +191,12 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
     vocabularies = {
         kind: vocabulary_of(recipe, kind, tokenizer_json, texts) for kind in _tokenizers(recipe)
     }
-    space = space_of(recipe, shape, min(found.most for found in vocabularies.values()))
+    warnings: list[str] = []
+    space = _with_tokens_there_are(
+        space_of(recipe, shape, min(found.most for found in vocabularies.values())),
+        vocabularies.get("bpe"),
+        warnings,
+    )
     report(0.3, "measuring vocabularies")
     longest = recipe.student.max_tokens
     sizes = sorted(space.choices[0])
@@ -220,7 +232,6 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
         max_tokens=longest,
         bits=32,
     )
-    warnings: list[str] = []
     quality = _quality(recipe, shape, warnings)
     profile, teacher_ms = None, None
     if (profiled := _latency(recipe, warnings)) is not None:
@@ -244,6 +255,21 @@ def prepare(recipe: Recipe, corpus: Path, report: Report) -> Searched:
         profile,
         warnings,
     )
+
+
+def _with_tokens_there_are(
+    space: AnySpace, vocabulary: Vocabulary | None, warnings: list[str]
+) -> AnySpace:
+    """Without the vocabularies that the texts have no byte-pair tokens for; with the largest, where all are."""
+    assert isinstance(space, Space | FreshSpace)
+    wanted = max(space.vocab_sizes)
+    if not isinstance(vocabulary, Trained) or (there := vocabulary.there_are(wanted)) >= wanted:
+        return space
+    kept = tuple(size for size in space.vocab_sizes if size <= there) or (there,)
+    warnings.append(
+        f"the training texts give {there:,} byte-pair tokens: larger vocabularies than {max(kept):,} are left out"
+    )
+    return replace(space, vocab_sizes=kept)
 
 
 def training_texts(recipe: Recipe, corpus: Path) -> tuple[list[str], list[str], int]:
@@ -405,8 +431,10 @@ def space_of(recipe: Recipe, shape: TeacherShape, tokens: int) -> AnySpace:
         layers=shape.layers,
         heads=shape.heads,
         intermediate_size=shape.intermediate_size,
-        # a model's table is often padded beyond its tokenizer
-        vocab_size=min(tokens, shape.vocab_size),
+        # a model's table is often padded beyond its tokenizer; tokens of its own are no rows of it
+        vocab_size=tokens
+        if wanted.vocab_sizes and _tokenizers(recipe) == ("bpe",)
+        else min(tokens, shape.vocab_size),
         max_tokens=recipe.student.max_tokens,
         choices=choices,
     )

@@ -21,7 +21,8 @@ from codemill.compress.recipe import parse_recipe
 from codemill.compress.search.cost import CostModel, by_tokenizer, interpolate
 from codemill.compress.search.quality import QualityModel, estimate_bytes, read_estimate
 from codemill.compress.search.space import Space
-from codemill.compress.stages.search import Searched, read_chosen
+from codemill.compress.stages.classify.corpus import stage as corpus_stage
+from codemill.compress.stages.search import Searched, prepare, read_chosen
 from codemill.compress.stages.search import stage as search_stage
 from codemill.compress.trial import trial
 from codemill.errors import RecipeError, RefusedError
@@ -244,3 +245,35 @@ def test_a_classifiers_tokens_are_chosen_by_trials_of_both_kinds(
 def test_tokens_are_left_to_the_search_only_where_it_goes_by_quality(made_model: Path) -> None:
     with pytest.raises(RecipeError, match="auto leaves the choice to estimated quality"):
         parse_recipe({"name": "x", "student": {"tokenizer": "auto"}})
+
+
+def test_a_vocabulary_beyond_what_the_texts_give_is_the_largest_there_is(
+    made_model: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "functions.jsonl"
+    rows = [{"func": f"int f{n}(int x) {{ return x + {n}; }}", "target": n % 2} for n in range(120)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = parse_recipe(
+        {
+            "name": "tiny",
+            "task": "classification",
+            "threads": 1,
+            "teacher": {"model": None},
+            "data": {"source": str(source), "validation_pairs": 20, "test_pairs": 20},
+            "student": {"init": str(made_model), "tokenizer": "bpe", "max_tokens": 40},
+            "budget": {"size_bytes": None, "gflops": None},
+            "search": {"vocab_sizes": [280, 5000], "embedding_ranks": [8], "layers": [[0]]},
+            "quality": {"min_kept": 0},
+        }
+    )
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    corpus_stage(recipe).work({}, folder, lambda *_: None)
+    found = prepare(recipe, folder, lambda *_: None)
+    assert found.space.choices[0] == (280,)
+    assert any("byte-pair tokens: larger vocabularies than 280" in said for said in found.warnings)
+    only = recipe.model_copy(
+        update={"search": recipe.search.model_copy(update={"vocab_sizes": (5000,)})}
+    )
+    (size,) = prepare(only, folder, lambda *_: None).space.choices[0]
+    assert 280 < size < 5000
