@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from codemill.errors import DataError
+from codemill.runtime.atomic import write_atomically
 from codemill.targets.codec import from_json, to_json
+from codemill.targets.json_file import read_json_file
 
 __all__ = [
     "ANALYSIS_SCHEMA",
@@ -35,8 +37,6 @@ ANALYSIS_SCHEMA = 1
 Kind = Literal["lexical", "syntactic", "structural", "semantic"]
 BASIC: tuple[Kind, ...] = ("lexical", "syntactic", "structural")
 """What every task needs, and what fine-tuning for one of them leaves as it is (2304.05216, finding 2)."""
-
-_MOST_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -116,27 +116,16 @@ class LayerAnalysis:
 
 def write_analysis(path: str | os.PathLike[str], analysis: LayerAnalysis) -> None:
     """Write analysis.json, by rename, so that a reader never sees half of it."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
     text = json.dumps(to_json(analysis), indent=1, ensure_ascii=False, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(target)
+    write_atomically(Path(path), lambda file: file.write(f"{text}\n".encode()))
 
 
 def read_analysis(path: str | os.PathLike[str]) -> LayerAnalysis:
     """Read an analysis.json of this schema; DataError naming the file, the key and what is wrong."""
     file = Path(path)
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise DataError(f"{file} is not an analysis: it has more than {_MOST_BYTES:,} bytes")
-        data = json.loads(content.decode("utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"there is no analysis {file}; make one: compress analyze --out") from error
-    except (OSError, ValueError, RecursionError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{file} is not an analysis: {said}") from error
+    data = read_json_file(
+        file, "an analysis", f"there is no analysis {file}; make one: compress analyze --out"
+    )
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != ANALYSIS_SCHEMA or "by_layer" not in data:
         raise DataError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codemill.errors import DataError
+from codemill.runtime.atomic import write_atomically
 from codemill.targets.analysis import LayerAnalysis, check_figures
 from codemill.targets.classification import Interval
 from codemill.targets.codec import from_json, to_json
@@ -25,6 +26,7 @@ from codemill.targets.figures import (
     Quantity,
     Source,
 )
+from codemill.targets.json_file import read_json_file
 
 __all__ = [
     "SCHEMA",
@@ -42,7 +44,6 @@ __all__ = [
 
 SCHEMA = 1
 
-_MOST_BYTES = 20_000_000
 _LEAST, _MOST = 1e-9, 1e15
 _LATENCY = {
     "tokens": 1,
@@ -234,10 +235,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
         text = json.dumps(to_json(report), indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DataError(f"the report holds what JSON cannot: {error}") from error
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(target)
+    write_atomically(Path(path), lambda file: file.write(f"{text}\n".encode()))
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
@@ -246,17 +244,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     What it gives back, the page can draw: figures that no measurement gives are refused.
     """
     file = Path(path)
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise DataError(f"{file} is not a report: it has more than {_MOST_BYTES:,} bytes")
-        data = json.loads(content.decode("utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"there is no report {file}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{file} is not a report: {said}") from error
+    data = read_json_file(file, "a report", f"there is no report {file}")
     schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(schema, int):
         raise DataError(f"{file} is not a report: it has no schema number")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from codemill.compress.distill.loop import Schedule
     from codemill.compress.recipe import FreezeLayers
 
 __all__ = [
     "RECORD",
     "Frozen",
     "Tried",
+    "brief_schedule",
     "brief_steps",
     "candidates",
     "freeze_as_asked",
@@ -83,8 +85,8 @@ def freeze_as_asked(
     train: of `auto`, trains a little in a folder for its checkpoint and gives the validation; it leaves the weights
     anywhere, here they are put back. model: all that it trains, where that is more than the encoder. bound: the share
     of the best validation that may be lost. `folder` keeps what was tried, and a run that was killed goes on there.
-    team: the one that
-    leads tries, and tells the others. Raises RecipeError where no layer is left to train.
+    team: the
+    one that leads tries, and tells the others. Raises RecipeError where no layer is left to train.
     """
     if asked == "none":
         return _frozen(encoder, None, key)
@@ -126,6 +128,13 @@ def most_within(tried: Sequence[Tried], bound: float) -> int | None:
 def brief_steps(steps: int) -> int:
     """Of a training of so many steps, those that each number of layers is tried for: a sixteenth, 8 to 64."""
     return min(steps, max(_FEWEST_STEPS, min(_MOST_STEPS, steps // _SHARE)))
+
+
+def brief_schedule(schedule: Schedule, pairs: int) -> Schedule:
+    """Of a training on so many pairs, its first `brief_steps`, validated once."""
+    steps = max(1, round(pairs * schedule.epochs / schedule.batch_size))
+    share = schedule.epochs * brief_steps(steps) / steps
+    return replace(schedule, epochs=share, validations=1, patience=1)
 
 
 def _tried(

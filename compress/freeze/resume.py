@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,14 @@ from codemill.compress.recipe import Finetune
 from codemill.export.layers import HIDDEN, layers_in, part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from transformers import PreTrainedModel
 
-__all__ = ["Kept", "computed_once", "starting_from"]
+    from codemill.compress.distill.loop import Point
+    from codemill.compress.freeze.choose import Frozen
+
+__all__ = ["Kept", "computed_once", "learned", "starting_from"]
 
 _WORTH_IT = 1.5
 """A text has to be run so often at least, on average: once is what the cache itself takes."""
@@ -53,6 +56,18 @@ class Kept:
     size_bytes: int = 0
     seconds: float = 0.0
     why_not: str | None = None
+
+
+def learned(frozen: Frozen, kept: Kept, points: Sequence[Point]) -> dict[str, Any]:
+    """What the facts of a fine-tuned model say of its training, as plain JSON."""
+    return {
+        "frozen_layers": frozen.layers,
+        "tried": [asdict(item) for item in frozen.tried],
+        "frozen_states": asdict(kept),
+        "trainable_parameters": frozen.trainable,
+        "parameters": frozen.parameters,
+        "points": [asdict(point) for point in points],
+    }
 
 
 @contextlib.contextmanager

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from codemill.compress.architecture import Architecture
 from codemill.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 __all__ = [
     "FactorizedEmbedding",
@@ -53,6 +57,19 @@ class TeacherLimits:
     vocab_size: int
     layers: int
     max_tokens: int | None
+
+    @classmethod
+    def of_bert(cls, config: PretrainedConfig) -> TeacherLimits:
+        """Of a configuration whose keys are BERT's, as ModernBERT's are."""
+        return cls(
+            hidden_size=config.hidden_size,
+            head_size=config.hidden_size // config.num_attention_heads,
+            heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            vocab_size=config.vocab_size,
+            layers=config.num_hidden_layers,
+            max_tokens=config.max_position_embeddings,
+        )
 
 
 def check_cut(architecture: Architecture, limits: TeacherLimits, kept_tokens: Origins) -> None:

@@ -131,16 +131,7 @@ def cut_student(
 ) -> ModernBertModel:
     """As `bert.cut_student`, of a ModernBERT."""
     config = teacher.config
-    limits = TeacherLimits(
-        hidden_size=config.hidden_size,
-        head_size=config.hidden_size // config.num_attention_heads,
-        heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        layers=config.num_hidden_layers,
-        max_tokens=config.max_position_embeddings,
-    )
-    check_cut(architecture, limits, kept_tokens)
+    check_cut(architecture, TeacherLimits.of_bert(config), kept_tokens)
     student = empty_student(architecture, student_config(architecture, config))
     old, new = teacher.embeddings, student.embeddings
     table = old.tok_embeddings.weight

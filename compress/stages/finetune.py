@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,8 @@ def fine_tuned(
     validations: so often `validate` is asked, evenly over the training. A checkpoint in `folder` is continued from.
     """
     from codemill.compress.distill.loop import Schedule, Targets, train
-    from codemill.compress.freeze.choose import brief_steps, freeze_as_asked
-    from codemill.compress.freeze.resume import computed_once
+    from codemill.compress.freeze.choose import brief_schedule, freeze_as_asked
+    from codemill.compress.freeze.resume import computed_once, learned
     from codemill.compress.tasks.retrieval import tokenize_pairs
 
     settings, model = recipe.teacher.finetune, teacher.model
@@ -123,9 +123,7 @@ def fine_tuned(
     targets = Targets(tokens.queries, tokens.codes)
 
     def trained_briefly(scratch: Path) -> float:
-        steps = max(1, round(len(pairs) * settings.epochs / settings.batch_size))
-        share = settings.epochs * brief_steps(steps) / steps
-        brief = replace(schedule, epochs=share, validations=1, patience=1)
+        brief = brief_schedule(schedule, len(pairs))
         points = train(model, targets, brief, recipe.seed, validate, scratch, lambda *_: None)
         return points[-1].metric
 
@@ -145,12 +143,7 @@ def fine_tuned(
         points = train(model, targets, schedule, recipe.seed, validate, folder, report)
     return {
         "finetuned_mrr": max(point.metric for point in points),
-        "frozen_layers": frozen.layers,
-        "tried": [asdict(item) for item in frozen.tried],
-        "frozen_states": asdict(kept),
-        "trainable_parameters": frozen.trainable,
-        "parameters": frozen.parameters,
-        "points": [asdict(point) for point in points],
+        **learned(frozen, kept, points),
     }
 
 

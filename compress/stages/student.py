@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +95,7 @@ def distil(
     has training pairs. A checkpoint in `folder` is continued from.
     """
     from codemill.compress.distill.loop import Schedule, Targets, narrowed, train
-    from codemill.compress.freeze.choose import brief_steps, freeze_as_asked
+    from codemill.compress.freeze.choose import brief_schedule, freeze_as_asked
     from codemill.compress.tasks.retrieval import tokenize_pairs, validator
 
     student = cut(teaching_model(recipe, inputs["teacher"]), chosen, recipe.seed)
@@ -120,9 +120,7 @@ def distil(
     schedule = Schedule.of(recipe.distill, compute.bf16)
 
     def trained_briefly(scratch: Path) -> float:
-        steps = max(1, round(len(pairs) * schedule.epochs / schedule.batch_size))
-        share = schedule.epochs * brief_steps(steps) / steps
-        brief = replace(schedule, epochs=share, validations=1, patience=1)
+        brief = brief_schedule(schedule, len(pairs))
         found = train(student, targets, brief, recipe.seed, validate, scratch, lambda *_: None)
         return found[-1].metric
 

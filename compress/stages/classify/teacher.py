@@ -284,7 +284,7 @@ def fine_tuned(
     from codemill.compress.distill.labels import LabelTargets, label_loss
     from codemill.compress.distill.loop import Schedule, fit
     from codemill.compress.freeze.choose import brief_steps, freeze_as_asked
-    from codemill.compress.freeze.resume import computed_once
+    from codemill.compress.freeze.resume import computed_once, learned
     from codemill.compress.tasks.classification import plan_row_batches
 
     settings, teacher = recipe.teacher.finetune, teaching.classifier
@@ -335,12 +335,7 @@ def fine_tuned(
         points = fit(teacher, batches, loss_of, schedule, validate, folder, report)
     return {
         "finetuned": max(point.metric for point in points),
-        "frozen_layers": frozen.layers,
-        "tried": [asdict(item) for item in frozen.tried],
-        "frozen_states": asdict(kept),
-        "trainable_parameters": frozen.trainable,
-        "parameters": frozen.parameters,
-        "points": [asdict(point) for point in points],
+        **learned(frozen, kept, points),
     }
 
 
