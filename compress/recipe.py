@@ -824,6 +824,12 @@ class Recipe(_Section):
                     f"exits.after lists layer {after[-1]}, and search.layers allows a student of {layers}: an exit is "
                     "below the last layer"
                 )
+            frozen = self.exits.freeze_layers
+            if isinstance(frozen, int) and frozen >= layers:
+                raise ValueError(
+                    f"exits.freeze_layers is {frozen}, and search.layers allows a student of {layers}, of which none "
+                    f"would be trained; freeze at most {layers - 1}"
+                )
         return self
 
     def _check_one_teacher(self) -> None:

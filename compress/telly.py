@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ __all__ = ["asked_layers", "run_row", "sweep"]
 
 _VERSION = 1
 _ROWS = "telly"
+_SCRATCH = "telly-"
 _RANGE = re.compile(r"(\d+|L-1)(?:\.\.(\d+|L-1))?")
 
 
@@ -93,6 +95,9 @@ def sweep(
         environment = this_environment()
         report = progress.stage("rows", 1, 1, False)
         started = time.monotonic()
+        # of rows that were killed; what is kept of frozen layers is large
+        for path in work.glob(f"{_SCRATCH}*"):
+            shutil.rmtree(path, ignore_errors=True)
         rows: list[dict[str, Any]] = []
         for number, frozen in enumerate(layers):
             report(number / len(layers), f"{_said(frozen)} frozen")
@@ -145,11 +150,13 @@ def _item(
         losses = recipe.distill.losses
         values["distill"]["losses"] = {"teacher": losses.teacher, "gold": losses.gold}
     values["teacher"]["finetune"]["freeze_layers"] = "none" if frozen is None else frozen
+    stage = finetune if recipe.task == "retrieval" else classify_teacher
+    libraries = {name: version(name) for name in ("torch", "transformers")}
     return {
         "recipe": values,
         "corpus": str(corpus.resolve()),
         "model": model,
-        "made_by": {name: version(name) for name in ("torch", "transformers")},
+        "made_by": {"teacher": stage.VERSION, **libraries},
         "machine": machine_id(),
         "threads": compute.threads,
     }
@@ -192,7 +199,7 @@ def run_row(item: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     corpus = Path(item["corpus"])
     tune = _retrieval if recipe.task == "retrieval" else _classification
-    with tempfile.TemporaryDirectory(prefix="telly-", dir=corpus.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=corpus.parent) as scratch:
         clock = _Clock()
         original, before, found = tune(recipe, compute_of(recipe), corpus, clock, Path(scratch))
     peak = peak_rss_bytes()
@@ -219,8 +226,8 @@ def run_row(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _epoch_s(marks: Sequence[float], kept_s: float, epochs: float) -> float:
-    """Of an epoch: between validations, one an epoch, where there are several; else of all that is no preparation."""
-    if len(marks) > 1:
+    """Of an epoch: between validations, where these come one an epoch; else of all that is no preparation."""
+    if len(marks) > 1 and epochs == round(epochs):
         return float(np.median(np.diff(marks)))
     return (marks[-1] - kept_s) / epochs
 

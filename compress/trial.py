@@ -42,6 +42,8 @@ def trial(
     values["student"]["tokenizer"] = architecture.tokenizer
     values["data"]["train_pairs"] = min(pairs, recipe.data.train_pairs)
     values["distill"] |= schedule
+    if recipe.distill.freeze_layers == "auto":
+        values["quality"] = {"freeze_loss": recipe.quality.freeze_loss}
     stage = student if recipe.task == "retrieval" else classify_student
     return {
         "recipe": values,

@@ -58,6 +58,11 @@ def fuse_encoder(plain: Path, fused: Path, heads: int, hidden_size: int) -> None
         if tensor.name in aside:
             rows, tensor.raw_data = aside.pop(tensor.name)
             tensor.dims[0] = rows
+    if aside:
+        raise CodemillError(
+            f"ONNX Runtime's optimizer lost {', '.join(sorted(aside))} of {plain.name}; this is an exporter's fault: "
+            "report it with the model's config.json"
+        )
     optimized.save_model_to_file(str(fused))
     # what it is made of refers to itself: a large model would stay for long
     del model, optimized

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from codemill.errors import MachineError
+from codemill.runtime.atomic import write_atomically
 from codemill.targets.environment import Environment
 from codemill.targets.plots import MUTED, SERIES, figure
 
@@ -137,7 +138,7 @@ def render_sweep(sweep: Sweep, out: str | os.PathLike[str]) -> Path:
         machine=sweep.environment.machine,
     )
     path = Path(out)
-    path.write_text(page, encoding="utf-8")
+    write_atomically(path, lambda file: file.write(page.encode()))
     return path
 
 

@@ -178,6 +178,12 @@ def outputs(
                 found[place, own] = means[text, : len(own)]
         done += sum(len(texts[index]) for index in batch)
         progress(done / total)
+    for place, layer in enumerate(layers):
+        if not np.isfinite(found[place]).all():
+            raise ModelError(
+                f"layer {layer} of this model gives numbers that are none: its weights are damaged, or a fine-tuning "
+                "went astray; nothing can be said of it"
+            )
     return found
 
 

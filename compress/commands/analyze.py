@@ -70,7 +70,7 @@ _FILES = ("analysis.json", "analysis.html")
     show_default=True,
     help="For layers' outputs; with less, the model runs several times.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--language", help="Of the code. [default: guessed]")
 @click.option("--code-field", metavar="NAME")
 @click.option("--query-field", metavar="NAME")

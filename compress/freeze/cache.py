@@ -31,7 +31,16 @@ from codemill.runtime.atomic import write_atomically
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FrozenStates", "Kind", "TooLarge", "clear", "distinct", "frozen_states", "needed_bytes"]
+__all__ = [
+    "FrozenStates",
+    "Kind",
+    "TooLarge",
+    "begun",
+    "clear",
+    "distinct",
+    "frozen_states",
+    "needed_bytes",
+]
 
 Kind = Literal["fp16", "bf16", "fp32"]
 """How a number is kept."""
@@ -136,6 +145,9 @@ def frozen_states(
     done = _done(folder, made_of)
     if done and (folder / _FILE).stat().st_size < int(ends[done]) * width * stored.itemsize:
         done = 0
+    if not done:
+        # what it marks is overwritten now
+        (folder / _MARK).unlink(missing_ok=True)
     bottom = part_of(encoder, 0, layers)
     with (folder / _FILE).open("r+b" if done else "wb") as file:
         file.truncate(int(ends[done]) * width * stored.itemsize)
@@ -161,6 +173,18 @@ def frozen_states(
         for (key, text), start in zip(texts.items(), ends[:-1], strict=True)
     }
     return FrozenStates(values, places, kind)
+
+
+def begun(
+    encoder: PreTrainedModel,
+    layers: int,
+    texts: dict[bytes, np.ndarray],
+    kind: Kind,
+    folder: Path,
+    bf16: bool,
+) -> bool:
+    """Whether `folder` holds some of what `frozen_states` would write there."""
+    return _done(folder, _made_of(encoder, layers, texts, kind, bf16)) > 0
 
 
 def _runs(items: Sequence[np.ndarray], done: int) -> Iterator[range]:

@@ -23,6 +23,7 @@ from codemill.compress.freeze.cache import (
     FrozenStates,
     Kind,
     TooLarge,
+    begun,
     clear,
     distinct,
     frozen_states,
@@ -121,6 +122,9 @@ def _states(
     width, started = encoder.config.hidden_size, time.monotonic()
     # a number beyond float16 is rare, and is in few models
     kinds: tuple[Kind, ...] = (settings.cache, "fp32")
+    if settings.cache != "fp32" and begun(encoder, layers, found, "fp32", folder, bf16):
+        # a run that was killed had found it out
+        kinds = ("fp32",)
     for kind in dict.fromkeys(kinds):
         why_not = _no_room(needed_bytes(found.values(), width, kind), settings.cache_gb, folder)
         if why_not is not None:

@@ -267,7 +267,8 @@ def _with_tokens_there_are(
         return space
     kept = tuple(size for size in space.vocab_sizes if size <= there) or (there,)
     warnings.append(
-        f"the training texts give {there:,} byte-pair tokens: larger vocabularies than {max(kept):,} are left out"
+        f"the training texts give {there:,} byte-pair tokens: larger vocabularies than {max(kept):,} are left out, of "
+        "whatever kind"
     )
     return replace(space, vocab_sizes=kept)
 

@@ -258,3 +258,13 @@ def test_exits_where_none_can_be_are_refused_with_the_reason(
     whole = values(teacher, "classification", {"source": str(functions)})
     with pytest.raises(RecipeError, match=message):
         parse_recipe({**whole, **changed})
+
+
+def test_no_more_layers_are_frozen_under_exits_than_leave_one_to_train(
+    files: tuple[Path, Path],
+) -> None:
+    teacher, functions = files
+    whole = values(teacher, "classification", {"source": str(functions)})
+    exits = {"after": [1], "train": "all", "freeze_layers": 2}
+    with pytest.raises(RecipeError, match=r"exits.freeze_layers is 2, .* freeze at most 1"):
+        parse_recipe({**whole, "exits": exits})

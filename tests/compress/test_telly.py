@@ -13,7 +13,7 @@ from tests.compress.test_run_classifier import labelled, values
 
 from codemill.compress.progress import Silent
 from codemill.compress.recipe import parse_recipe
-from codemill.compress.telly import asked_layers, sweep
+from codemill.compress.telly import _epoch_s, asked_layers, sweep
 from codemill.errors import DataError, RecipeError
 from codemill.targets.sweep import Sweep
 
@@ -66,6 +66,21 @@ def times(work: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (work / "telly").iterdir()}
 
 
+@pytest.mark.parametrize(
+    ("marks", "kept_s", "epochs", "expected"),
+    [
+        ([3.0, 5.0, 7.0], 1.0, 3.0, 2.0),
+        # two validations of 2.5 epochs are not one an epoch
+        ([3.5, 6.0], 1.0, 2.5, 2.0),
+        ([3.0], 1.0, 1.0, 2.0),
+    ],
+)
+def test_seconds_of_an_epoch_are_of_one_epoch(
+    marks: list[float], kept_s: float, epochs: float, expected: float
+) -> None:
+    assert _epoch_s(marks, kept_s, epochs) == pytest.approx(expected)
+
+
 @pytest.mark.slow
 def test_a_sweep_has_a_row_for_each_and_keeps_what_is_finished(
     files: tuple[Path, Path, Path], tmp_path: Path
@@ -73,7 +88,10 @@ def test_a_sweep_has_a_row_for_each_and_keeps_what_is_finished(
     model, pairs, _ = files
     settings = ("teacher.finetune.epochs=2", "teacher.finetune.cache=fp16")
     recipe = recipe_of(model, pairs, *settings)
+    (tmp_path / "telly-killed").mkdir()
+    (tmp_path / "telly-killed/frozen.bin").write_bytes(b"much")
     found = sweep(recipe, tmp_path, "none,2", Silent())
+    assert not list(tmp_path.glob("telly-*")), "a row that was killed leaves nothing for good"
     full, frozen = found.rows
     assert (full.frozen_layers, frozen.frozen_layers) == (None, 2)
     assert full.trainable_parameters == full.parameters > frozen.trainable_parameters

@@ -25,7 +25,7 @@ from codemill.errors import DataError
 if TYPE_CHECKING:
     from codemill.compress.exits.heads import Exiting
 
-__all__ = ["VERSION", "has_exits", "read_exiting", "stage"]
+__all__ = ["VERSION", "has_exits", "read_exiting", "stage", "trained_as"]
 
 VERSION = 1
 _FACTS = "exits.json"
@@ -41,7 +41,7 @@ def has_exits(recipe: Recipe) -> bool:
 def stage(recipe: Recipe, compute: Compute) -> Stage:
     """Depends on the student, the rows, their labels and the `exits` section."""
     settings = {
-        "exits": {key: item for key, item in recipe.exits.made_of().items() if key != "max_loss"},
+        "exits": trained_as(recipe),
         "distill": {name: getattr(recipe.distill, name) for name in _DISTIL},
         "losses": [recipe.distill.losses.teacher, recipe.distill.losses.gold],
         "ordered": recipe.data.pair_order,
@@ -59,6 +59,11 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
     inputs = ("corpus", "search", "labels", "student")
     libraries = ("torch", "transformers", "tokenizers")
     return Stage("exits", VERSION, inputs, settings, libraries, work, findings=_findings)
+
+
+def trained_as(recipe: Recipe) -> dict[str, Any]:
+    """Of the `exits` section what shapes the training, and not what is decided after it."""
+    return {key: item for key, item in recipe.exits.made_of().items() if key != "max_loss"}
 
 
 def _findings(folder: Path) -> str:

@@ -23,7 +23,7 @@ from codemill.compress.recipe import Recipe
 from codemill.compress.rewrite import Rewrite
 from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import items_of
-from codemill.compress.stages.classify.exits import has_exits
+from codemill.compress.stages.classify.exits import has_exits, trained_as
 from codemill.compress.stages.classify.rewrites import MOST_TEXTS
 from codemill.compress.stages.classify.student import check_rewritable, origin_of, untrained
 from codemill.compress.stages.rehearsal import (
@@ -61,7 +61,7 @@ def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
         "quantize": recipe.quantize.method,
         "rounds": recipe.bench.rounds,
         "compute": asdict(compute),
-        **({"exits": recipe.exits.model_dump(exclude={"max_loss"})} if has_exits(recipe) else {}),
+        **({"exits": trained_as(recipe)} if has_exits(recipe) else {}),
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:

@@ -212,6 +212,40 @@ def test_a_run_that_is_killed_goes_on_with_the_texts_that_are_missing(
     assert not seen, "what is finished is not computed again"
 
 
+def test_a_run_killed_before_its_first_mark_leaves_none_of_another_model(tmp_path: Path) -> None:
+    model, some = encoder_of("bert"), texts()
+    first = np.array(kept(model, tmp_path, some).values)
+    weight = bottom_of(model)[1][1].output.dense.bias
+    with torch.no_grad():
+        weight.add_(0.1)
+    hook = bottom_of(model)[1][FROZEN - 1].register_forward_hook(killed_after(0))
+    with pytest.raises(KeyboardInterrupt):
+        kept(model, tmp_path, [*some, *texts(20)])
+    hook.remove()
+    # what was written in its stead is as long as the mark would have it
+    (tmp_path / "frozen.bin").write_bytes(b"\x01" * first.nbytes)
+    with torch.no_grad():
+        weight.sub_(0.1)
+    np.testing.assert_allclose(kept(model, tmp_path, some).values, first, atol=1e-5)
+
+
+def test_what_fell_back_to_fp32_goes_on_in_fp32_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_MARK_EVERY_S", 0.0)
+    monkeypatch.setattr(cache, "_TOKENS_PER_RUN", 40)
+    model, some, settings = encoder_of("t5"), texts(20), Finetune(cache="fp16")
+    with torch.no_grad():
+        model.embed_tokens.weight.mul_(1e6)
+    asked = (model, FROZEN, some, 99, settings, tmp_path, False, quiet)
+    with pytest.raises(KeyboardInterrupt), computed_once(*asked):
+        raise KeyboardInterrupt
+    seen = ran(model)
+    with computed_once(*asked) as found:
+        assert found.kind == "fp32"
+    assert not seen, "what was finished is not computed again, and not destroyed"
+
+
 @pytest.mark.parametrize("what", ["weights", "texts", "layers", "kind", "cut off"])
 def test_what_was_kept_of_anything_else_is_computed_anew(what: str, tmp_path: Path) -> None:
     model, some = encoder_of("bert"), texts()
