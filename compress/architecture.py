@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from codemill.errors import RecipeError
 
-__all__ = ["BITS", "TOKENIZERS", "Architecture", "Family", "Tokens"]
+__all__ = ["BITS", "DECODER_BITS", "TOKENIZERS", "Architecture", "Family", "Tokens"]
 
 Family = Literal["bert", "modernbert", "t5", "llama"]
 
@@ -16,7 +16,9 @@ TOKENIZERS: tuple[Tokens, ...] = ("pruned", "bpe")
 """Where a student's tokens come from: the most used ones of its teacher, or a byte-level BPE of the data."""
 
 BITS = (8, 32)
-"""What a weight may take: int8, or float."""
+"""What a weight of an encoder may take: int8, or float."""
+DECODER_BITS = (4, *BITS)
+"""And of a decoder, whose weights are rounded in blocks."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,11 @@ class Architecture:
             raise RecipeError(
                 f"architecture: embedding_rank must be at least 1, not {self.embedding_rank}"
             )
-        if self.bits not in BITS:
-            raise RecipeError(f"architecture: bits must be one of {list(BITS)}, not {self.bits}")
+        possible = DECODER_BITS if self.family == "llama" else BITS
+        if self.bits not in possible:
+            raise RecipeError(
+                f"architecture: bits must be one of {list(possible)}, not {self.bits}"
+            )
         if self.tokenizer not in TOKENIZERS:
             raise RecipeError(
                 f"architecture: tokenizer must be one of {list(TOKENIZERS)}, not {self.tokenizer!r}"

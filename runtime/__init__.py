@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         write_bundle,
     )
     from codemill.runtime.classifier import Answers, Classifier, Prediction
+    from codemill.runtime.completion.completer import Completer, Completion, Stream
     from codemill.runtime.encoder import Encoder
     from codemill.runtime.find import Hit, Index
     from codemill.runtime.functions import Function, functions_of
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Answers",
     "Classifier",
+    "Completer",
+    "Completion",
     "Encoder",
     "FileRecord",
     "Function",
@@ -40,11 +43,13 @@ __all__ = [
     "Machine",
     "Manifest",
     "Prediction",
+    "Stream",
     "Variant",
     "digest",
     "functions_of",
     "load",
     "load_classifier",
+    "load_completer",
     "load_encoder",
     "pack",
     "read_manifest",
@@ -68,6 +73,7 @@ _HOMES = {
         "write_bundle",
     ),
     "classifier": ("Answers", "Classifier", "Prediction"),
+    "completion.completer": ("Completer", "Completion", "Stream"),
     "encoder": ("Encoder",),
     "find": ("Hit", "Index"),
     "functions": ("Function", "functions_of"),
@@ -75,16 +81,17 @@ _HOMES = {
 }
 _EMBEDS = "retrieval with output 'embedding'"
 _LABELS = "classification or pair-classification with output 'labels'"
+_COMPLETES = "completion with output 'tokens'"
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def load(
     path: str | os.PathLike[str], variant: str | None = None, threads: int | None = None
-) -> Encoder | Classifier:
+) -> Encoder | Classifier | Completer:
     """Load a bundle, a folder or a `.mill` file, ready to run on this machine.
 
-    A bundle that embeds gives an Encoder, one with labels a Classifier. Every file is checked
-    against the manifest first. `variant` names one of the bundle's variants;
+    A bundle that embeds gives an Encoder, one with labels a Classifier, one that completes a Completer.
+    Every file is checked against the manifest first. `variant` names one of the bundle's variants;
     None takes the best one this machine has an execution provider for (accelerators before the
     CPU, and int8 before wider types on the CPU). `threads` is the number of threads of one call,
     at most; None means the physical cores this process may use.
@@ -94,16 +101,21 @@ def load(
     is not here: another one is never taken in its place).
     """
     from codemill.runtime.classifier import classifies, open_classifier
+    from codemill.runtime.completion.completer import completes, open_completer
     from codemill.runtime.encoder import embeds, open_encoder
     from codemill.runtime.opening import open_folder, refuse_task
 
     folder, manifest = open_folder(path)
     if classifies(manifest):
         return open_classifier(folder, manifest, variant=variant, threads=threads)
+    if completes(manifest):
+        return open_completer(folder, manifest, variant=variant, threads=threads)
     if not embeds(manifest):
         from codemill import __version__
 
-        raise refuse_task(manifest, f"codemill {__version__} runs: {_EMBEDS}, {_LABELS}")
+        raise refuse_task(
+            manifest, f"codemill {__version__} runs: {_EMBEDS}, {_LABELS}, {_COMPLETES}"
+        )
     return open_encoder(folder, manifest, variant=variant, threads=threads)
 
 
@@ -131,6 +143,19 @@ def load_classifier(
     if not classifies(manifest):
         raise refuse_task(manifest, f"expected {_LABELS}")
     return open_classifier(folder, manifest, variant=variant, threads=threads)
+
+
+def load_completer(
+    path: str | os.PathLike[str], variant: str | None = None, threads: int | None = None
+) -> Completer:
+    """`load` for a bundle that has to be one that completes; BundleError for any other."""
+    from codemill.runtime.completion.completer import completes, open_completer
+    from codemill.runtime.opening import open_folder, refuse_task
+
+    folder, manifest = open_folder(path)
+    if not completes(manifest):
+        raise refuse_task(manifest, f"expected {_COMPLETES}")
+    return open_completer(folder, manifest, variant=variant, threads=threads)
 
 
 def __getattr__(name: str) -> object:

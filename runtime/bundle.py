@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from codemill.errors import BundleError, IntegrityError
 from codemill.runtime.atomic import write_atomically
+from codemill.runtime.completion.decoding import COMPLETION, check_decoding
 from codemill.runtime.graph import check_graph
 from codemill.runtime.labels import LABEL_TASKS, check_labelling
 from codemill.runtime.values import check_name, check_whole, kind_of, some_of
@@ -411,6 +412,8 @@ def _manifest(data: object) -> Manifest:
         raise ValueError(f"{TOKENIZER} is larger than {_TOKENIZER_LIMIT_BYTES} bytes")
     if values["task"] in LABEL_TASKS:
         check_labelling(values, variants)
+    elif values["task"] == COMPLETION:
+        check_decoding(values, variants)
     unused = files.keys() - {TOKENIZER}.union(*(variant.files for variant in variants.values()))
     if unused:
         raise ValueError(f"'files' names what no variant uses: {some_of(sorted(unused))}")

@@ -17,7 +17,7 @@ from codemill.errors import BundleError
 
 __all__ = ["check_graph"]
 
-# what encoders are made of, without those that mutated graphs made crash (GatherND, Inverse) or that
+# what encoders and decoders are made of, without those that mutated graphs made crash (GatherND, Inverse) or that
 # none needs: name -> the inputs that may be left out ("" in their place), which is what the operator's
 # definition says, or less: "" for the bias of a LayerNormalization crashes
 _STANDARD: Final[dict[str, tuple[int, ...]]] = {
@@ -58,8 +58,10 @@ _MICROSOFT: Final[dict[str, tuple[int, ...]]] = {
     "DequantizeLinear": (2,),
     "EmbedLayerNormalization": (1, 4, 7, 8),
     "FastGelu": (1,),
+    "FusedMatMul": (),
     "GatherBlockQuantized": (3,),
     "Gelu": (),
+    "GroupQueryAttention": (1, 2),
     "MatMulNBits": (3, 4, 5),
     "MultiHeadAttention": (1, 2, 3, 4, 5, 6, 7, 8, 9),
     "QAttention": (5, 6, 7, 8),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Backend", "Graph", "OnnxSession", "available_providers", "choose_variant"]
+__all__ = ["Backend", "Binding", "Graph", "OnnxSession", "available_providers", "choose_variant"]
 
 # the most specific first: TensorRT and CUDA serve the same card, and the former is why it is there
 _ACCELERATORS = (
@@ -157,9 +157,52 @@ class OnnxSession:
             raise BundleError(f"{self.path} failed while running: {plain(error)}") from error
         return found
 
+    def bind(self) -> Binding:
+        """Arrays bound to the graph once and used by many runs; each thread needs its own."""
+        if self._session is None:
+            raise RuntimeError(f"the session of {self.path} is closed")
+        return Binding(self._session, self.path)
+
     def close(self) -> None:
         """Free the graph; a run under way in another thread ends first."""
         self._session = None
+
+
+class Binding:
+    """A graph's inputs and outputs as numpy arrays that it reads and writes in place. On the CPU only.
+
+    One array may be an input and an output, where the graph's operators allow that. The caller answers for shapes: a
+    graph that gives more than an array holds is refused by ONNX Runtime.
+    """
+
+    def __init__(self, session: Any, path: str) -> None:
+        self._session = session
+        self._path = path
+        self._binding = session.io_binding()
+        # ONNX Runtime does not keep the arrays alive
+        self._held: dict[str, Any] = {}
+
+    def takes(self, name: str, array: NDArray[Any]) -> None:
+        """Read the input `name` from this array in the runs to come."""
+        self._binding.bind_ortvalue_input(name, self._value(f"in {name}", array))
+
+    def gives(self, name: str, array: NDArray[Any]) -> None:
+        """Write the output `name` into this array in the runs to come."""
+        self._binding.bind_ortvalue_output(name, self._value(f"out {name}", array))
+
+    def run(self) -> None:
+        """Run the graph; BundleError where it fails."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise BundleError(f"{self._path} failed while running: {plain(error)}") from error
+
+    def _value(self, name: str, array: NDArray[Any]) -> Any:
+        import onnxruntime as ort
+
+        value = ort.OrtValue.ortvalue_from_numpy(array)
+        self._held[name] = (array, value)
+        return value
 
 
 def available_providers() -> tuple[str, ...]:

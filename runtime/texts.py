@@ -30,6 +30,7 @@ __all__ = [
     "check_batch_size",
     "check_texts",
     "check_tokenizer",
+    "encode_whole",
     "open_tokenizer",
 ]
 
@@ -173,6 +174,13 @@ def check_batch_size(batch_size: object) -> None:
     """Raise ValueError for anything but a whole number from 1."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size should be a whole number from 1, found {batch_size!r}")
+
+
+def encode_whole(tokenizer: Tokenizer, text: str, name: str) -> list[int]:
+    """Ids of all of `text`, without those that a tokenizer adds; BundleError where it fails."""
+    with _translated(f"{TOKENIZER} of {name!r} cannot be used"):
+        ids: list[int] = tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids
+        return ids
 
 
 def open_tokenizer(content: bytes, where: str) -> Tokenizer:

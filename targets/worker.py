@@ -257,7 +257,8 @@ class _ProtocolStdout:
 
 
 def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loaded:
-    from codemill.runtime import Classifier, load
+    from codemill.errors import BundleError
+    from codemill.runtime import Classifier, Encoder, load
     from codemill.runtime.machine import physical_cores
 
     encoder = load(bundle, variant=variant, threads=threads)
@@ -271,6 +272,10 @@ def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loade
     }
     if isinstance(encoder, Classifier):
         return _classifier(encoder, {**details, "long": encoder.labelling.long})
+    if not isinstance(encoder, Encoder):
+        raise BundleError(
+            f"bundle {encoder.manifest.name!r} completes; this benchmark measures what embeds or labels"
+        )
     return Loaded(
         # as many texts a call as asked for; the runtime splits what is beyond its tokens a run
         encode=lambda texts: encoder.encode(texts, batch_size=max(1, len(texts))),

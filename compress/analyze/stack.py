@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from codemill.compress.models.decoders import (
     DECODERS,
-    gguf_package,
     is_decoder,
     load_decoder,
+    resolve_decoder,
 )
-from codemill.compress.models.load import load_teacher, resolve_model
+from codemill.compress.models.load import load_teacher
 from codemill.compress.models.pooling import pad, positions
 from codemill.compress.models.surgery import layers_of
 from codemill.errors import ModelError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Stack", "Units", "load_finetuned", "load_stack", "outputs"]
 
 _TOKENS_PER_RUN = 4096
-_PACKAGE = "package:"
 _FINETUNED = "finetuned.safetensors"
 
 
@@ -71,8 +70,7 @@ class Units:
 
 def load_stack(model: str) -> Stack:
     """Load a folder, a Hugging Face id or `package:NAME`. Raises ModelError."""
-    packed = gguf_package(model.removeprefix(_PACKAGE)) if model.startswith(_PACKAGE) else None
-    folder = packed or resolve_model(model)
+    folder = resolve_decoder(model)
     if is_decoder(folder):
         decoder = load_decoder(folder)
         return _stack(decoder.model, decoder.tokenizer_json)

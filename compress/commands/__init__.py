@@ -31,6 +31,7 @@ _MODULES = {
     "verify": "bundle",
     "encode": "encode",
     "predict": "predict",
+    "complete": "complete",
     "find": "find",
     "bench": "bench",
     "targets": "bench",

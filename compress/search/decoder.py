@@ -1,6 +1,6 @@
 """What a Llama-style decoder costs, as formulas, and the space of such decoders.
 
-For decoders as `models/llama.py` builds them and `export/decoder.py` writes them. Letters used below:
+For decoders as `models/llama.py` builds them and `export/decoder` writes them. Letters used below:
 
     V vocabulary   R embedding rank   H width   L layers   I intermediate size   D head size
     A = heads x D                     K = kv_heads x D     T tokens of one input S tokens it attends to
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codemill.compress.architecture import Architecture
+from codemill.compress.architecture import DECODER_BITS, Architecture
 from codemill.compress.search.space import AnySpace, check_choices, check_head_size
 
 __all__ = [
@@ -36,24 +36,9 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class _GraphOverhead:
-    """Bytes of an exported graph that are not weights: names, shapes, small constants.
-
-    Read off real files: within 1 % of a file's length less its weights at 1..30 layers. `grouped`
-    is what repeating keys and values for each group takes more in a layer.
-    """
-
-    base: int
-    factorized: int
-    layer: int
-    grouped: int
-
-
-_OVERHEAD = {
-    8: _GraphOverhead(base=15_850, factorized=2_360, layer=31_950, grouped=14_430),
-    32: _GraphOverhead(base=15_000, factorized=360, layer=24_330, grouped=14_420),
-}
+_BLOCK = 32
+_OVERHEAD = {32: (2_000, 4_420), 8: (3_000, 7_340), 4: (3_000, 7_340)}
+"""By bits: bytes of the graphs of a decoder without exits (a segment, the head, the whole), and of a layer in them."""
 
 
 def parameters(architecture: Architecture, tied: bool = True) -> int:
@@ -111,35 +96,44 @@ def kv_bytes_per_token(architecture: Architecture, bytes_per_value: int = 4) -> 
 
 
 def graph_bytes(architecture: Architecture, tied: bool = True) -> int:
-    """Length of the plain graph that `export/decoder.py` writes at 8 bits (dynamic int8) or 32 (float).
+    """Bytes of a variant's files that `export/decoder` writes without exits, at 4, 8 (weights in blocks) or 32 bits.
 
-    At 32 bits each parameter takes 4 bytes; a tied table is stored once, the small factor R H of a
-    factorised one twice (the head's is its transpose). At 8 bits:
-        matrices and tables     1 byte an element; the same are stored twice
-        their output channels   5 bytes (float scale, zero point): L (A + 2 K + H + 2 I + H) in the
-                                layers, V of the head, whose table a tied embedding shares with its
-                                scales, H where factorised, and R more where that is tied
-        norms                   4 bytes: (2 L + 1) H
-    An untied embedding has one scale in all. At both: the graph itself, of which a layer's share is
-    large beside a narrow layer's weights, because the exporter spells out shapes.
+    A matrix [N, K] at 32 bits takes 4 N K. In blocks, of which a row has B = ceil(K / 32):
+        values          N B 32 bits / 8
+        scales          4 N B
+        zero points     N ceil(B bits / 8)
+    The small factors of a factorised embedding, R H each (two of them where the head is tied), stay at 32 bits, and so
+    do norms, 4 (2 L + 1) H, and the table of angles, 4 D for each of max_tokens places.
     """
     v, h, rank = architecture.vocab_size, architecture.hidden_size, architecture.embedding_rank
-    overhead = _OVERHEAD[architecture.bits]
-    grouped = _kv_size(architecture) < _attention_size(architecture)
-    size = overhead.base + architecture.layers * (overhead.layer + grouped * overhead.grouped)
+    attention, kv, inner = (
+        _attention_size(architecture),
+        _kv_size(architecture),
+        architecture.intermediate_size,
+    )
+
+    def matrix(rows: int, columns: int) -> int:
+        bits = architecture.bits
+        if bits == 32:
+            return 4 * rows * columns
+        blocks = -(-columns // _BLOCK)
+        return rows * (blocks * (_BLOCK * bits // 8 + 4) + -(-blocks * bits // 8))
+
+    layer = (
+        matrix(attention + 2 * kv, h)
+        + matrix(h, attention)
+        + matrix(2 * inner, h)
+        + matrix(h, inner)
+    )
+    words = matrix(v, h if rank is None else rank)
     if rank is not None:
-        size += overhead.factorized
-    twice = rank * h if rank is not None and tied else 0
-    stored = parameters(architecture, tied) + twice
-    if architecture.bits == 32:
-        return size + 4 * stored
-    norms = (2 * architecture.layers + 1) * h
-    channels = (
-        v + architecture.layers * (_attention_size(architecture) + 2 * _kv_size(architecture))
-    ) + architecture.layers * 2 * (h + architecture.intermediate_size)
-    if rank is not None:
-        channels += h + (rank if tied else 0)
-    return size + stored + 3 * norms + 5 * channels
+        words = words + 4 * rank * h * (2 if tied else 1)
+    if not tied:
+        words = words + matrix(v, h)
+    norms = 4 * (2 * architecture.layers + 1) * h
+    angles = 4 * architecture.head_size * architecture.max_tokens
+    base, each = _OVERHEAD[architecture.bits]
+    return base + words + norms + angles + architecture.layers * (layer + each)
 
 
 @dataclass(frozen=True)
@@ -169,7 +163,7 @@ class DecoderSpace(AnySpace):
     spread = (0, 2, 6)
 
     def __post_init__(self) -> None:
-        check_choices(dict(zip(self.gene_names, self.choices, strict=True)))
+        check_choices(dict(zip(self.gene_names, self.choices, strict=True)), DECODER_BITS)
         for head_size in self.head_sizes:
             check_head_size(head_size)
 

@@ -1,10 +1,9 @@
 """Peak activation memory of one run, as formulas: what ONNX Runtime allocates beside the weights.
 
-Of the fused encoder graph, and of a decoder's prompt through the plain graph, float or dynamic int8.
-Letters as in `cost.py` and `decoder.py`; everything below is in floats (4 bytes) a token, times
-batch x T. Assumed: float32 activations; every input padded to T tokens; one thread; tensors with at
-least the size of H / 8 (ids, masks and scalars are left out, and so is what the caller hands in);
-ONNX Runtime's arena off. With the arena, which asks the system for more than it hands out, a process
+Of the fused encoder graph, float or dynamic int8. Letters as in `cost.py`; everything below is in floats
+(4 bytes) a token, times batch x T. Assumed: float32 activations; every input padded to T tokens; one
+thread; tensors with at least the size of H / 8 (ids, masks and scalars are left out, and so is what the
+caller hands in); ONNX Runtime's arena off. With the arena, which asks the system for more than it hands out, a process
 grew by 13 to 28 % more in its first run.
 
 The terms were read off ONNX Runtime 1.32's own allocations, by size, at the moment of their peak. Three
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from codemill.compress.architecture import Architecture
+from codemill.errors import RecipeError
 
 __all__ = ["activation_bytes"]
 
@@ -27,16 +27,17 @@ __all__ = ["activation_bytes"]
 def activation_bytes(architecture: Architecture, tokens: int, batch: int = 1) -> int:
     """Most bytes of activations alive at once in one run over `batch` inputs of `tokens` tokens.
 
-    For a decoder, a prompt with no past, its keys and values included, logits for every position. The
-    fields of the architecture, `tokens` and `batch` may be numpy arrays that broadcast.
+    The fields of the architecture, `tokens` and `batch` may be numpy arrays that broadcast. Raises RecipeError for a
+    decoder, whose prompts are run a few tokens at a time.
     """
-    count = _decoder if architecture.family == "llama" else _encoder
-    floats = count(architecture, np.asarray(tokens), np.asarray(batch))
+    if architecture.family == "llama":
+        raise RecipeError("the peak of activations is known of encoders, not of decoders")
+    floats = _encoder(architecture, np.asarray(tokens))
     size = np.rint(4 * floats * tokens * batch).astype(int)
     return size if size.ndim else int(size)
 
 
-def _encoder(architecture: Architecture, tokens: Any, _batch: Any) -> Any:
+def _encoder(architecture: Architecture, tokens: Any) -> Any:
     """Floats a token at the peak: the largest of three moments.
 
     attention       H its input, A its output, and inside the kernel 3 A (query, key, value), heads T
@@ -63,34 +64,3 @@ def _encoder(architecture: Architecture, tokens: Any, _batch: Any) -> Any:
     attention = (2 + again) * h + joined + again * inner + kernel
     feed_forward = 3 * h + again * np.where(a == i, 0, joined) + inner + i
     return np.maximum(attention, feed_forward)
-
-
-def _decoder(architecture: Architecture, tokens: Any, _batch: Any) -> Any:
-    """Floats a token at the peak: the largest of four moments, all in the last layers.
-
-    Keys and values are outputs and stay: 2 K a layer. Shapes are unknown to the planner: nothing is
-    kept beyond its last use.
-
-    rotation        2 H (residual and its norm), 4 A where heads are grouped (keys repeated for each
-                    head; query, its cosine part, its turned copy) else 3 A, A for the halves (half
-                    of it negated), 2 D angles, T mask, the keys and values but this layer's last
-    scores          2 heads T (before and after the mask), T the mask and T its slice (the last layer
-                    needs no further one, but two K more), 2 D, 2 H; in int8 H / 4 instead of the norm
-    feed-forward    H residual, 3 I (gate, up, their product), all keys and values
-    logits          V, and what enters the head, H or, factorised, R; in int8 a quarter more of it
-    """
-    v, h, i = architecture.vocab_size, architecture.hidden_size, architecture.intermediate_size
-    a, d = architecture.heads * architecture.head_size, architecture.head_size
-    kv_heads = architecture.heads if architecture.kv_heads is None else architecture.kv_heads
-    k = kv_heads * d
-    integer = architecture.bits == 8
-    rank = architecture.embedding_rank
-    kept = 2 * architecture.layers * k
-    entering = h + (h / 4 if integer else h) + 2 * d
-    rotation = entering + np.where(k < a, 4, 3) * a + tokens + kept - k
-    mask = tokens + np.where(np.asarray(architecture.layers) > 1, np.maximum(tokens - 2 * k, 0), 0)
-    scores = entering + 2 * architecture.heads * tokens + mask + kept - k
-    feed_forward = h + 3 * i + kept
-    narrow = h if rank is None else rank
-    logits = v + narrow * (1.25 if integer else 1) + kept
-    return np.maximum(np.maximum(rotation, scores), np.maximum(feed_forward, logits))

@@ -221,7 +221,7 @@ def check_head_size(head_size: int) -> None:
         )
 
 
-def check_choices(genes: dict[str, tuple[Any, ...]]) -> None:
+def check_choices(genes: dict[str, tuple[Any, ...]], bits: Sequence[int] = BITS) -> None:
     """Raise RecipeError where a gene, by name, has no choices, one twice, or one below 1."""
     for name, choices in genes.items():
         if not choices:
@@ -237,8 +237,8 @@ def check_choices(genes: dict[str, tuple[Any, ...]]) -> None:
             raise RecipeError(
                 f"search space: every choice of {name} must be at least 1, not {numbers}"
             )
-    if not set(genes["bits"]) <= set(BITS):
-        raise RecipeError(f"search space: bits are of {list(BITS)}, not {list(genes['bits'])}")
+    if not set(genes["bits"]) <= set(bits):
+        raise RecipeError(f"search space: bits are of {list(bits)}, not {list(genes['bits'])}")
     if not set(genes.get("tokenizers", ())) <= set(TOKENIZERS):
         raise RecipeError(
             f"search space: tokenizers are of {list(TOKENIZERS)}, not {list(genes['tokenizers'])}"

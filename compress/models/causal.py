@@ -1,0 +1,185 @@
+"""Decoders that complete code, as they are published: weights for export, a tokenizer, and what a prompt begins with.
+
+Weights of a folder are read a tensor at a time, so that a large model is never held as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from codemill.compress.models.decoders import check_gguf, gguf_in, load_whole
+from codemill.compress.models.gguf_tokenizer import read_gguf_tokenizer
+from codemill.compress.models.shape import read_config, weight_files
+from codemill.compress.models.tokenizer_files import has_tokenizer, read_tokenizer
+from codemill.errors import ModelError
+from codemill.export.decoder.bundle import Prompting
+from codemill.export.decoder.families import FAMILIES, of_module, weights_of
+from codemill.export.decoder.shape import DecoderWeights
+
+__all__ = ["CausalModel", "open_causal", "prompting_of"]
+
+# prefix, suffix, middle
+_FILLS = (
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
+)
+_ENDS = (
+    *("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>", "<EOT>", "▁<EOT>"),
+    *("<file_sep>", "<|file_sep|>", "<repo_name>", "<|repo_name|>", "<｜end▁of▁sentence｜>"),
+)
+"""Marks that stand between files of code: what follows is another text."""
+
+
+@dataclass
+class CausalModel(AbstractContextManager["CausalModel"]):
+    """A decoder whose weights are read when asked for; a context manager that closes their files."""
+
+    weights: DecoderWeights
+    tokenizer_json: str
+    prompting: Prompting
+    _files: ExitStack
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._files.close()
+
+
+def open_causal(folder: Path) -> CausalModel:
+    """Open a folder of transformers with a tokenizer, or of one GGUF file (dequantized to float32).
+
+    Raises ModelError for an unsupported family, missing or damaged files.
+    """
+    packed = gguf_in(folder)
+    if packed is not None:
+        check_gguf(packed)
+        tokenizer = read_gguf_tokenizer(packed)
+        model = load_whole(packed.parent, gguf_file=packed.name)
+        prompting = prompting_of(tokenizer.json, tokenizer.begin, tokenizer.end)
+        return CausalModel(of_module(model), tokenizer.json, prompting, ExitStack())
+    config = _config(folder)
+    if not has_tokenizer(folder):
+        raise ModelError(
+            f"{folder} has no tokenizer.json; save the model's fast tokenizer there "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
+        )
+    text = read_tokenizer(folder, config.vocab_size)
+    files = ExitStack()
+    try:
+        weights = weights_of(config, _tensors(folder, files))
+    except BaseException:
+        files.close()
+        raise
+    return CausalModel(weights, text, prompting_of(text, _begin(text), _end(folder)), files)
+
+
+def prompting_of(tokenizer_json: str, begin: tuple[int, ...], end: tuple[int, ...]) -> Prompting:
+    """What a prompt is made of: the marks that this tokenizer has, of those that models of code have."""
+    from tokenizers import Tokenizer
+
+    find: Callable[[str], int | None] = Tokenizer.from_str(tokenizer_json).token_to_id
+    ends = [*end, *(number for name in _ENDS if (number := find(name)) is not None)]
+    fills = [tuple(map(find, names)) for names in _FILLS]
+    fill: Any = next((found for found in fills if None not in found), None)
+    return Prompting(begin, tuple(sorted(set(ends))), fill)
+
+
+def _config(folder: Path) -> Any:
+    import transformers
+
+    family = read_config(folder).get("model_type")
+    if family not in FAMILIES:
+        raise ModelError(
+            f"{folder} holds a model of type {family!r}; completion knows {', '.join(FAMILIES)}"
+        )
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    # odd values end in errors of every kind there
+    except Exception as error:
+        why = " ".join(str(error).split())[:500]
+        raise ModelError(f"config.json in {folder} cannot be read: {why}") from error
+
+
+def _tensors(folder: Path, files: ExitStack) -> Callable[[str], np.ndarray | None]:
+    """Tensors of the folder's weight files by name, each read when asked for; safetensors where there are any."""
+    import torch
+
+    paths = weight_files(folder)
+    if not paths:
+        raise ModelError(
+            f"the model in {folder} cannot be loaded: it has neither model.safetensors nor pytorch_model.bin"
+        )
+    readers: dict[str, Callable[[str], torch.Tensor]] = {}
+    for path in paths:
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors import safe_open
+
+                opened = files.enter_context(safe_open(path, framework="pt"))
+                readers.update(dict.fromkeys(opened.keys(), opened.get_tensor))
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                readers.update(dict.fromkeys(state, state.__getitem__))
+        except Exception as error:
+            raise ModelError(
+                f"{path} cannot be read: {' '.join(str(error).split())[:300]}"
+            ) from error
+
+    def tensor(name: str) -> np.ndarray | None:
+        # checkpoints of a stack alone lack its name before theirs
+        for known in (name, name.removeprefix("model."), name.removeprefix("transformer.")):
+            if known in readers:
+                found: np.ndarray = readers[known](known).float().numpy()
+                return found
+        return None
+
+    return tensor
+
+
+def _begin(tokenizer_json: str) -> tuple[int, ...]:
+    """What the tokenizer puts before a text by itself."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    with_marks = tokenizer.encode("a").ids
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    for count in range(len(with_marks) - len(plain) + 1):
+        if with_marks[count : count + len(plain)] == plain:
+            return tuple(with_marks[:count])
+    return ()
+
+
+def _end(folder: Path) -> tuple[int, ...]:
+    """Ids after which the model's own settings say that nothing follows."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        found += [
+            item
+            for item in (value if isinstance(value, list) else [value])
+            if isinstance(item, int)
+        ]
+    return tuple(found)

@@ -1,0 +1,111 @@
+"""A decoder -> a bundle that completes: its variants' graphs, the tokenizer, and what the runtime has to know."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codemill.export.candidates import PROVIDER
+from codemill.export.decoder.shape import DecoderShape, DecoderWeights, Rotary
+from codemill.export.decoder.weights import FULL
+from codemill.export.decoder.write import (
+    HEAD,
+    WEIGHTS,
+    WHOLE,
+    same_bits,
+    segment_file,
+    write_decoder,
+)
+from codemill.runtime.bundle import TOKENIZER, Manifest, Variant, write_bundle
+from codemill.runtime.completion.decoding import COMPLETION
+
+__all__ = ["PRECISIONS", "Prompting", "write_completion"]
+
+PRECISIONS: Mapping[str, int] = {"int4": 4, "int8": 8, "fp32": FULL}
+"""Bits of the matrices, by precision."""
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """What a prompt begins with, after which ids nothing follows, and the ids of prefix, suffix and middle, if any."""
+
+    begin: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+    fill: tuple[int, int, int] | None = None
+
+
+def write_completion(
+    weights: DecoderWeights,
+    folder: Path,
+    *,
+    name: str,
+    tokenizer_json: str,
+    prompting: Prompting,
+    max_tokens: int,
+    precisions: Sequence[str] = ("int4",),
+    license: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write a bundle without exits into `folder`, which may hold an older one's graphs.
+
+    max_tokens: of prompt and completion together, at most what the model was made for.
+    """
+    shape = weights.shape
+    longest = min(max_tokens, shape.max_tokens)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "variants", ignore_errors=True)
+    (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+    variants = {}
+    for precision in precisions:
+        variant = f"cpu-{precision}"
+        inside = f"variants/{variant}"
+        write_decoder(
+            weights, folder / inside, same_bits(PRECISIONS[precision]), max_tokens=longest
+        )
+        segments = (f"{inside}/{segment_file(0)}", f"{inside}/{HEAD}")
+        variants[variant] = Variant(
+            provider=PROVIDER,
+            precision=precision,
+            segments=segments,
+            files=(*segments, f"{inside}/{WHOLE}", f"{inside}/{WEIGHTS}"),
+        )
+    fill = prompting.fill
+    return write_bundle(
+        folder,
+        name=name,
+        task=COMPLETION,
+        license=license,
+        input={"max_tokens": longest, "begin": list(prompting.begin)},
+        output={
+            "kind": "tokens",
+            "vocab_size": shape.vocab_size,
+            "end": list(prompting.end),
+            "fill": None
+            if fill is None
+            else dict(zip(("prefix", "suffix", "middle"), fill, strict=True)),
+        },
+        architecture=_architecture(shape, weights.rotary),
+        variants=variants,
+        provenance=provenance,
+    )
+
+
+def _architecture(shape: DecoderShape, rotary: Rotary | None) -> dict[str, Any]:
+    turned = None
+    if rotary is not None:
+        turned = {"frequencies": list(rotary.frequencies), "interleaved": rotary.interleaved}
+    return {
+        "family": shape.family,
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.width,
+        "layers": shape.layers,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "head_size": shape.head_size,
+        "intermediate_size": shape.intermediate_size,
+        "embedding_rank": shape.rank,
+        "rotary": turned,
+    }

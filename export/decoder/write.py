@@ -1,0 +1,122 @@
+"""A decoder's weights -> a folder of graphs: segments between exits, the head, projections, and one of the whole.
+
+A layer is read, quantized and written before the next one is, so that memory holds the words and one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from codemill.export.decoder.graph import (
+    Stored,
+    StoredLayer,
+    write_head,
+    write_project,
+    write_segment,
+    write_whole,
+)
+from codemill.export.decoder.shape import DecoderWeights, Linear, Norm
+from codemill.export.decoder.weights import FULL, WeightFile
+
+__all__ = [
+    "HEAD",
+    "WEIGHTS",
+    "WHOLE",
+    "Bits",
+    "project_file",
+    "same_bits",
+    "segment_file",
+    "write_decoder",
+]
+
+WEIGHTS = "weights.bin"
+HEAD = "head.onnx"
+WHOLE = "model.onnx"
+Bits = Callable[[str], int]
+"""Bits, 4, 8 or 32, of a matrix: `words`, `head`, or `N/qkv`, `N/out`, `N/up`, `N/down` of layer N."""
+
+
+def same_bits(bits: int) -> Bits:
+    """All matrices at as many bits."""
+    return lambda _: bits
+
+
+def segment_file(number: int) -> str:
+    """The graph of a segment."""
+    return f"segment-{number}.onnx"
+
+
+def project_file(number: int) -> str:
+    """The graph of keys and values of the layers that an exit skips."""
+    return f"project-{number}.onnx"
+
+
+def write_decoder(
+    weights: DecoderWeights,
+    folder: Path,
+    bits: Bits,
+    exits: Sequence[int] = (),
+    max_tokens: int | None = None,
+) -> Stored:
+    """Write all graphs and their weights into `folder`; exits: after so many layers, in increasing order.
+
+    max_tokens: longest text that will be run, the model's own by default; tables of positions end there.
+    """
+    shape = weights.shape
+    if list(exits) != sorted({*exits} & set(range(1, shape.layers))):
+        raise ValueError(
+            f"exits should be increasing numbers from 1 to {shape.layers - 1}, found {list(exits)}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with WeightFile(folder / WEIGHTS) as file:
+        stored = _stored(weights, file, bits, max_tokens)
+    ends = [*exits, shape.layers]
+    for number, (start, end) in enumerate(zip([0, *exits], ends, strict=True)):
+        write_segment(stored, folder / segment_file(number), start, end)
+    for number, start in enumerate(exits):
+        write_project(stored, folder / project_file(number), start)
+    write_head(stored, folder / HEAD)
+    write_whole(stored, folder / WHOLE)
+    return stored
+
+
+def _stored(
+    weights: DecoderWeights, file: WeightFile, bits: Bits, max_tokens: int | None
+) -> Stored:
+    shape = weights.shape
+    words = file.matrix("words", Linear(weights.words()), bits("words"))
+    widen = narrow = None
+    if shape.rank is not None:
+        up = weights.widen()
+        # small, and between the words and everything else
+        widen = file.matrix("widen", Linear(up), FULL)
+        if shape.tied:
+            narrow = file.matrix("narrow", Linear(up.T), FULL)
+    if shape.positions:
+        file.array("positions/weight", weights.positions()[:max_tokens])
+    rotary = weights.rotary
+    if rotary is not None:
+        file.array("rotary/cos", rotary.cos[:max_tokens])
+        file.array("rotary/sin", rotary.sin[:max_tokens])
+    layers = []
+    for number in range(shape.layers):
+        layer = weights.layer(number)
+        key = f"layer.{number}"
+        _norm(file, f"{key}/norm", layer.norm)
+        if layer.mlp_norm is not None:
+            _norm(file, f"{key}/mlp_norm", layer.mlp_norm)
+        matrices = {
+            name: file.matrix(f"{key}/{name}", getattr(layer, name), bits(f"{number}/{name}"))
+            for name in ("qkv", "out", "up", "down")
+        }
+        layers.append(StoredLayer(key, **matrices))
+    _norm(file, "last_norm", weights.last_norm())
+    head = words if shape.tied else file.matrix("head", weights.head(), bits("head"))
+    return Stored(shape, file, words, widen, narrow, tuple(layers), head, rotary)
+
+
+def _norm(file: WeightFile, key: str, norm: Norm) -> None:
+    file.array(f"{key}/weight", norm.weight)
+    if norm.bias is not None:
+        file.array(f"{key}/bias", norm.bias)

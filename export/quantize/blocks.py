@@ -1,0 +1,103 @@
+"""Weights in blocks of 32, each with a scale and a zero point: what ONNX Runtime's MatMulNBits multiplies by.
+
+Of each row, 32 neighbours share a scale. Only weights are quantized; ONNX Runtime rounds the other side of the product
+to 8 bits by itself (accuracy_level 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BLOCK", "Blocks", "quantize_blocks", "restore"]
+
+BLOCK = 32
+_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
+"""Ranges that are tried for a block: a narrower one cuts its largest weights off and rounds the others less."""
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """values uint8 [rows, blocks, 32 * bits / 8], the lower half of a byte first; scales float32 [rows, blocks].
+
+    zero_points uint8 [rows, ceil(blocks * bits / 8)]: weight = scale * (value - zero point). columns: of the matrix,
+    before the last block was filled up with zeros.
+    """
+
+    values: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.uint8]
+    bits: int
+    columns: int
+
+
+def quantize_blocks(weight: NDArray[np.float32], bits: int) -> Blocks:
+    """The blocks of `weight` [rows, columns] at 4 or 8 bits, each with the range of least squared error."""
+    if bits not in (4, 8):
+        raise ValueError(f"bits should be 4 or 8, found {bits}")
+    rows = [
+        _quantize_rows(weight[start : start + _ROWS_AT_ONCE], bits)
+        for start in range(0, len(weight), _ROWS_AT_ONCE)
+    ]
+    values, scales, zeros = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return Blocks(values, scales, zeros, bits, weight.shape[1])
+
+
+def restore(blocks: Blocks) -> NDArray[np.float32]:
+    """The float32 matrix that the blocks stand for."""
+    values = _unpacked(blocks.values, blocks.bits).astype(np.float32)
+    zeros = _unpacked(blocks.zero_points, blocks.bits)[:, : blocks.scales.shape[1], None]
+    full = (values - zeros) * blocks.scales[..., None]
+    restored: NDArray[np.float32] = full.reshape(len(full), -1)[:, : blocks.columns]
+    return restored
+
+
+def _quantize_rows(
+    weight: NDArray[np.float32], bits: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    rows, columns = weight.shape
+    padded = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, BLOCK)
+    # zero is always a value: padding stays zero, and a block of one sign has its zero point at an end
+    low = np.minimum(padded.min(axis=2), 0)
+    high = np.maximum(padded.max(axis=2), 0)
+    top = 2**bits - 1
+    best: tuple[NDArray[np.float32], ...] | None = None
+    for shrink in _SHRINKS if bits == 4 else _SHRINKS[:1]:
+        scale = ((high - low) * shrink / top).astype(np.float32)
+        scale[scale == 0] = 1
+        zero = np.clip(np.rint(-low * shrink / scale), 0, top).astype(np.float32)
+        value = np.clip(np.rint(padded / scale[..., None]) + zero[..., None], 0, top)
+        error = np.square((value - zero[..., None]) * scale[..., None] - padded).sum(axis=2)
+        found = (error, scale, zero, value.astype(np.float32))
+        if best is None:
+            best = found
+            continue
+        better = error < best[0]
+        best = tuple(
+            np.where(better if a.ndim == 2 else better[..., None], a, b)
+            for a, b in zip(found, best, strict=True)
+        )
+    assert best is not None
+    _, scale, zero, value = best
+    return _packed(value, bits), scale, _packed(zero, bits)
+
+
+def _packed(values: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
+    """Along the last axis: two to a byte at 4 bits, the first in its lower half."""
+    whole = values.astype(np.uint8)
+    if bits == 8:
+        return whole
+    if whole.shape[-1] % 2:
+        whole = np.concatenate([whole, np.zeros_like(whole[..., :1])], axis=-1)
+    packed: NDArray[np.uint8] = whole[..., ::2] | (whole[..., 1::2] << np.uint8(4))
+    return packed
+
+
+def _unpacked(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    if bits == 8:
+        return values
+    pairs = np.stack([values & 15, values >> 4], axis=-1)
+    return pairs.reshape(*values.shape[:-1], -1)

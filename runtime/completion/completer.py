@@ -1,0 +1,372 @@
+"""Completing code: what `codemill.load` gives for a bundle of the task completion."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codemill.errors import BundleError
+from codemill.runtime.bundle import Manifest
+from codemill.runtime.completion.decoding import COMPLETION, decoding_of
+from codemill.runtime.completion.document import Document, shared
+from codemill.runtime.completion.ending import Growing, Mode
+from codemill.runtime.completion.lookup import Costs, Drafts
+from codemill.runtime.completion.loop import Cancel, Settings, Taken, generate
+from codemill.runtime.completion.parts import Backend, open_parts
+from codemill.runtime.completion.sampling import Sampler
+from codemill.runtime.loaded import LoadedModel
+from codemill.runtime.opening import open_variant
+from codemill.runtime.texts import encode_whole
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["Completer", "Completion", "Finish", "Stream", "completes", "open_completer"]
+
+Finish = Literal["stop", "length", "uncertain", "cancelled"]
+_MEMORY_BYTES = 256 * 2**20
+_LIKE = 16
+"""Tokens that a kept text should share from its beginning to be taken for the same one."""
+_LEAST_PROMPT = 8
+"""Tokens that are left for a prompt."""
+_BUFFERS = 32
+_LONGEST_BUFFER = 20_000
+"""Characters of an open file in which drafts are looked for: its end."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was completed.
+
+    finish_reason: `stop` (a stop string, the line's or block's end, or the model ended it), `length` (max_tokens),
+    `uncertain` (a controller found that what follows would be wrong; `text` is what was certain), `cancelled`.
+    layers_used: of each token; drafted: how many tokens were looked up and found right. prompt_tokens: of what the
+    model read, of which reused_tokens were known from before. truncated: the prompt was longer than the model takes,
+    and its beginning (of a suffix: its end) was left out.
+    """
+
+    text: str
+    finish_reason: Finish
+    tokens: tuple[int, ...]
+    layers_used: tuple[int, ...]
+    drafted: int
+    prompt_tokens: int
+    reused_tokens: int
+    truncated: bool
+
+
+def completes(manifest: Manifest) -> bool:
+    """Whether a bundle is one that `Completer` runs."""
+    return manifest.task == COMPLETION
+
+
+def open_completer(
+    folder: Path, manifest: Manifest, *, variant: str | None = None, threads: int | None = None
+) -> Completer:
+    """What `codemill.load` does for a bundle that completes, its files checked; see there."""
+    decoding = decoding_of(manifest)
+    opened = open_variant(folder, manifest, variant, segments=3 * len(decoding.exits) + 2)
+    words = opened.tokenizer.get_vocab_size()
+    if words > decoding.vocab_size:
+        raise BundleError(
+            f"the tokenizer of bundle {manifest.name!r} has {words:,} tokens, its model {decoding.vocab_size:,}"
+        )
+    parts = open_parts(opened, decoding, threads)
+    return Completer(manifest, opened.name, opened.tokenizer, parts)
+
+
+class Completer(LoadedModel):
+    """Completes code with one variant of a bundle. Made by `codemill.load`.
+
+    Texts that were completed before are kept, up to `memory_bytes` of keys and values, and recognised by their
+    beginning: the next keystroke costs what is new. May be used from several threads at once, each completion with a
+    text of its own. Is a context manager that closes itself.
+    """
+
+    def __init__(
+        self, manifest: Manifest, variant: str, tokenizer: Tokenizer, backend: Backend
+    ) -> None:
+        super().__init__(manifest, variant)
+        self.memory_bytes = _MEMORY_BYTES
+        self._tokenizer = tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        # what stands in a source file is text, whatever a model calls its marks
+        tokenizer.encode_special_tokens = True
+        self._backend: Backend | None = backend
+        self._decoding = backend.decoding
+        # the one used last comes last
+        self._kept: list[Document] = []
+        self._costs = Costs()
+        self._buffers: dict[str, NDArray[np.int64]] = {}
+        self._lock = Lock()
+
+    @property
+    def fills(self) -> bool:
+        """Whether it can complete between two texts, and not only behind one."""
+        return self._decoding.fill is not None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of keys and values that are kept now."""
+        with self._lock:
+            return sum(document.cache.size_bytes for document in self._kept)
+
+    def complete(
+        self,
+        prefix: str,
+        suffix: str = "",
+        *,
+        max_tokens: int = 64,
+        mode: Mode | None = None,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        exits: bool = True,
+        drafts: bool = True,
+        buffers: Sequence[str] = (),
+        cancel: Cancel | None = None,
+    ) -> Completion:
+        """What comes behind `prefix`, or between it and `suffix`.
+
+        mode `line` ends with the line, `block` where a line is indented less than the prefix's last; `stop` are texts
+        that end it. temperature 0 takes the likeliest token each time; otherwise `top_p` and `seed` say how one is
+        drawn. exits: whether tokens may leave early, and what is uncertain be given up; drafts: whether tokens are
+        looked up in the prompt and in `buffers` (texts of other open files, the nearest first). cancel: a
+        threading.Event; it takes effect within a token.
+
+        Raises ValueError for values out of range, and for a suffix where the bundle does not fill; BundleError where a
+        graph fails; RuntimeError once closed.
+        """
+        stream = self.stream(
+            prefix,
+            suffix,
+            max_tokens=max_tokens,
+            mode=mode,
+            stop=stop,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            exits=exits,
+            drafts=drafts,
+            buffers=buffers,
+            cancel=cancel,
+        )
+        with stream:
+            for _ in stream:
+                pass
+        return stream.completion
+
+    def stream(
+        self,
+        prefix: str,
+        suffix: str = "",
+        *,
+        max_tokens: int = 64,
+        mode: Mode | None = None,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        exits: bool = True,
+        drafts: bool = True,
+        buffers: Sequence[str] = (),
+        cancel: Cancel | None = None,
+    ) -> Stream:
+        """`complete`, a piece of text at a time, each as soon as it is certain."""
+        backend = self._backend
+        if backend is None:
+            raise RuntimeError(f"the bundle {self.manifest.name!r} is closed")
+        for name, text in (("prefix", prefix), ("suffix", suffix)):
+            if not isinstance(text, str):
+                raise TypeError(f"{name} should be str, found {type(text).__name__}")
+        decoding = self._decoding
+        most = decoding.max_tokens - len(decoding.begin) - _LEAST_PROMPT
+        if (
+            isinstance(max_tokens, bool)
+            or not isinstance(max_tokens, int)
+            or not 1 <= max_tokens <= most
+        ):
+            raise ValueError(
+                f"max_tokens should be a whole number from 1 to {most}, found {max_tokens!r}"
+            )
+        prompt, truncated = self._prompt(prefix, suffix, decoding.max_tokens - max_tokens)
+        settings = Settings(
+            choose=Sampler(temperature, top_p, seed),
+            max_tokens=max_tokens,
+            exits=decoding.exits if exits else (),
+            drafts=Drafts(self._costs) if drafts else None,
+            costs=self._costs,
+            others=[self._buffer(text) for text in buffers[:_BUFFERS]] if drafts else (),
+            cancel=cancel,
+        )
+        growing = Growing(self._tokenizer, prompt, prefix, stop, mode)
+        document = self._take(backend, prompt)
+        return Stream(self, backend, document, prompt, truncated, settings, growing)
+
+    def forget(self) -> None:
+        """Free the keys and values of all texts that no completion is using now."""
+        with self._lock:
+            self._kept.clear()
+
+    def close(self) -> None:
+        """Free the model; any use of it raises RuntimeError from now on. Calling it twice is fine."""
+        self.forget()
+        with self._lock:
+            self._buffers.clear()
+            backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+
+    def _prompt(self, prefix: str, suffix: str, most: int) -> tuple[list[int], bool]:
+        """Ids of what the model reads, `most` at most, and whether something was left out."""
+        begin, before = list(self._decoding.begin), self._ids(prefix)
+        most -= len(begin)
+        fill = self._decoding.fill
+        if suffix:
+            if fill is None:
+                raise ValueError(
+                    f"bundle {self.manifest.name!r} completes behind a text only: its model was not trained to fill; "
+                    "leave suffix out"
+                )
+            after = self._ids(suffix)
+            room = max(0, most - 3)
+            # what is before the gap says more
+            kept = after[: max(room // 4, room - len(before))]
+            ids = before[max(0, len(before) - (room - len(kept))) :]
+            cut = len(ids) < len(before) or len(kept) < len(after)
+            return [*begin, fill.prefix, *ids, fill.suffix, *kept, fill.middle], cut
+        ids = [*begin, *before[max(0, len(before) - most) :]]
+        if not ids:
+            # with nothing to go on: as after the end of another text
+            ids = [self._decoding.end[0] if self._decoding.end else 0]
+        return ids, len(before) > most
+
+    def _ids(self, text: str) -> list[int]:
+        return encode_whole(self._tokenizer, text, self.manifest.name)
+
+    def _buffer(self, text: str) -> NDArray[np.int64]:
+        """An open file's last tokens; tokenized once while it stays the same."""
+        text = text[-_LONGEST_BUFFER:]
+        with self._lock:
+            found = self._buffers.pop(text, None)
+        if found is None:
+            found = np.asarray(self._ids(text), dtype=np.int64)
+        with self._lock:
+            self._buffers[text] = found
+            while len(self._buffers) > _BUFFERS:
+                del self._buffers[next(iter(self._buffers))]
+        return found
+
+    def _take(self, backend: Backend, prompt: Sequence[int]) -> Document:
+        """The kept text that is most like `prompt`, taken out of those kept; else a new one."""
+        with self._lock:
+            likeness = [shared(document.tokens, prompt) for document in self._kept]
+            best = max(range(len(likeness)), key=lambda at: (likeness[at], at), default=None)
+            if best is not None and likeness[best] >= min(_LIKE, len(prompt) - 1):
+                return self._kept.pop(best)
+        return Document(backend.cache())
+
+    def _keep(self, document: Document) -> None:
+        """Put a text back; those used longest ago are let go where memory is short."""
+        with self._lock:
+            if self._backend is None:
+                return
+            self._kept.append(document)
+            while sum(kept.cache.size_bytes for kept in self._kept) > self.memory_bytes:
+                del self._kept[0]
+
+
+class Stream:
+    """Pieces of a completion as they become certain. Iterate over it, or close it; a context manager closes itself.
+
+    `completion` is what was completed up to now; whole once the pieces have ended.
+    """
+
+    def __init__(
+        self,
+        completer: Completer,
+        backend: Backend,
+        document: Document,
+        prompt: list[int],
+        truncated: bool,
+        settings: Settings,
+        growing: Growing,
+    ) -> None:
+        self.completion = Completion(
+            text="",
+            finish_reason="cancelled",
+            tokens=(),
+            layers_used=(),
+            drafted=0,
+            prompt_tokens=len(prompt),
+            reused_tokens=min(shared(document.tokens, prompt), len(prompt) - 1),
+            truncated=truncated,
+        )
+        self._completer = completer
+        self._document: Document | None = document
+        self._growing = growing
+        self._found = generate(backend, document, prompt, settings)
+        self._pieces: Generator[str, None, None] = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except BaseException:
+            # at the end too: the text is kept for the next one
+            self.close()
+            raise
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop; what was computed is kept for the next completion. Calling it twice is fine."""
+        self._pieces.close()
+        self._found.close()
+        document, self._document = self._document, None
+        if document is not None:
+            self._completer._keep(document)
+
+    def _run(self) -> Generator[str, None, None]:
+        growing = self._growing
+        tokens: list[Taken] = []
+        for found in self._found:
+            if isinstance(found, Taken):
+                tokens.append(found)
+                piece = growing.add(found.id)
+                self._note(tokens, "stop" if growing.ended else "cancelled")
+            else:
+                piece = growing.end()
+                reason: Finish = "stop" if growing.ended or found == "end" else found
+                self._note(tokens, reason)
+            if piece:
+                yield piece
+            if growing.ended:
+                return
+
+    def _note(self, tokens: Sequence[Taken], reason: Finish) -> None:
+        self.completion = replace(
+            self.completion,
+            text=self._growing.text,
+            finish_reason=reason,
+            tokens=tuple(item.id for item in tokens),
+            layers_used=tuple(item.layers for item in tokens),
+            drafted=sum(item.drafted for item in tokens),
+        )

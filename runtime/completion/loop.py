@@ -1,0 +1,236 @@
+"""One token after another: leaving early where a controller says so, giving up where it does, drafts checked at once.
+
+The method is SEC's (2401.09964): after some layers a controller chooses to stop (what follows will be wrong), to exit
+(what is known suffices) or to continue. The first token of a completion is never left early. Nothing here knows what
+runs a segment, or what tokens mean.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codemill.runtime.completion import lookup
+from codemill.runtime.completion.decoding import Exit
+from codemill.runtime.completion.document import Document, Left
+
+if TYPE_CHECKING:
+    from codemill.runtime.completion.parts import Backend
+
+__all__ = ["Cancel", "Ended", "Settings", "Taken", "generate"]
+
+_CHUNK = 128
+"""Tokens of a prompt that are run at once: a cancel is looked for between two."""
+
+Row = NDArray[np.float32]
+Ended = Literal["length", "end", "uncertain", "cancelled"]
+_STOP, _EXIT, _CONTINUE = range(3)
+
+
+class Cancel(Protocol):
+    """A threading.Event, or anything like it."""
+
+    def is_set(self) -> bool:
+        """Whether the completion is not wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A token, the layers it took, and whether it was drafted."""
+
+    id: int
+    layers: int
+    drafted: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to go on. choose: a token of logits [vocab]; exits: bounds of each exit, empty: none is used.
+
+    move: ends of a changed text are moved, not computed again. drafts: None: none are looked for.
+    """
+
+    choose: Callable[[Row], int]
+    max_tokens: int
+    exits: Sequence[Exit] = ()
+    move: bool = True
+    drafts: lookup.Drafts | None = None
+    costs: lookup.Costs | None = None
+    others: Sequence[NDArray[np.int64]] = ()
+    cancel: Cancel | None = None
+
+
+def generate(
+    backend: Backend, document: Document, prompt: Sequence[int], settings: Settings
+) -> Generator[Taken | Ended, None, None]:
+    """Tokens that follow `prompt`, each as soon as it is known, and last of all why there are no more.
+
+    The document's keys and values are used where they fit, and are the prompt's and the completion's afterwards. May
+    be closed at any point. The prompt has a token at least, and with the completion no more than the model takes.
+    """
+    steps = _Steps(backend, document, settings)
+    try:
+        state = steps.read(prompt)
+        if state is None:
+            yield "cancelled"
+            return
+        token = settings.choose(backend.logits(state)[0])
+        layers, drafted = backend.decoding.layers, 0
+        count = 0
+        while True:
+            if token in backend.decoding.end:
+                yield "end"
+                return
+            yield Taken(token, layers, drafted > 0)
+            count += 1
+            if count == settings.max_tokens:
+                yield "length"
+                return
+            if settings.cancel is not None and settings.cancel.is_set():
+                yield "cancelled"
+                return
+            if drafted:
+                # known since the draft was checked
+                token = steps.next_checked()
+                drafted -= 1
+                continue
+            found = steps.step(token, settings.max_tokens - count)
+            if found is None:
+                yield "uncertain"
+                return
+            token, layers, drafted = found
+    finally:
+        steps.settle()
+
+
+class _Steps:
+    """The state of one completion: what is in the cache, and which checked tokens are still to be given."""
+
+    def __init__(self, backend: Backend, document: Document, settings: Settings) -> None:
+        self._backend = backend
+        self._document = document
+        self._settings = settings
+        self._checked: list[int] = []
+        self._whole = True
+
+    def read(self, prompt: Sequence[int]) -> Row | None:
+        """What the head takes for the last token of the prompt, [1, width]; None where it was cancelled."""
+        backend, document = self._backend, self._document
+        self._whole = False
+        spans = document.reuse(prompt, backend, self._settings.move)
+        document.cache.grow(len(prompt))
+        state: Row | None = None
+        for start, end in spans:
+            for first in range(start, end, _CHUNK):
+                cancel = self._settings.cancel
+                if cancel is not None and cancel.is_set():
+                    document.rewind(first)
+                    self._whole = True
+                    return None
+                last = min(first + _CHUNK, end)
+                state = self._through(np.asarray(prompt[first:last], np.int64), first)[-1:].copy()
+                if last > len(document.tokens):
+                    document.tokens.extend(prompt[len(document.tokens) : last])
+        self._whole = True
+        return state
+
+    def step(self, token: int, left: int) -> tuple[int, int, int] | None:
+        """Of the token that follows `token`: its id, the layers, how many more are known; None: give up."""
+        document, settings = self._document, self._settings
+        past = len(document.tokens)
+        draft = self._draft(token, left)
+        document.cache.grow(past + 1 + len(draft))
+        if draft:
+            return self._check(token, draft)
+        started = time.perf_counter()
+        found = self._early(token, past)
+        if found is None:
+            return None
+        state, layers = found
+        document.tokens.append(token)
+        chosen = settings.choose(self._backend.logits(state)[0])
+        if settings.costs is not None and layers == self._backend.decoding.layers:
+            settings.costs.saw(1, time.perf_counter() - started)
+        return chosen, layers, 0
+
+    def next_checked(self) -> int:
+        """The next token that a draft was right about, or the one behind it."""
+        return self._checked.pop(0)
+
+    def settle(self) -> None:
+        """Leave the document with what is really in its cache."""
+        if not self._whole:
+            # interrupted between two graphs: what is behind the prompt's beginning may be half written
+            self._document.rewind(0)
+
+    def _draft(self, token: int, left: int) -> list[int]:
+        settings = self._settings
+        if settings.drafts is None or left < 2:
+            return []
+        most = settings.drafts.length(left - 1)
+        return lookup.find([*self._document.tokens, token], settings.others, most)
+
+    def _check(self, token: int, draft: list[int]) -> tuple[int, int, int]:
+        """Run a token and its draft at once; the tokens that are right, and one more, are known then."""
+        backend, document, settings = self._backend, self._document, self._settings
+        past = len(document.tokens)
+        started = time.perf_counter()
+        state = self._through(np.array([token, *draft], np.int64), past)
+        logits = backend.logits(state)
+        if settings.costs is not None:
+            settings.costs.saw(1 + len(draft), time.perf_counter() - started)
+        chosen: list[int] = []
+        for row, drafted in zip(logits, [*draft, None], strict=True):
+            chosen.append(settings.choose(row))
+            if chosen[-1] != drafted:
+                break
+        right = len(chosen) - 1
+        assert settings.drafts is not None
+        settings.drafts.saw(len(draft), right)
+        document.tokens += [token, *draft[:right]]
+        self._checked = chosen[1:]
+        return chosen[0], backend.decoding.layers, right
+
+    def _through(self, ids: NDArray[np.int64], past: int) -> Row:
+        """What the head takes for these tokens, [n, width], through all layers."""
+        backend, document = self._backend, self._document
+        self._fill()
+        found: NDArray[np.int64] | Row = ids
+        for number in range(len(backend.decoding.ends)):
+            found = backend.segment(number, found, document.cache, past)
+        states: Row = found  # type: ignore[assignment]
+        return states
+
+    def _early(self, token: int, past: int) -> tuple[Row, int] | None:
+        """What the head takes for one token, and after how many layers; None: what follows would be wrong."""
+        backend, document, exits = self._backend, self._document, self._settings.exits
+        ends = backend.decoding.ends
+        ids = np.array([token], np.int64)
+        if not exits:
+            return self._through(ids, past), ends[-1]
+        hidden: NDArray[np.int64] | Row = ids
+        for number, end in enumerate(ends):
+            if number:
+                self._fill()
+            states: Row = backend.segment(number, hidden, document.cache, past)
+            if number == len(exits):
+                return states, end
+            state, chances = backend.judge(number, states)
+            decision = int(chances.argmax())
+            bound = (exits[number].stop, exits[number].exit, None)[decision]
+            if bound is not None and chances[decision] >= bound:
+                if decision == _STOP:
+                    return None
+                document.left.append(Left(past, number, states[0].copy()))
+                return state, end
+            hidden = states.copy()
+        raise AssertionError("the last segment always answers")
+
+    def _fill(self) -> None:
+        if self._document.left:
+            self._backend.fill(self._document)

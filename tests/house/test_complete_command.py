@@ -1,0 +1,359 @@
+"""From a decoder's folder to a completion: export, load, the command, and what each refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import codemill
+from codemill.cli import main
+from codemill.errors import BundleError, IntegrityError
+from codemill.runtime import Completer, verify_bundle
+
+Compress = Callable[..., Any]
+MARKS = ("<|endoftext|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+SOURCE = "def add(a, b):\n    return a + b\n\nprint(add(1, 2))\n"
+
+
+def tokenizer() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    found = Tokenizer(models.BPE({token: n for n, token in enumerate(alphabet)}, []))
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    found.add_special_tokens(list(MARKS))
+    return found
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decoder") / "tiny"
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=600,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundle") / "tiny"
+    arguments = ["--task", "complete", "--precision", "fp32", "--out", str(out)]
+    assert main(["export", str(decoder), *arguments]) == 0
+    return out
+
+
+@pytest.fixture
+def model(bundle: Path) -> Iterator[Completer]:
+    with codemill.load(bundle) as found:
+        assert isinstance(found, Completer)
+        yield found
+
+
+def in_torch(decoder: Path, text: str, count: int) -> list[int]:
+    """The likeliest tokens, by transformers, up to a mark that ends a file."""
+    model = LlamaForCausalLM.from_pretrained(decoder).eval()
+    ids = tokenizer().encode(text).ids
+    found: list[int] = []
+    with torch.inference_mode():
+        while len(found) < count:
+            token = int(model(torch.tensor([[*ids, *found]])).logits[0, -1].argmax())
+            if token == 256:
+                break
+            found.append(token)
+    return found
+
+
+def test_completions_are_those_of_transformers(decoder: Path, model: Completer) -> None:
+    for cut in range(5, len(SOURCE), 9):
+        wanted = in_torch(decoder, SOURCE[:cut], 24)
+        for drafts in (False, True):
+            found = model.complete(SOURCE[:cut], max_tokens=24, drafts=drafts)
+            assert list(found.tokens) == wanted
+            assert found.finish_reason == ("length" if len(wanted) == 24 else "stop")
+            assert set(found.layers_used) <= {2}
+
+
+def test_what_was_read_is_not_read_again(model: Completer) -> None:
+    first = model.complete(SOURCE, max_tokens=2)
+    assert first.reused_tokens == 0
+    again = model.complete(SOURCE + "x = 1", max_tokens=2)
+    assert again.reused_tokens == first.prompt_tokens
+    assert model.kept_bytes > 0
+    model.forget()
+    assert model.kept_bytes == 0
+    assert model.complete(SOURCE, max_tokens=2) == first
+
+
+def test_memory_of_kept_texts_has_a_limit(model: Completer) -> None:
+    model.complete(SOURCE, max_tokens=1)
+    one = model.kept_bytes
+    model.memory_bytes = 2 * one
+    for number in range(5):
+        model.complete(f"# {number}\n" * 9, max_tokens=1)
+        assert model.kept_bytes <= 2 * one
+
+
+def test_a_stream_gives_what_complete_gives_and_may_be_left(model: Completer) -> None:
+    wanted = model.complete(SOURCE, max_tokens=20)
+    with model.stream(SOURCE, max_tokens=20) as stream:
+        assert "".join(stream) == wanted.text
+    assert stream.completion.tokens == wanted.tokens
+    left = model.stream(SOURCE, max_tokens=20)
+    next(left)
+    left.close()
+    left.close()
+    assert left.completion.finish_reason == "cancelled"
+    assert model.complete(SOURCE, max_tokens=20).tokens == wanted.tokens
+
+
+def test_a_cancelled_completion_says_so(model: Completer) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    found = model.complete(SOURCE, cancel=cancel)
+    assert (found.text, found.finish_reason) == ("", "cancelled")
+
+
+def test_threads_get_what_one_gets(model: Completer) -> None:
+    texts = [f"{SOURCE}# {n}\nvalue = " for n in range(6)]
+    wanted = [model.complete(text, max_tokens=12).tokens for text in texts]
+    found: dict[int, list[tuple[int, ...]]] = {}
+
+    def work(number: int) -> None:
+        found[number] = [model.complete(text, max_tokens=12).tokens for text in texts]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(found.values()) == [wanted] * 4
+
+
+def test_between_two_texts_the_model_s_own_marks_are_used(decoder: Path, model: Completer) -> None:
+    assert model.fills
+    prefix, suffix = "def f(x):\n    return ", "\n\nf(1)\n"
+    ids = [257, *tokenizer().encode(prefix).ids, 258, *tokenizer().encode(suffix).ids, 259]
+    whole = LlamaForCausalLM.from_pretrained(decoder).eval()
+    with torch.inference_mode():
+        wanted = int(whole(torch.tensor([ids])).logits[0, -1].argmax())
+    found = model.complete(prefix, suffix, max_tokens=1)
+    assert found.tokens == ((wanted,) if wanted != 256 else ())
+    assert found.prompt_tokens == len(ids)
+
+
+def test_marks_in_a_text_are_text(model: Completer) -> None:
+    assert model.complete("<|endoftext|>", max_tokens=1).prompt_tokens == len("<|endoftext|>")
+
+
+def test_a_prompt_that_is_too_long_keeps_its_end_and_says_so(model: Completer) -> None:
+    found = model.complete("x" * 1000, max_tokens=10)
+    assert found.truncated
+    assert found.prompt_tokens == 590
+    assert not model.complete("x" * 100, max_tokens=10).truncated
+    both = model.complete("x" * 1000, "y" * 1000, max_tokens=10)
+    assert both.truncated
+    assert both.prompt_tokens == 590
+
+
+def test_nothing_to_go_on_begins_a_file(model: Completer) -> None:
+    assert model.complete("", max_tokens=3).prompt_tokens == 1
+    # half a surrogate pair, as in a file that is not UTF-8
+    assert model.complete("a\udcff", max_tokens=3).prompt_tokens > 1
+
+
+def test_values_out_of_range_are_refused(model: Completer) -> None:
+    for values in ({"max_tokens": 0}, {"max_tokens": 600}, {"temperature": -1}, {"stop": [""]}):
+        with pytest.raises(ValueError, match=next(iter(values))):
+            model.complete("x", **values)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="prefix should be str"):
+        model.complete(b"x")  # type: ignore[arg-type]
+
+
+def test_a_closed_model_says_so(bundle: Path) -> None:
+    model = codemill.load(bundle)
+    assert isinstance(model, Completer)
+    model.close()
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        model.complete("x")
+
+
+def test_rounded_weights_take_less_room_and_complete(
+    decoder: Path, bundle: Path, compress: Compress
+) -> None:
+    sizes = {}
+    for precision in ("int4", "int8"):
+        ended = compress(
+            *("export", decoder, "--task", "complete", "--precision", precision),
+            *("--out", precision, "--json"),
+        )
+        assert ended.code == 0
+        sizes[precision] = ended.document["size_bytes"]
+        verify_bundle(precision)
+        with codemill.load(precision) as model:
+            assert isinstance(model, Completer)
+            assert model.complete(SOURCE, max_tokens=5).prompt_tokens == len(SOURCE)
+    assert (
+        sizes["int4"]
+        < sizes["int8"]
+        < sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file())
+    )
+
+
+def test_one_file_holds_it_all(decoder: Path, model: Completer, compress: Compress) -> None:
+    arguments = ("--task", "complete", "--precision", "fp32", "--out", "tiny.mill")
+    assert compress("export", decoder, *arguments).code == 0
+    with codemill.load("tiny.mill") as packed:
+        assert isinstance(packed, Completer)
+        assert packed.complete(SOURCE, max_tokens=9) == model.complete(SOURCE, max_tokens=9)
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+def test_the_command_completes_stdin(
+    bundle: Path, model: Completer, compress: Compress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--mode", "all", "--max-tokens", "12")
+    wanted = model.complete(SOURCE, max_tokens=12).text
+    stdin(monkeypatch, SOURCE.encode())
+    assert compress("complete", bundle, "-", *options).out == wanted + "\n"
+    stdin(monkeypatch, SOURCE.encode())
+    assert compress("complete", bundle, "--stream", *options).out == wanted + "\n"
+    stdin(monkeypatch, SOURCE.encode())
+    found = compress("complete", bundle, "--json", *options).document
+    assert found["text"] == wanted
+    assert found["prompt_tokens"] == len(SOURCE)
+
+
+def test_the_command_completes_at_a_place(
+    bundle: Path, model: Completer, compress: Compress
+) -> None:
+    Path("a.py").write_text(SOURCE)
+    options = ("--file", "a.py", "--mode", "all", "--max-tokens", "9", "--json")
+    at = SOURCE.index("return a") + len("return")
+    wanted = model.complete(SOURCE[:at], SOURCE[at:], max_tokens=9)
+    found = compress("complete", bundle, "--line", 2, "--column", 11, *options).document
+    assert found["text"] == wanted.text
+    at = SOURCE.index("\n")
+    wanted = model.complete(SOURCE[:at], SOURCE[at:], max_tokens=9)
+    assert compress("complete", bundle, "--line", 1, *options).document["text"] == wanted.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--file", "none.py"), 1, "none.py cannot be read"),
+        (("--file", "a.py", "--line", "9"), 1, "a.py has 5 lines"),
+        (("--file", "a.py", "--line", "1", "--column", "99"), 1, "so 15 at most"),
+        (("--line", "1"), 2, "give --file"),
+        (("--file", "a.py", "-"), 2, "not both"),
+        (("--file", "a.py", "--stream", "--json"), 2, "leave out --json"),
+        (("--file", "a.py", "--variant", "rtx"), 1, "no variant 'rtx'"),
+    ],
+)
+def test_mistakes_are_told(
+    bundle: Path, compress: Compress, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    Path("a.py").write_text(SOURCE)
+    ended = compress("complete", bundle, *arguments)
+    assert ended.code == code
+    assert said in " ".join(ended.err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--task", "encode", "--precision", "int4"), 2, "int4 is for --task complete"),
+        (("--task", "complete", "--labels", "a,b"), 2, "--labels are of a head"),
+        (("--task", "complete", "--max-tokens", "601"), 1, "takes 600 tokens at most"),
+    ],
+)
+def test_mistakes_of_export_are_told(
+    decoder: Path, compress: Compress, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    ended = compress("export", decoder, *arguments, "--out", "new")
+    assert ended.code == code
+    assert said in " ".join(ended.err.split())
+    assert not Path("new").exists()
+
+
+def test_a_changed_weight_is_found(bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    path = copy / "variants/cpu-fp32/weights.bin"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"weights.bin was changed"):
+        codemill.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m["output"].update(kind="labels"), "should be 'tokens'"),
+        (lambda m: m["output"].update(end=[999]), "token id from 0 to 259"),
+        (lambda m: m["output"].update(fill={"prefix": 1}), "prefix, suffix and middle"),
+        (
+            lambda m: m["architecture"].update(rotary={"frequencies": []}),
+            "frequencies and interleaved",
+        ),
+        (lambda m: m.update(exits=[{"layer": 1, "exit": 0.5, "stop": None}]), "should be 5 graphs"),
+        (lambda m: m["architecture"].update(layers=3), "takes"),
+        (
+            lambda m: m["architecture"].update(hidden_size=32),
+            "numbers of shape|failed while running",
+        ),
+        (lambda m: m["architecture"].update(kv_heads=1), "failed while running"),
+        (lambda m: m["architecture"].update(kv_heads=4), "failed while running"),
+        (lambda m: m["architecture"].update(head_size=8), "frequencies|failed while running"),
+        (lambda m: m["architecture"].update(head_size=32), "failed while running"),
+        (lambda m: m["output"].update(vocab_size=100, end=[]), "should be a token id|260 tokens"),
+    ],
+)
+def test_a_manifest_that_lies_is_found(
+    bundle: Path, tmp_path: Path, change: Callable[[Any], None], said: str
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+
+    def use() -> None:
+        with codemill.load(copy) as model:
+            assert isinstance(model, Completer)
+            model.complete(SOURCE, max_tokens=3)
+
+    with pytest.raises(BundleError, match=said):
+        use()
