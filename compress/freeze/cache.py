@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codemill.compress.freeze.bottom import By, Run, fastest, in_torch
 from codemill.compress.freeze.freeze import bottom_of
 from codemill.compress.models.pooling import pad, positions
 from codemill.compress.pipeline import Report
-from codemill.export.layers import HIDDEN, part_of
 from codemill.runtime.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -66,12 +66,13 @@ class FrozenStates:
     """The output of the last frozen layer for the real tokens of some texts.
 
     values: of all texts one after the other, [tokens, width] as stored. places: a text's key -> its first row there
-    and how many it has. `size_bytes` is what it takes on disk.
+    and how many it has. `by`: what computed those that were still missing. `size_bytes` is what it takes on disk.
     """
 
     values: np.ndarray
     places: dict[bytes, tuple[int, int]]
     kind: Kind
+    by: By = "torch"
 
     @property
     def size_bytes(self) -> int:
@@ -148,18 +149,21 @@ def frozen_states(
     if not done:
         # what it marks is overwritten now
         (folder / _MARK).unlink(missing_ok=True)
-    bottom = part_of(encoder, 0, layers)
+    # fp32 is for those who want what torch gives, to the last digit
+    run: Run = in_torch(encoder, layers, bf16)
+    by: By = "torch"
+    if kind != "fp32":
+        run, by = fastest(encoder, layers, bf16, items[done:])
     with (folder / _FILE).open("r+b" if done else "wb") as file:
         file.truncate(int(ends[done]) * width * stored.itemsize)
         file.seek(0, os.SEEK_END)
         marked = time.monotonic()
-        for run in _runs(items, done):
-            ids, mask = pad([items[index] for index in run], positions(encoder))
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                states = bottom(ids, mask)[HIDDEN]
+        for together in _runs(items, done):
+            ids, mask = pad([items[index] for index in together], positions(encoder))
+            states = run(ids, mask)
             # row after row, the padding left out: the order of the file
             file.write(_as_stored(states[mask.bool()], kind).tobytes())
-            done = run[-1] + 1
+            done = together[-1] + 1
             if done == len(items) or time.monotonic() - marked > _MARK_EVERY_S:
                 file.flush()
                 # the mark says that it is there
@@ -172,7 +176,7 @@ def frozen_states(
         key: (int(start), len(text))
         for (key, text), start in zip(texts.items(), ends[:-1], strict=True)
     }
-    return FrozenStates(values, places, kind)
+    return FrozenStates(values, places, kind, by)
 
 
 def begun(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codemill.compress.freeze.bottom import By
 from codemill.compress.freeze.cache import (
     FrozenStates,
     Kind,
@@ -50,12 +51,13 @@ _SHARE_OF_DISK = 0.9
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of the frozen layers: size, texts, and the seconds that took; or why nothing is."""
+    """What is kept of the frozen layers: size, texts, the seconds that took, what ran them; or why nothing is."""
 
     kind: Kind | None = None
     texts: int = 0
     size_bytes: int = 0
     seconds: float = 0.0
+    by: By | None = None
     why_not: str | None = None
 
 
@@ -137,7 +139,7 @@ def _states(
             report(0.0, str(error))
             continue
         seconds = round(time.monotonic() - started, 3)
-        return states, Kept(kind, len(found), states.size_bytes, seconds)
+        return states, Kept(kind, len(found), states.size_bytes, seconds, states.by)
     return None, Kept(why_not="the hidden states are not finite")
 
 
