@@ -199,6 +199,16 @@ def _finish(axes: Axes, analysis: LayerAnalysis, names: Sequence[str]) -> None:
     axes.set_xlim(-0.3, analysis.layers + 0.7)
     axes.set_xlabel("layer (0: the embeddings)")
     if names:
+        # below, since lines may run anywhere
         axes.legend(
-            axes.get_lines()[: len(names)], names, frameon=False, fontsize=8, labelcolor=INK
+            axes.get_lines()[: len(names)],
+            names,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.2),
+            ncols=5,
+            columnspacing=1.0,
+            handletextpad=0.4,
+            frameon=False,
+            fontsize=8,
+            labelcolor=INK,
         )
