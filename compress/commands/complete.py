@@ -95,30 +95,41 @@ def complete_command(
     at = len(text) if file is None else _place(text, file, line, column)
     with load_completer(bundle, variant=variant, threads=threads) as model:
         started = time.perf_counter()
-        pieces = model.stream(
-            text[:at],
-            text[at:] if model.fills else "",
-            max_tokens=max_tokens,
-            mode=None if mode == "all" else mode,  # type: ignore[arg-type]
-            stop=stop,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            exits=exits,
-            drafts=drafts,
-        )
+        try:
+            pieces = model.stream(
+                text[:at],
+                text[at:] if model.fills else "",
+                max_tokens=max_tokens,
+                mode=None if mode == "all" else mode,  # type: ignore[arg-type]
+                stop=stop,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                exits=exits,
+                drafts=drafts,
+            )
+        except ValueError as error:
+            # what only the bundle knows: how long its context is
+            raise InputError(str(error)) from error
         with pieces:
             for piece in pieces:
                 if stream:
-                    click.echo(piece, nl=False)
+                    click.echo(_shown(piece), nl=False)
                     sys.stdout.flush()
         found = pieces.completion
         if as_json:
             print_json({**asdict(found), "seconds": round(time.perf_counter() - started, 4)})
         else:
-            click.echo("" if stream else found.text)
+            click.echo("" if stream else _shown(found.text))
         if found.finish_reason == "uncertain" and not as_json:
             click.echo("ended early: what follows would be uncertain", err=True)
+
+
+def _shown(text: str) -> str:
+    """Text for a terminal, which control characters would drive; whoever reads a pipe gets what was said."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _read(file: Path | None) -> str:
@@ -142,7 +153,8 @@ def _place(text: str, file: Path, line: int | None, column: int | None) -> int:
     if line is not None and line > len(lines):
         raise InputError(f"--line {line}: {file} has {len(lines)} lines")
     number = len(lines) if line is None else line
-    length = len(lines[number - 1])
+    # in a file of Windows the line ends before its \r
+    length = len(lines[number - 1].removesuffix("\r"))
     if column is not None and column > length + 1:
         raise InputError(
             f"--column {column}: line {number} of {file} has {length} characters, so {length + 1} at most"

@@ -21,7 +21,7 @@ from codemill.compress.commands.output import (
 from codemill.errors import InputError, ModelError
 
 _MOST_TOKENS = 512
-_MOST_CONTEXT = 8192
+_MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
 
 
 @click.command("export")
@@ -192,6 +192,7 @@ def _export_decoder(
     from codemill.compress.models.causal import open_causal
     from codemill.compress.models.decoders import resolve_decoder
     from codemill.export.decoder.bundle import write_completion
+    from codemill.runtime import load_completer
 
     if labels is not None:
         raise click.UsageError("--labels are of a head: give --task classify")
@@ -200,6 +201,10 @@ def _export_decoder(
         longest = min(positions, _MOST_CONTEXT) if max_tokens is None else max_tokens
         if longest > positions:
             raise InputError(f"--max-tokens {longest}: {model} takes {positions} tokens at most")
+        if longest < _LEAST_CONTEXT:
+            raise InputError(
+                f"--max-tokens {longest}: prompt and completion together take {_LEAST_CONTEXT} at least"
+            )
         write_completion(
             opened.weights,
             folder,
@@ -209,6 +214,9 @@ def _export_decoder(
             max_tokens=longest,
             precisions=(precision,),
         )
+    # what only ONNX Runtime knows, of head sizes and the like, is better said now than in an app
+    with load_completer(folder) as made:
+        made.complete("def ", max_tokens=1)
 
 
 def _tokenizer(path: Path | None, own: str) -> str:

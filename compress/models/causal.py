@@ -74,6 +74,8 @@ def open_causal(folder: Path) -> CausalModel:
         model = load_whole(packed.parent, gguf_file=packed.name)
         prompting = prompting_of(tokenizer.json, tokenizer.begin, tokenizer.end)
         return CausalModel(of_module(model), tokenizer.json, prompting, ExitStack())
+    from tokenizers import Tokenizer
+
     config = _config(folder)
     if not has_tokenizer(folder):
         raise ModelError(
@@ -81,13 +83,26 @@ def open_causal(folder: Path) -> CausalModel:
             "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
         )
     text = read_tokenizer(folder, config.vocab_size)
+    highest = max(Tokenizer.from_str(text).get_vocab().values(), default=-1)
+    if highest >= config.vocab_size:
+        raise ModelError(
+            f"the tokenizer in {folder} has token ids up to {highest}, the model's table {config.vocab_size:,} rows; "
+            "enlarge the table (resize_token_embeddings) or leave the added tokens out"
+        )
     files = ExitStack()
     try:
         weights = weights_of(config, _tensors(folder, files))
+        rows = len(weights.words())
+        if rows != config.vocab_size:
+            raise ModelError(
+                f"config.json in {folder} says vocab_size {config.vocab_size:,}, the table has {rows:,} rows"
+            )
     except BaseException:
         files.close()
         raise
-    return CausalModel(weights, text, prompting_of(text, _begin(text), _end(folder)), files)
+    # -1, or the id of another tokenizer, is no id here
+    ends = tuple(number for number in _end(folder) if 0 <= number < config.vocab_size)
+    return CausalModel(weights, text, prompting_of(text, _begin(text), ends), files)
 
 
 def prompting_of(tokenizer_json: str, begin: tuple[int, ...], end: tuple[int, ...]) -> Prompting:

@@ -14,8 +14,8 @@ from codemill.errors import ModelError
 
 __all__ = ["GgufTokenizer", "read_gguf_tokenizer"]
 
-_SPECIAL = 3
-"""token_type of a mark that no text is made of."""
+_SPECIAL, _OWN = 3, 4
+"""token_type of a mark that no text is made of, and of a piece of text that is always a token of its own."""
 _BYTES: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
 
@@ -66,7 +66,9 @@ class GgufTokenizer:
         except (KeyError, TypeError) as error:
             raise ModelError(f"{where} carries no whole tokenizer: {error}") from error
         kinds = list(fields.get("token_type") or [1] * len(tokens))
-        special = [number for number, kind in enumerate(kinds) if kind == _SPECIAL]
+        if len(kinds) != len(tokens) or not all(" " in merge for merge in merges):
+            raise ModelError(f"{where} carries a damaged tokenizer")
+        added = [number for number, kind in enumerate(kinds) if kind in (_SPECIAL, _OWN)]
         self.begin: tuple[int, ...] = ()
         if fields.get("add_bos_token") and "bos_token_id" in fields:
             self.begin = (int(fields["bos_token_id"]),)
@@ -77,10 +79,10 @@ class GgufTokenizer:
                 {
                     "id": number,
                     "content": tokens[number],
-                    "special": True,
+                    "special": kinds[number] == _SPECIAL,
                     **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
                 }
-                for number in special
+                for number in added
             ],
             "normalizer": {"type": "NFC"} if way == "qwen2" else None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[way]},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from codemill.errors import BundleError
 from codemill.runtime.bundle import Manifest
 from codemill.runtime.completion.decoding import COMPLETION, decoding_of
-from codemill.runtime.completion.document import Document, shared
+from codemill.runtime.completion.document import KEPT_END, Document
 from codemill.runtime.completion.ending import Growing, Mode
 from codemill.runtime.completion.lookup import Costs, Drafts
-from codemill.runtime.completion.loop import Cancel, Settings, Taken, generate
+from codemill.runtime.completion.loop import Cancel, Ended, Settings, Taken, generate
 from codemill.runtime.completion.parts import Backend, open_parts
 from codemill.runtime.completion.sampling import Sampler
 from codemill.runtime.loaded import LoadedModel
@@ -31,8 +32,12 @@ __all__ = ["Completer", "Completion", "Finish", "Stream", "completes", "open_com
 
 Finish = Literal["stop", "length", "uncertain", "cancelled"]
 _MEMORY_BYTES = 256 * 2**20
-_LIKE = 16
-"""Tokens that a kept text should share from its beginning to be taken for the same one."""
+_CHARACTERS = 16
+"""Of a token, at most, on average: what is more is not even tokenized."""
+_STEPS = 4
+"""Of a context: what is too long is cut in such shares of it."""
+_MARKS = 3
+"""Tokens around the two texts between which is filled."""
 _LEAST_PROMPT = 8
 """Tokens that are left for a prompt."""
 _BUFFERS = 32
@@ -72,10 +77,11 @@ def open_completer(
     """What `codemill.load` does for a bundle that completes, its files checked; see there."""
     decoding = decoding_of(manifest)
     opened = open_variant(folder, manifest, variant, segments=3 * len(decoding.exits) + 2)
-    words = opened.tokenizer.get_vocab_size()
-    if words > decoding.vocab_size:
+    highest = max(opened.tokenizer.get_vocab().values(), default=-1)
+    if highest >= decoding.vocab_size:
         raise BundleError(
-            f"the tokenizer of bundle {manifest.name!r} has {words:,} tokens, its model {decoding.vocab_size:,}"
+            f"the tokenizer of bundle {manifest.name!r} has token ids up to {highest:,}, its model takes those below "
+            f"{decoding.vocab_size:,}"
         )
     parts = open_parts(opened, decoding, threads)
     return Completer(manifest, opened.name, opened.tokenizer, parts)
@@ -85,15 +91,17 @@ class Completer(LoadedModel):
     """Completes code with one variant of a bundle. Made by `codemill.load`.
 
     Texts that were completed before are kept, up to `memory_bytes` of keys and values, and recognised by their
-    beginning: the next keystroke costs what is new. May be used from several threads at once, each completion with a
-    text of its own. Is a context manager that closes itself.
+    beginning and end: the next keystroke costs what is new. May be used from several threads at once, each
+    completion with a text of its own. Is a context manager that closes itself.
     """
 
     def __init__(
         self, manifest: Manifest, variant: str, tokenizer: Tokenizer, backend: Backend
     ) -> None:
         super().__init__(manifest, variant)
-        self.memory_bytes = _MEMORY_BYTES
+        # one text as long as may be is always kept
+        full = backend.decoding.max_tokens * backend.decoding.kv_bytes_per_token
+        self.memory_bytes = max(_MEMORY_BYTES, full)
         self._tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -106,6 +114,8 @@ class Completer(LoadedModel):
         self._costs = Costs()
         self._buffers: dict[str, NDArray[np.int64]] = {}
         self._lock = Lock()
+        # of streams that were never closed: whoever collects garbage may hold the lock
+        self._dropped: deque[Document] = deque()
 
     @property
     def fills(self) -> bool:
@@ -116,6 +126,7 @@ class Completer(LoadedModel):
     def kept_bytes(self) -> int:
         """Memory of keys and values that are kept now."""
         with self._lock:
+            self._gather()
             return sum(document.cache.size_bytes for document in self._kept)
 
     def complete(
@@ -187,6 +198,8 @@ class Completer(LoadedModel):
         for name, text in (("prefix", prefix), ("suffix", suffix)):
             if not isinstance(text, str):
                 raise TypeError(f"{name} should be str, found {type(text).__name__}")
+        if isinstance(buffers, str) or not all(isinstance(text, str) for text in buffers):
+            raise TypeError("buffers should be a list of str")
         decoding = self._decoding
         most = decoding.max_tokens - len(decoding.begin) - _LEAST_PROMPT
         if (
@@ -214,6 +227,7 @@ class Completer(LoadedModel):
     def forget(self) -> None:
         """Free the keys and values of all texts that no completion is using now."""
         with self._lock:
+            self._dropped.clear()
             self._kept.clear()
 
     def close(self) -> None:
@@ -227,27 +241,33 @@ class Completer(LoadedModel):
 
     def _prompt(self, prefix: str, suffix: str, most: int) -> tuple[list[int], bool]:
         """Ids of what the model reads, `most` at most, and whether something was left out."""
-        begin, before = list(self._decoding.begin), self._ids(prefix)
+        begin, fill = list(self._decoding.begin), self._decoding.fill
         most -= len(begin)
-        fill = self._decoding.fill
-        if suffix:
-            if fill is None:
-                raise ValueError(
-                    f"bundle {self.manifest.name!r} completes behind a text only: its model was not trained to fill; "
-                    "leave suffix out"
-                )
-            after = self._ids(suffix)
-            room = max(0, most - 3)
-            # what is before the gap says more
-            kept = after[: max(room // 4, room - len(before))]
-            ids = before[max(0, len(before) - (room - len(kept))) :]
-            cut = len(ids) < len(before) or len(kept) < len(after)
-            return [*begin, fill.prefix, *ids, fill.suffix, *kept, fill.middle], cut
-        ids = [*begin, *before[max(0, len(before) - most) :]]
-        if not ids:
+        kept = _last(prefix, most * _CHARACTERS)
+        before = self._ids(prefix[kept:])
+        if not suffix:
+            start = _left_out(len(before), most)
+            ids = [*begin, *before[start:]]
             # with nothing to go on: as after the end of another text
-            ids = [self._decoding.end[0] if self._decoding.end else 0]
-        return ids, len(before) > most
+            nothing = [self._decoding.end[0] if self._decoding.end else 0]
+            return ids or nothing, start > 0 or kept > 0
+        if fill is None:
+            raise ValueError(
+                f"bundle {self.manifest.name!r} completes behind a text only: its model was not trained to fill; "
+                "leave suffix out"
+            )
+        after = self._ids(suffix[: most * _CHARACTERS])
+        room = max(0, most - _MARKS)
+        behind = len(after)
+        if len(before) + len(after) > room:
+            # what is before the gap says more; by steps, so that the next keystroke cuts at the same place
+            step = max(1, room // _STEPS)
+            free = max(room // 4, room - len(before))
+            behind = min(len(after), free if free < step else free // step * step)
+        start = _left_out(len(before), room - behind)
+        cut = start > 0 or behind < len(after) or kept > 0 or len(suffix) > most * _CHARACTERS
+        marked = [fill.prefix, *before[start:], fill.suffix, *after[:behind], fill.middle]
+        return [*begin, *marked], cut
 
     def _ids(self, text: str) -> list[int]:
         return encode_whole(self._tokenizer, text, self.manifest.name)
@@ -266,22 +286,49 @@ class Completer(LoadedModel):
         return found
 
     def _take(self, backend: Backend, prompt: Sequence[int]) -> Document:
-        """The kept text that is most like `prompt`, taken out of those kept; else a new one."""
+        """The kept text that is most like `prompt`, taken out of those kept; else a new one.
+
+        Only where half of it, at least, is used again: other files that begin alike keep what is theirs.
+        """
         with self._lock:
-            likeness = [shared(document.tokens, prompt) for document in self._kept]
-            best = max(range(len(likeness)), key=lambda at: (likeness[at], at), default=None)
-            if best is not None and likeness[best] >= min(_LIKE, len(prompt) - 1):
-                return self._kept.pop(best)
+            self._gather()
+            likeness = [sum(document.alike(prompt)) for document in self._kept]
+            for at in sorted(range(len(likeness)), key=lambda at: (-likeness[at], -at)):
+                if likeness[at] and likeness[at] >= self._kept[at].prompt / 2:
+                    return self._kept.pop(at)
         return Document(backend.cache())
 
     def _keep(self, document: Document) -> None:
         """Put a text back; those used longest ago are let go where memory is short."""
         with self._lock:
-            if self._backend is None:
-                return
+            self._dropped.append(document)
+            self._gather()
+
+    def _gather(self) -> None:
+        """Take back what streams have let go of, within the limit of memory. The lock is held."""
+        while self._dropped:
+            document = self._dropped.popleft()
+            # what is too large by itself pushes nothing out
+            if self._backend is None or document.cache.size_bytes > self.memory_bytes:
+                continue
             self._kept.append(document)
             while sum(kept.cache.size_bytes for kept in self._kept) > self.memory_bytes:
                 del self._kept[0]
+
+
+def _last(text: str, most: int) -> int:
+    """Where the last `most` characters of a text begin, about, and the same while it grows a little; at a line."""
+    start = _left_out(len(text), most)
+    line = text.find("\n", start) + 1
+    return line if start and 0 < line < len(text) else start
+
+
+def _left_out(length: int, room: int) -> int:
+    """How much of a beginning is left out so that the rest has room: in steps, so that it stays while a text grows."""
+    if length <= room:
+        return 0
+    step = max(1, room // _STEPS)
+    return min(length, -(-(length - room) // step) * step)
 
 
 class Stream:
@@ -300,21 +347,34 @@ class Stream:
         settings: Settings,
         growing: Growing,
     ) -> None:
-        self.completion = Completion(
-            text="",
-            finish_reason="cancelled",
-            tokens=(),
-            layers_used=(),
-            drafted=0,
-            prompt_tokens=len(prompt),
-            reused_tokens=min(shared(document.tokens, prompt), len(prompt) - 1),
-            truncated=truncated,
-        )
+        start, end = document.alike(prompt)
+        known = start + (end if end >= KEPT_END and settings.move else 0)
         self._completer = completer
         self._document: Document | None = document
         self._growing = growing
+        self._prompt_tokens = len(prompt)
+        self._reused_tokens = min(known, len(prompt) - 1)
+        self._truncated = truncated
+        self._tokens: list[Taken] = []
+        self._reason: list[Finish] = ["cancelled"]
         self._found = generate(backend, document, prompt, settings)
-        self._pieces: Generator[str, None, None] = self._run()
+        # not a method: what holds itself is freed late
+        self._pieces = _pieces(self._found, growing, self._tokens, self._reason)
+
+    @property
+    def completion(self) -> Completion:
+        """What there is up to now."""
+        tokens = self._tokens
+        return Completion(
+            text=self._growing.text,
+            finish_reason=self._reason[-1],
+            tokens=tuple(item.id for item in tokens),
+            layers_used=tuple(item.layers for item in tokens),
+            drafted=sum(item.drafted for item in tokens),
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused_tokens,
+            truncated=self._truncated,
+        )
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -322,8 +382,12 @@ class Stream:
     def __next__(self) -> str:
         try:
             return next(self._pieces)
+        except StopIteration:
+            self.close()
+            raise
         except BaseException:
-            # at the end too: the text is kept for the next one
+            # what it left behind may be half written
+            self._document = None
             self.close()
             raise
 
@@ -334,39 +398,40 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        document = self._let_go()
+        if document is not None:
+            self._completer._dropped.append(document)
 
     def close(self) -> None:
         """Stop; what was computed is kept for the next completion. Calling it twice is fine."""
-        self._pieces.close()
-        self._found.close()
-        document, self._document = self._document, None
+        document = self._let_go()
         if document is not None:
             self._completer._keep(document)
 
-    def _run(self) -> Generator[str, None, None]:
-        growing = self._growing
-        tokens: list[Taken] = []
-        for found in self._found:
-            if isinstance(found, Taken):
-                tokens.append(found)
-                piece = growing.add(found.id)
-                self._note(tokens, "stop" if growing.ended else "cancelled")
-            else:
-                piece = growing.end()
-                reason: Finish = "stop" if growing.ended or found == "end" else found
-                self._note(tokens, reason)
-            if piece:
-                yield piece
-            if growing.ended:
-                return
+    def _let_go(self) -> Document | None:
+        # where its making failed there is nothing yet
+        pieces, found = getattr(self, "_pieces", None), getattr(self, "_found", None)
+        for generator in (pieces, found):
+            if generator is not None:
+                generator.close()
+        document, self._document = getattr(self, "_document", None), None
+        return document
 
-    def _note(self, tokens: Sequence[Taken], reason: Finish) -> None:
-        self.completion = replace(
-            self.completion,
-            text=self._growing.text,
-            finish_reason=reason,
-            tokens=tuple(item.id for item in tokens),
-            layers_used=tuple(item.layers for item in tokens),
-            drafted=sum(item.drafted for item in tokens),
-        )
+
+def _pieces(
+    found: Iterator[Taken | Ended], growing: Growing, tokens: list[Taken], reason: list[Finish]
+) -> Generator[str, None, None]:
+    """Text as it becomes certain; what it is made of goes into `tokens`, why it ends into `reason`."""
+    for item in found:
+        if isinstance(item, Taken):
+            tokens.append(item)
+            piece = growing.add(item.id)
+            if growing.ended:
+                reason.append("stop")
+        else:
+            piece = growing.end()
+            reason.append("stop" if growing.ended or item == "end" else item)
+        if piece:
+            yield piece
+        if growing.ended:
+            return

@@ -37,11 +37,13 @@ class Left:
 class Document:
     """Tokens whose keys and values are in `cache`, all of them but those of upper layers of tokens that left early.
 
-    These are filled in when a later token needs them, several at once.
+    These are filled in when a later token needs them, several at once. prompt: how many of the tokens were asked with;
+    what follows was answered.
     """
 
     cache: Cache
     tokens: list[int] = field(default_factory=list)
+    prompt: int = 0
     left: list[Left] = field(default_factory=list)
 
     def rewind(self, tokens: int) -> None:
@@ -49,22 +51,30 @@ class Document:
         del self.tokens[tokens:]
         self.left = [item for item in self.left if item.at < tokens]
 
+    def alike(self, wanted: Sequence[int]) -> tuple[int, int]:
+        """How many tokens are the same from the beginning, and how many at the end of what was asked with before.
+
+        The last token of `wanted` is in neither, unless it ends a longer end: it is always computed.
+        """
+        start = min(shared(self.tokens, wanted), len(wanted) - 1)
+        rest = min(self.prompt, len(self.tokens), len(wanted)) - start
+        asked = self.tokens[: self.prompt]
+        end = shared(asked[::-1], wanted[::-1], rest) if rest > 0 else 0
+        return start, end
+
     def reuse(self, wanted: Sequence[int], backend: Backend, move: bool) -> list[tuple[int, int]]:
         """Bring the cache as near to `wanted` as it gets without computing; the spans [start, end) that lack.
 
         The last token is always among them: what follows it is asked for. Keys and values before a span are there, and
         those behind it too.
         """
-        start = min(shared(self.tokens, wanted), len(wanted) - 1)
-        end = 0
-        if move and backend.decoding.rotary is not None:
-            rest = min(len(self.tokens), len(wanted)) - start
-            end = shared(self.tokens[::-1], wanted[::-1], rest)
-            if end < KEPT_END:
-                end = 0
-        if not end:
+        start, end = self.alike(wanted)
+        prompt, self.prompt = self.prompt, len(wanted)
+        if not move or backend.decoding.rotary is None or end < KEPT_END:
             self.rewind(start)
             return [(start, len(wanted))]
+        # what was answered then is no part of the text, or it would be asked with
+        self.rewind(prompt)
         if self.left:
             backend.fill(self)
         old = len(self.tokens)

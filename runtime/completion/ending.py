@@ -15,8 +15,11 @@ __all__ = ["Growing", "Mode"]
 
 Mode = Literal["line", "block"]
 _UNFINISHED = "\ufffd"
-_CONTEXT = 4
-"""Tokens of the prompt that are decoded with the completion: some tokenizers drop a space at a beginning."""
+_CONTEXT, _LONGEST_CONTEXT = 4, 12
+"""Tokens that are decoded with those that follow: some tokenizers drop a space at a beginning. More of them where
+they would begin inside of a character."""
+_SETTLED = 16
+"""Tokens that are decoded together, at least, before they are settled: never all of a long text for each token."""
 
 
 class Growing:
@@ -35,15 +38,18 @@ class Growing:
     ) -> None:
         if mode not in (None, "line", "block"):
             raise ValueError(f"mode should be 'line', 'block' or None, found {mode!r}")
-        if isinstance(stop, str) or not all(isinstance(item, str) and item for item in stop):
+        found = (stop,) if isinstance(stop, str) else tuple(stop)
+        if isinstance(stop, str) or not all(isinstance(item, str) and item for item in found):
             raise ValueError(f"stop should be a list of texts that are not empty, found {stop!r}")
         self._tokenizer = tokenizer
-        self._before = list(prompt[-_CONTEXT:])
-        self._stop = tuple(stop) if mode != "line" else (*stop, "\n")
+        self._before = self._context(prompt)
+        self._stop = (*found, "\r\n", "\n") if mode == "line" else found
         self._block = mode == "block"
         line = prefix.rsplit("\n", 1)[-1]
         self._indent = len(line) - len(line.lstrip())
+        # tokens whose text is not settled yet, and the settled text before theirs
         self._ids: list[int] = []
+        self._settled = ""
         self._given = 0
         self.text = ""
         self.ended = False
@@ -51,8 +57,14 @@ class Growing:
     def add(self, token: int) -> str:
         """Take a token; the text that is certain now and was not before. `ended` says whether more may follow."""
         self._ids.append(token)
-        whole = self._decoded()
-        sure = self._cut(whole.removesuffix(_UNFINISHED) if whole.endswith(_UNFINISHED) else whole)
+        decoded = self._decoded()
+        # a character whose bytes are not all there yet
+        finished = decoded.rstrip(_UNFINISHED)
+        sure = self._cut(self._settled + finished)
+        if len(finished) == len(decoded) and len(self._ids) >= _SETTLED:
+            self._settled += decoded
+            self._before = self._context([*self._before, *self._ids])
+            self._ids.clear()
         if not self.ended:
             sure = sure[: len(sure) - self._held(sure)]
         return self._give(sure)
@@ -61,7 +73,7 @@ class Growing:
         """Nothing follows: the text that was held back."""
         if self.ended:
             return ""
-        return self._give(self._cut(self._decoded()))
+        return self._give(self._cut(self._settled + self._decoded()))
 
     def _give(self, sure: str) -> str:
         piece = sure[self._given :]
@@ -69,7 +81,17 @@ class Growing:
         self.text += piece
         return piece
 
+    def _context(self, tokens: Sequence[int]) -> list[int]:
+        """The last tokens of these, from the beginning of a character on."""
+        for count in range(_CONTEXT, _LONGEST_CONTEXT):
+            found = list(tokens[-count:])
+            text: str = self._tokenizer.decode(found, skip_special_tokens=False)
+            if not text.startswith(_UNFINISHED):
+                return found
+        return []
+
     def _decoded(self) -> str:
+        """The text of the tokens that are not settled."""
         decode = self._tokenizer.decode
         before = decode(self._before, skip_special_tokens=False)
         found: str = decode([*self._before, *self._ids], skip_special_tokens=False)
@@ -99,10 +121,8 @@ class Growing:
                     held = count
                     break
         if self._block:
-            at = text.rfind("\n")
-            if at >= 0 and not text[at:].strip():
-                # the line that begins here, and blank ones before it
-                held = max(held, len(text) - len(text.rstrip()))
+            # a line that is indented less may follow, and what is blank before it is no part then
+            held = max(held, len(text) - len(text.rstrip()))
         return held
 
 
@@ -114,6 +134,6 @@ def _dedent(text: str, indent: int) -> int | None:
         line = text[at + 1 :] if end < 0 else text[at + 1 : end]
         stripped = line.lstrip()
         if stripped and len(line) - len(stripped) < indent:
-            return len(text[:at].rstrip("\n "))
+            return len(text[:at].rstrip("\r\n\t "))
         at = end
     return None

@@ -150,25 +150,22 @@ class _BoundSegment:
         # both are read by the graph, and written here before each run
         self._last = np.zeros(1, np.int32)
         self._total = np.zeros(1, np.int32)
-        self._places: NDArray[np.int64] | None = None
         self._one = self._bind(1)
 
     def run(self, inputs: NDArray[Any], past: int) -> Row:
         count = len(inputs)
-        binding, taken, given = self._one if count == 1 else self._bind(count)
+        # arrays of other lengths are bound for one run
+        binding, taken, given, places = self._one if count == 1 else self._bind(count)
         taken[0] = inputs
         self._last[0] = past + count - 1
         self._total[0] = past + count
-        if self._places is not None:
-            self._places[0] = np.arange(past, past + count)
+        if places is not None:
+            places[0] = np.arange(past, past + count)
         binding.run()
         row: Row = given[0]
-        if count > 1:
-            # arrays of other lengths are bound for one run
-            self._one = self._bind(1)
         return row
 
-    def _bind(self, count: int) -> tuple[Binding, NDArray[Any], Row]:
+    def _bind(self, count: int) -> tuple[Binding, NDArray[Any], Row, NDArray[np.int64] | None]:
         decoding, binding = self._decoding, self._session.bind()
         shape = (1, count, decoding.width)
         taken: NDArray[Any] = (
@@ -179,15 +176,16 @@ class _BoundSegment:
         binding.gives(self._output, given)
         binding.takes(_LAST, self._last)
         binding.takes(_TOTAL, self._total)
+        places = None
         if _PLACES in self._session.inputs:
-            self._places = np.zeros((1, count), np.int64)
-            binding.takes(_PLACES, self._places)
+            places = np.zeros((1, count), np.int64)
+            binding.takes(_PLACES, places)
         start = decoding.ends[self._number - 1] if self._number else 0
         for layer in range(start, decoding.ends[self._number]):
             for kind, buffer in zip(("key", "value"), self._cache.layers[layer], strict=True):
                 binding.takes(f"past_key_values.{layer}.{kind}", buffer)
                 binding.gives(f"present.{layer}.{kind}", buffer)
-        return binding, taken, given
+        return binding, taken, given, places
 
 
 def open_parts(opened: Opened, decoding: Decoding, threads: int | None) -> OnnxParts:

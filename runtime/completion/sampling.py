@@ -29,8 +29,10 @@ class Sampler:
         """The id that is taken, of logits [vocab]."""
         if not self._temperature:
             return int(logits.argmax())
-        scaled = logits.astype(np.float64) / self._temperature
-        powers = np.exp(scaled - scaled.max())
+        below = logits.astype(np.float64) - logits.max()
+        # a temperature next to nothing leaves the likeliest alone
+        with np.errstate(over="ignore"):
+            powers = np.exp(below / self._temperature)
         if self._top_p < 1:
             order = np.argsort(-powers, kind="stable")
             sums = np.cumsum(powers[order])

@@ -268,6 +268,20 @@ def test_an_edit_in_the_middle_moves_what_follows() -> None:
     assert document.tokens == [1, 2, 40, 41, 42, *end]
 
 
+def test_an_edit_after_an_answer_moves_what_was_asked_with_and_drops_the_answer() -> None:
+    backend = Counting(decoding(rotary=ROTARY))
+    end = [n % 30 for n in range(100)]
+    _, _, document = run(backend, [1, 2, 3, *end], max_tokens=9)
+    backend.calls.clear()
+    run(backend, [1, 2, 40, 41, *end], document, max_tokens=9)
+    assert backend.calls[:2] == [("segment", 0, [40, 41], 2), ("segment", 0, [9], 103)]
+    assert document.tokens[:104] == [1, 2, 40, 41, *end]
+    # and again
+    backend.calls.clear()
+    run(backend, [1, *end], document, max_tokens=1)
+    assert backend.calls == [("segment", 0, [9], 100)]
+
+
 def test_what_is_cut_out_of_the_middle_moves_what_follows_back() -> None:
     backend = Counting(decoding(rotary=ROTARY))
     end = [n % 30 for n in range(100)]

@@ -192,3 +192,78 @@ def test_a_block_ends_where_a_line_is_indented_less(letters: Tokenizer) -> None:
 def test_other_ways_to_end_are_refused(letters: Tokenizer, values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"mode|stop"):
         grown(letters, "a", **values)
+
+
+def test_a_line_of_windows_ends_before_its_return(letters: Tokenizer) -> None:
+    assert "".join(grown(letters, "a = 1\r\nb", mode="line")[0]) == "a = 1"
+    # a return alone is none
+    assert "".join(grown(letters, "a\rb\n", mode="line")[0]) == "a\rb"
+    text = "x = 1\r\ny = 2\r\n\r\ndef g():"
+    assert "".join(grown(letters, text, "    ", mode="block")[0]) == "x = 1"
+
+
+@pytest.fixture(scope="module")
+def pieces() -> Tokenizer:
+    """As Llama's: words begin with a mark for their space, what is no word is bytes."""
+    words = ["\u2581a", "\u2581=", "\u2581", "a", "b", "="]
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    found = Tokenizer(
+        models.BPE(
+            {name: n for n, name in enumerate(names)},
+            [("\u2581", "a"), ("\u2581", "=")],
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    found.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    found.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return found
+
+
+@pytest.mark.parametrize("prefix", ["a = ", "a\u65e5\u672c", "\U0001f389\u65e5", ""])
+@pytest.mark.parametrize("text", ["\u65e5b", "\U0001f389", "\u8a9e\u00e9a", " a = b"])
+def test_characters_of_several_bytes_come_whole(pieces: Tokenizer, prefix: str, text: str) -> None:
+    whole = pieces.encode(prefix + text).ids
+    asked = pieces.encode(prefix).ids
+    count = len(asked) if whole[: len(asked)] == asked else len(asked) - 1
+    growing = Growing(pieces, whole[:count], prefix)
+    found = [growing.add(token) for token in whole[count:]]
+    assert not any("\ufffd" in piece for piece in found)
+    assert ("".join(found) + growing.end()).strip() == text.strip()
+
+
+def test_a_long_text_is_not_decoded_again_for_each_token(letters: Tokenizer) -> None:
+    class Counting:
+        decoded = 0
+
+        def decode(self, ids: list[int], **options: object) -> str:
+            self.decoded += len(ids)
+            found: str = letters.decode(ids, **options)
+            return found
+
+    counting = Counting()
+    growing = Growing(counting, [], "")  # type: ignore[arg-type]
+    text = "value = 1\n" * 200
+    for token in letters.encode(text).ids:
+        growing.add(token)
+    assert growing.text + growing.end() == text
+    assert counting.decoded < 60 * len(text)
+
+
+def test_a_temperature_next_to_nothing_takes_the_likeliest() -> None:
+    logits = np.array([0, 3, 1], np.float32)
+    assert {Sampler(1e-320, seed=seed)(logits) for seed in range(5)} == {1}
+
+
+def test_stop_strings_may_come_one_by_one(letters: Tokenizer) -> None:
+    growing = Growing(letters, [], "", (item for item in ["b"]))  # type: ignore[arg-type]
+    for token in letters.encode("abc").ids:
+        growing.add(token)
+    assert (growing.text, growing.ended) == ("a", True)
