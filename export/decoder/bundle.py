@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from codemill.export.candidates import PROVIDER
-from codemill.export.decoder.shape import DecoderShape, DecoderWeights, Rotary
+from codemill.export.decoder.shape import DecoderShape, DecoderWeights, Exits, Rotary
 from codemill.export.decoder.weights import FULL
 from codemill.export.decoder.write import (
     HEAD,
     WEIGHTS,
     WHOLE,
+    exit_file,
+    project_file,
     same_bits,
     segment_file,
     write_decoder,
@@ -46,15 +48,19 @@ def write_completion(
     prompting: Prompting,
     max_tokens: int,
     precisions: Sequence[str] = ("int4",),
+    exits: Exits | None = None,
+    bounds: Sequence[tuple[float | None, float | None]] = (),
     license: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Write a bundle without exits into `folder`, which may hold an older one's graphs.
+    """Write a bundle into `folder`, which may hold an older one's graphs.
 
-    max_tokens: of prompt and completion together, at most what the model was made for.
+    max_tokens: of prompt and completion together, at most what the model was made for. bounds: of each exit, from
+    which probabilities on the controller's decisions to exit and to stop are followed; None: never.
     """
     shape = weights.shape
     longest = min(max_tokens, shape.max_tokens)
+    after = exits.layers if exits is not None else ()
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "variants", ignore_errors=True)
     (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
@@ -62,10 +68,12 @@ def write_completion(
     for precision in precisions:
         variant = f"cpu-{precision}"
         inside = f"variants/{variant}"
-        write_decoder(
-            weights, folder / inside, same_bits(PRECISIONS[precision]), max_tokens=longest
-        )
-        segments = (f"{inside}/{segment_file(0)}", f"{inside}/{HEAD}")
+        bits = same_bits(PRECISIONS[precision])
+        write_decoder(weights, folder / inside, bits, exits or (), max_tokens=longest)
+        names: list[str] = []
+        for number in range(len(after)):
+            names += [segment_file(number), exit_file(number), project_file(number)]
+        segments = tuple(f"{inside}/{name}" for name in (*names, segment_file(len(after)), HEAD))
         variants[variant] = Variant(
             provider=PROVIDER,
             precision=precision,
@@ -90,6 +98,10 @@ def write_completion(
         architecture=_architecture(shape, weights.rotary),
         variants=variants,
         provenance=provenance,
+        exits=[
+            {"layer": layer, "exit": leave, "stop": stop}
+            for layer, (leave, stop) in zip(after, bounds, strict=True)
+        ],
     )
 
 

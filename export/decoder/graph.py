@@ -18,7 +18,16 @@ from codemill.export.decoder.shape import DecoderShape, Rotary
 from codemill.export.decoder.weights import FULL, Matrix, WeightFile
 from codemill.export.quantize.blocks import BLOCK
 
-__all__ = ["Stored", "StoredLayer", "write_head", "write_project", "write_segment", "write_whole"]
+__all__ = [
+    "Stored",
+    "StoredExit",
+    "StoredLayer",
+    "write_exit",
+    "write_head",
+    "write_project",
+    "write_segment",
+    "write_whole",
+]
 
 _OPSETS = {"": 21, "com.microsoft": 1}
 _IR_VERSION = 10
@@ -34,6 +43,15 @@ class StoredLayer:
     key: str
     qkv: Matrix
     out: Matrix
+    up: Matrix
+    down: Matrix
+
+
+@dataclass(frozen=True)
+class StoredExit:
+    """An exit's matrices; its scale, shift and norm lie under `key`."""
+
+    key: str
     up: Matrix
     down: Matrix
 
@@ -292,6 +310,28 @@ def write_segment(stored: Stored, path: Path, start: int, end: int) -> None:
         # a layer's own name would differ between segments
         graph.node("Identity", [x], "hidden_out")
         graph.gives("hidden_out", [1, "tokens", shape.width])
+    graph.save(path)
+
+
+def write_exit(stored: Stored, path: Path, exit: StoredExit, controller: Matrix) -> None:
+    """hidden float32 [1, tokens, width] -> state, what the head takes, and decision [1, tokens, 3], probabilities."""
+    shape = stored.shape
+    graph = _Graph(stored)
+    hidden = graph.takes("hidden", _FLOAT, [1, "tokens", shape.width])
+    scaled = graph.node("Mul", [hidden, graph.weight(f"{exit.key}/scale")], "scaled")
+    x = graph.node("Add", [scaled, graph.weight(f"{exit.key}/shift")], "shifted")
+    normed = graph.norm(x, f"{exit.key}/norm", "normed")
+    inner = exit.up.rows // 2
+    gate = graph.linear(normed, exit.up, "gate", (0, inner))
+    wide = graph.linear(normed, exit.up, "up", (inner, 2 * inner))
+    gate = graph.microsoft("QuickGelu", [gate], "gated", alpha=1.0)
+    product = graph.node("Mul", [gate, wide], "inner")
+    added = graph.linear(product, exit.down, "down")
+    state = graph.state(graph.node("Add", [x, added], "adapted"), "state")
+    chosen = graph.linear(state, controller, "chosen")
+    graph.node("Softmax", [chosen], "decision", axis=-1)
+    graph.gives("state", [1, "tokens", shape.width])
+    graph.gives("decision", [1, "tokens", controller.rows])
     graph.save(path)
 
 

@@ -13,7 +13,17 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Activation", "DecoderShape", "DecoderWeights", "Layer", "Linear", "Norm", "Rotary"]
+__all__ = [
+    "Activation",
+    "Adapter",
+    "DecoderShape",
+    "DecoderWeights",
+    "Exits",
+    "Layer",
+    "Linear",
+    "Norm",
+    "Rotary",
+]
 
 Floats = NDArray[np.float32]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -107,6 +117,38 @@ class Layer:
     mlp_norm: Norm | None
     up: Linear
     down: Linear
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an exit after `layer` layers makes of the hidden states h before the last norm and the head.
+
+    x = h * scale + shift, then x + down(silu(gate n) * up n) with n = norm(x): with scale 1, shift 0 and down 0 it is
+    h. up: rows of the gate, then of up. The method is Balcony's (2503.05005), with a gated product in place of a layer.
+    """
+
+    layer: int
+    scale: Floats
+    shift: Floats
+    norm: Norm
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Exits:
+    """The exits of a decoder, the lowest first, and their one controller: [3, width], to stop, to exit, to continue.
+
+    It reads what the head would read (SEC, 2401.09964, reads the hidden states).
+    """
+
+    adapters: tuple[Adapter, ...]
+    controller: Linear
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """After how many layers each is."""
+        return tuple(adapter.layer for adapter in self.adapters)
 
 
 class DecoderWeights(Protocol):

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from codemill.export.decoder.graph import (
     Stored,
+    StoredExit,
     StoredLayer,
+    write_exit,
     write_head,
     write_project,
     write_segment,
     write_whole,
 )
-from codemill.export.decoder.shape import DecoderWeights, Linear, Norm
+from codemill.export.decoder.shape import Adapter, DecoderWeights, Exits, Linear, Norm
 from codemill.export.decoder.weights import FULL, WeightFile
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "WEIGHTS",
     "WHOLE",
     "Bits",
+    "exit_file",
     "project_file",
     "same_bits",
     "segment_file",
@@ -34,7 +37,8 @@ WEIGHTS = "weights.bin"
 HEAD = "head.onnx"
 WHOLE = "model.onnx"
 Bits = Callable[[str], int]
-"""Bits, 4, 8 or 32, of a matrix: `words`, `head`, or `N/qkv`, `N/out`, `N/up`, `N/down` of layer N."""
+"""Bits, 4, 8 or 32, of a matrix: `words`, `head`; `N/qkv`, `N/out`, `N/up`, `N/down` of layer N; of the exit behind it
+`exit/N/up` and `exit/N/down`."""
 
 
 def same_bits(bits: int) -> Bits:
@@ -47,6 +51,11 @@ def segment_file(number: int) -> str:
     return f"segment-{number}.onnx"
 
 
+def exit_file(number: int) -> str:
+    """The graph of an exit: what the head takes, and what its controller decides."""
+    return f"exit-{number}.onnx"
+
+
 def project_file(number: int) -> str:
     """The graph of keys and values of the layers that an exit skips."""
     return f"project-{number}.onnx"
@@ -56,25 +65,34 @@ def write_decoder(
     weights: DecoderWeights,
     folder: Path,
     bits: Bits,
-    exits: Sequence[int] = (),
+    exits: Sequence[int] | Exits = (),
     max_tokens: int | None = None,
 ) -> Stored:
     """Write all graphs and their weights into `folder`; exits: after so many layers, in increasing order.
 
+    Exits that are only named have no graph of their own: their segments and projections are there to train them with.
     max_tokens: longest text that will be run, the model's own by default; tables of positions end there.
     """
     shape = weights.shape
-    if list(exits) != sorted({*exits} & set(range(1, shape.layers))):
+    after = exits.layers if isinstance(exits, Exits) else tuple(exits)
+    if list(after) != sorted({*after} & set(range(1, shape.layers))):
         raise ValueError(
-            f"exits should be increasing numbers from 1 to {shape.layers - 1}, found {list(exits)}"
+            f"exits should be increasing numbers from 1 to {shape.layers - 1}, found {list(after)}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with WeightFile(folder / WEIGHTS) as file:
         stored = _stored(weights, file, bits, max_tokens)
-    ends = [*exits, shape.layers]
-    for number, (start, end) in enumerate(zip([0, *exits], ends, strict=True)):
+        heads, controller = [], None
+        if isinstance(exits, Exits):
+            heads = [_adapter(file, item, bits) for item in exits.adapters]
+            controller = file.matrix("controller", exits.controller, FULL)
+    ends = [*after, shape.layers]
+    for number, (start, end) in enumerate(zip([0, *after], ends, strict=True)):
         write_segment(stored, folder / segment_file(number), start, end)
-    for number, start in enumerate(exits):
+    for number, head in enumerate(heads):
+        assert controller is not None
+        write_exit(stored, folder / exit_file(number), head, controller)
+    for number, start in enumerate(after):
         write_project(stored, folder / project_file(number), start)
     write_head(stored, folder / HEAD)
     write_whole(stored, folder / WHOLE)
@@ -114,6 +132,20 @@ def _stored(
     _norm(file, "last_norm", weights.last_norm())
     head = words if shape.tied else file.matrix("head", weights.head(), bits("head"))
     return Stored(shape, file, words, widen, narrow, tuple(layers), head, rotary)
+
+
+def _adapter(file: WeightFile, adapter: Adapter, bits: Bits) -> StoredExit:
+    key = f"exit.{adapter.layer}"
+    file.array(f"{key}/scale", adapter.scale)
+    file.array(f"{key}/shift", adapter.shift)
+    _norm(file, f"{key}/norm", adapter.norm)
+    matrices = {
+        name: file.matrix(
+            f"{key}/{name}", getattr(adapter, name), bits(f"exit/{adapter.layer}/{name}")
+        )
+        for name in ("up", "down")
+    }
+    return StoredExit(key, **matrices)
 
 
 def _norm(file: WeightFile, key: str, norm: Norm) -> None:

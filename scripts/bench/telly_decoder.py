@@ -1,7 +1,7 @@
 """Freezing a Llama-style decoder: perplexity and time of full fine-tuning and of frozen layers computed once.
 
     python scripts/bench/telly_decoder.py MODEL [--gguf FILE] [--frozen 20] [--epochs 5] [--texts 512] [--tokens 256]
-        [--batch 8] [--learning-rate 2e-5] [--cache fp16] [--threads N] [--folder DIR] [--json]
+        [--batch 8] [--learning-rate 2e-5] [--cache fp16] [--threads N] [--folder DIR] [--bf16] [--json]
 
 MODEL is a folder with a Llama (SmolLM2); --gguf names a GGUF file in it. It learns to continue pieces of the standard
 library's modules, and is judged on pieces of other modules. The embeddings, and a head tied to them, are frozen too.
@@ -101,13 +101,13 @@ def _train(way: str, asked: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         runs = sum(map(len, batches))
         with computed_once(
-            model.model, layers, train, runs, finetune, folder, False, lambda *_: None
+            model.model, layers, train, runs, finetune, folder, asked["bf16"], lambda *_: None
         ) as kept:
             points = fit(
                 model,
                 batches,
                 lambda batch: loss([train[at] for at in batch]),
-                Schedule.of(settings, False),
+                Schedule.of(settings, asked["bf16"]),
                 validate,
                 folder,
                 lambda *_: None,
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", help="where what is kept lies; by default among temporary files"
     )
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 where that is fast")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--way", choices=_WAYS, help=argparse.SUPPRESS)
     asked = vars(parser.parse_args())
