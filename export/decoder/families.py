@@ -166,14 +166,19 @@ class _Llama(_Read):
     def layer(self, number: int) -> Layer:
         at = f"model.layers.{number}"
         heads = (f"{at}.self_attn.{name}_proj" for name in "qkv")
+        up, down = self._feed_forward(f"{at}.mlp")
         return Layer(
             norm=self._norm(f"{at}.input_layernorm"),
             qkv=self._stacked(*heads),
             out=self._linear(f"{at}.self_attn.o_proj"),
             mlp_norm=self._norm(f"{at}.post_attention_layernorm"),
-            up=self._stacked(f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
-            down=self._linear(f"{at}.mlp.down_proj"),
+            up=up,
+            down=down,
         )
+
+    def _feed_forward(self, at: str) -> tuple[Linear, Linear]:
+        """What widens, and what narrows again."""
+        return self._stacked(f"{at}.gate_proj", f"{at}.up_proj"), self._linear(f"{at}.down_proj")
 
     def _window(self) -> int | None:
         kinds = set(getattr(self._config, "layer_types", None) or ("full_attention",))
@@ -212,17 +217,8 @@ class _Starcoder2(_Llama):
         )
         self.rotary = _rotary(c, self.shape)
 
-    def layer(self, number: int) -> Layer:
-        at = f"model.layers.{number}"
-        heads = (f"{at}.self_attn.{name}_proj" for name in "qkv")
-        return Layer(
-            norm=self._norm(f"{at}.input_layernorm"),
-            qkv=self._stacked(*heads),
-            out=self._linear(f"{at}.self_attn.o_proj"),
-            mlp_norm=self._norm(f"{at}.post_attention_layernorm"),
-            up=self._linear(f"{at}.mlp.c_fc"),
-            down=self._linear(f"{at}.mlp.c_proj"),
-        )
+    def _feed_forward(self, at: str) -> tuple[Linear, Linear]:
+        return self._linear(f"{at}.c_fc"), self._linear(f"{at}.c_proj")
 
 
 class _Gpt2(_Read):
@@ -269,30 +265,31 @@ class _Gpt2(_Read):
         at = f"transformer.h.{number}"
         return Layer(
             norm=self._norm(f"{at}.ln_1"),
-            qkv=self._turned(f"{at}.attn.c_attn"),
-            out=self._turned(f"{at}.attn.c_proj"),
+            qkv=self._qkv(f"{at}.attn.c_attn"),
+            out=self._product(f"{at}.attn.c_proj"),
             mlp_norm=self._norm(f"{at}.ln_2"),
-            up=self._turned(f"{at}.mlp.c_fc"),
-            down=self._turned(f"{at}.mlp.c_proj"),
+            up=self._product(f"{at}.mlp.c_fc"),
+            down=self._product(f"{at}.mlp.c_proj"),
         )
+
+    def _product(self, name: str) -> Linear:
+        return self._turned(name)
+
+    def _qkv(self, name: str) -> Linear:
+        return self._product(name)
 
 
 class _GptBigCode(_Gpt2):
     """GPT-2 with one key and value for all heads; where it has several, each head's lie together."""
 
-    def layer(self, number: int) -> Layer:
-        at = f"transformer.h.{number}"
-        qkv = self._linear(f"{at}.attn.c_attn")
-        if self.shape.kv_heads > 1:
-            qkv = _reordered(qkv, (self.shape.heads, 3), self.shape.head_size, (1, 0))
-        return Layer(
-            norm=self._norm(f"{at}.ln_1"),
-            qkv=qkv,
-            out=self._linear(f"{at}.attn.c_proj"),
-            mlp_norm=self._norm(f"{at}.ln_2"),
-            up=self._linear(f"{at}.mlp.c_fc"),
-            down=self._linear(f"{at}.mlp.c_proj"),
-        )
+    def _product(self, name: str) -> Linear:
+        return self._linear(name)
+
+    def _qkv(self, name: str) -> Linear:
+        qkv = self._product(name)
+        if self.shape.kv_heads == 1:
+            return qkv
+        return _reordered(qkv, (self.shape.heads, 3), self.shape.head_size, (1, 0))
 
 
 class _CodeGen(_Read):
