@@ -101,6 +101,8 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
     Raises what opening the teacher and reading a data file raise, DataError for too little data, and
     RecipeError for inputs longer and choices larger than the teacher's.
     """
+    if recipe.task == "completion":
+        return _completion(recipe, work, held_bytes)
     names = dict.fromkeys(name for name in (recipe.teacher.model, recipe.origin) if name)
     opened = {name: load_teacher(resolve_model(name)) for name in names}
     shapes = {name: read_shape(model.folder) for name, model in opened.items()}
@@ -156,6 +158,35 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
     check_estimates(recipe, shape)
     refused = _refused(recipe, shape, tokenizer_json, tokens)
     return Preflight(tuple(checks), memory, disk, refused)
+
+
+def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
+    """The same of a recipe that completes: its decoder is opened, its weights are not read."""
+    from codemill.compress.stages.complete.labels import after_of, is_cut, open_decoder_of
+
+    with open_decoder_of(recipe.model) as model:
+        shape = model.weights.shape
+    matrices = (
+        shape.layers
+        * shape.width
+        * (shape.query_size + shape.kv_size + 2 * shape.intermediate_size)
+    )
+    parameters = shape.vocab_size * shape.width + matrices
+    complete = recipe.complete
+    row = complete.likeliest * _LABEL_ROW_BYTES
+    after = after_of(recipe, shape.layers)
+    if not is_cut(recipe):
+        row += 2 * len(after) * shape.width
+    copies = _OPTIMIZER_COPIES if is_cut(recipe) else 1
+    memory = _BASE_MEMORY_BYTES + 4 * parameters * (copies + 1)
+    disk = max(0, complete.tokens * row + 8 * parameters - held_bytes)
+    what = f"{shape.family}, {_count(shape.layers, 'layer')}, about {parameters / 1e6:.0f} M parameters"
+    return Preflight(
+        (Check("teacher", True, what), _memory(memory), _disk(disk, work)), memory, disk, None
+    )
+
+
+_LABEL_ROW_BYTES = 6
 
 
 def _check_lengths(recipe: Recipe, positions: int) -> None:

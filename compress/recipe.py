@@ -30,6 +30,7 @@ from codemill.targets.strict_yaml import parse_yaml, read_yaml
 __all__ = [
     "Bench",
     "BudgetLimits",
+    "Complete",
     "Data",
     "Distill",
     "Exits",
@@ -365,7 +366,7 @@ class Student(_Section):
     init: PathText = Field(
         "teacher",
         description="`teacher`: cut out of the teacher; `fresh`: random weights; or another pre-trained model, named "
-        "as teacher.model is, to cut it out of",
+        "as teacher.model is, to cut it out of; of completion also `whole`: the teacher as it is",
     )
     tokenizer: Literal["pruned", "bpe", "auto"] = Field(
         "pruned",
@@ -567,6 +568,59 @@ class Exits(_Section):
         return self
 
 
+class Complete(_Section):
+    """A model that completes code: what it learns from, its exits, and how completions are judged."""
+
+    precision: Literal["int4", "int8", "fp32"] = Field(
+        "int4", description="of the matrices, in what ships and in what labels"
+    )
+    tokens: int = Field(
+        500_000, ge=1000, le=10**12, description="of code to learn from, each labelled once"
+    )
+    piece_tokens: int = Field(
+        256, ge=16, le=_LONGEST, description="tokens of a piece of a file that is read at once"
+    )
+    pieces: int = Field(4, ge=1, le=_MANY, description="of one file, at most")
+    likeliest: int = Field(
+        64,
+        ge=2,
+        le=1024,
+        description="so many of the last layer's likeliest tokens, and how likely, are kept",
+    )
+    adapter_size: int | None = Field(
+        None,
+        ge=8,
+        le=_LONGEST,
+        description="inner size of an exit's adapter; by default the model's width",
+    )
+    labels: Literal["agrees", "right"] = Field(
+        "agrees",
+        description="when a token may leave: where an exit says what the last layer says, or, as SEC has it, where an "
+        "exit up to there says what the file says",
+    )
+    gold: float = Field(
+        0.1,
+        ge=0,
+        le=1e6,
+        description="weight of the file's own next token beside the last layer's likeliest ones",
+    )
+    batch_tokens: int = Field(2048, ge=16, le=_MANY, description="tokens a step of training exits")
+    stop_right: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the tokens given up that have to be wrong; null: nothing is given up",
+    )
+    context: int = Field(
+        1600, ge=100, le=_MANY, description="characters before a place that is completed, at most"
+    )
+    calibration_places: int = Field(
+        300, ge=10, le=_MANY, description="lines of held-out files to choose thresholds by"
+    )
+    test_places: int = Field(500, ge=10, le=_MANY, description="lines of the test to complete")
+    max_new_tokens: int = Field(32, ge=1, le=10_000, description="of a completed line, at most")
+
+
 class Quantize(_Section):
     """Quantization of the exported student."""
 
@@ -635,9 +689,9 @@ class Recipe(_Section):
         max_length=100,
         description="names the bundle: letters, digits, `.`, `_`, `-`",
     )
-    task: Literal["retrieval", "classification", "pair-classification"] = Field(
+    task: Literal["retrieval", "classification", "pair-classification", "completion"] = Field(
         "retrieval",
-        description="what the bundle does: embed, label a function, or label two functions together",
+        description="what the bundle does: embed, label a function, label two functions together, or complete code",
     )
     license: str | None = Field(None, description="licence of the bundle's weights, as an SPDX id")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random choice")
@@ -666,6 +720,7 @@ class Recipe(_Section):
     student: Student = Field(default_factory=Student)  # type: ignore[arg-type]
     distill: Distill = Field(default_factory=Distill)  # type: ignore[arg-type]
     exits: Exits = Field(default_factory=Exits)  # type: ignore[arg-type]
+    complete: Complete = Field(default_factory=Complete)  # type: ignore[arg-type]
     quantize: Quantize = Field(default_factory=Quantize)  # type: ignore[arg-type]
     quality: Quality = Field(default_factory=Quality)  # type: ignore[arg-type]
     bench: Bench = Field(default_factory=Bench)  # type: ignore[arg-type]
@@ -698,13 +753,17 @@ class Recipe(_Section):
     @property
     def origin(self) -> str | None:
         """The model that the student is cut out of, and whose shape and tokens a fresh one is held to."""
-        if self.student.init in ("teacher", "fresh"):
+        if self.student.init in ("teacher", "fresh", "whole"):
             return self.teacher.model
         return self.student.init
 
     @model_validator(mode="after")
     def _task_has_what_it_needs(self) -> Recipe:
         data = self.data
+        if self.task == "completion":
+            self._check_one_teacher()
+            self._check_completion()
+            return self
         if self.task == "retrieval":
             self._check_one_teacher()
             if self.quality.min_accuracy:
@@ -832,6 +891,14 @@ class Recipe(_Section):
                 )
         return self
 
+    def _check_completion(self) -> None:
+        if self.teacher.model is None:
+            raise ValueError("task: completion needs teacher.model, the decoder that completes")
+        if self.data.train or self.data.validation or self.data.test or self.data.functions:
+            raise ValueError(
+                "data.train, validation, test and functions are of labelled data; task: completion takes data.source"
+            )
+
     def _check_one_teacher(self) -> None:
         asked = {
             "pairs": self.teacher.pairs != "auto",
@@ -840,7 +907,7 @@ class Recipe(_Section):
         }
         found = [f"teacher.{key}" for key, given in asked.items() if given]
         if found:
-            raise ValueError(f"{' and '.join(found)}: of classifiers only, and task is retrieval")
+            raise ValueError(f"{' and '.join(found)}: of classifiers only, and task is {self.task}")
 
     def _check_teachers(self) -> None:
         teacher = self.teacher

@@ -42,9 +42,18 @@ from codemill.compress.stages.classify import labels as classify_labels
 from codemill.compress.stages.classify import rehearsal as classify_rehearsal
 from codemill.compress.stages.classify import student as classify_student
 from codemill.compress.stages.classify import teacher as classify_teacher
+from codemill.compress.stages.complete import bench as complete_bench
+from codemill.compress.stages.complete import bundle as complete_bundle
+from codemill.compress.stages.complete import corpus as complete_corpus
+from codemill.compress.stages.complete import exits as complete_exits
+from codemill.compress.stages.complete import labels as complete_labels
+from codemill.compress.stages.complete import search as complete_search
+from codemill.compress.stages.complete import student as complete_student
 from codemill.errors import MachineError, RefusedError
 from codemill.runtime import pack
 from codemill.runtime.atomic import sync_file, write_atomically
+from codemill.targets.codec import to_json
+from codemill.targets.completion_benchmark import CompletionReport, read_completion_report
 from codemill.targets.environment import machine_id
 from codemill.targets.figures import EngineResult
 from codemill.targets.report import Report as BenchReport
@@ -61,6 +70,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     """The ordered stages. What can fail early comes early: nothing before `teacher` takes long."""
     compute, machine = compute_of(recipe), machine_id()
     threads = compute.threads
+    if recipe.task == "completion":
+        return _completion_stages(recipe, compute, machine)
     if recipe.task != "retrieval":
         return _classifier_stages(recipe, compute, machine)
     stages = [
@@ -97,6 +108,17 @@ def _classifier_stages(recipe: Recipe, compute: Compute, machine: str) -> list[S
     return stages
 
 
+def _completion_stages(recipe: Recipe, compute: Compute, machine: str) -> list[Stage]:
+    threads = compute.threads
+    stages = [complete_corpus.stage(recipe)]
+    if complete_labels.is_cut(recipe):
+        stages += [complete_search.stage(recipe), complete_student.stage(recipe, compute)]
+    stages += [complete_labels.stage(recipe, compute), complete_exits.stage(recipe, compute)]
+    stages.append(complete_bundle.stage(recipe, threads, machine, _shaping(stages)))
+    stages.append(complete_bench.stage(recipe, threads, machine, [stage.name for stage in stages]))
+    return stages
+
+
 def _shaping(stages: Sequence[Stage]) -> dict[str, str]:
     """The keys of the stages that shape what ships: the rehearsal only measures."""
     return {name: key for name, key in pipeline.keys_of(stages).items() if name != "rehearsal"}
@@ -127,7 +149,7 @@ class RunResult:
     report_html: Path
     report_json: Path
     size_bytes: int
-    report: BenchReport
+    report: BenchReport | CompletionReport
     stages: tuple[Done, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -137,9 +159,7 @@ class RunResult:
             "report_html": str(self.report_html),
             "report_json": str(self.report_json),
             "size_bytes": self.size_bytes,
-            "teacher": self.report.teacher and _engine(self.report.teacher),
-            "student": _engine(self.report.student),
-            "quality_kept": self.report.quality_kept,
+            **_measured(self.report),
             "architecture": self.report.bundle.architecture,
             "peak_rss_bytes": max(done.peak_rss_bytes for done in self.stages),
             "stages": [
@@ -153,6 +173,17 @@ class RunResult:
                 for done in self.stages
             ],
         }
+
+
+def _measured(report: BenchReport | CompletionReport) -> dict[str, Any]:
+    if isinstance(report, CompletionReport):
+        engines = {item.name: to_json(item) for item in report.engines}
+        return {"engines": engines, "baseline": report.baseline, "engine": report.bundle_engine}
+    return {
+        "teacher": report.teacher and _engine(report.teacher),
+        "student": _engine(report.student),
+        "quality_kept": report.quality_kept,
+    }
 
 
 def _engine(result: EngineResult) -> dict[str, Any]:
@@ -216,7 +247,8 @@ def run(recipe: Recipe, work: Path, out: Path, progress: Progress, wait: bool = 
     with working_in(work, wait, progress.say):
         done = pipeline.run_stages(stages_of(recipe), work, progress)
         folders: Folders = {name: finished.folder for name, finished in done.items()}
-        report = read_report(folders["benchmark"] / bench.REPORT)
+        read = read_completion_report if recipe.task == "completion" else read_report
+        report: BenchReport | CompletionReport = read(folders["benchmark"] / bench.REPORT)
         _refuse_missed(report, folders["benchmark"])
         made, html, json_path = _deliver(
             folders["bundle"] / bundle.BUNDLE, folders["benchmark"], out
@@ -238,7 +270,7 @@ def _use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _refuse_missed(report: BenchReport, folder: Path) -> None:
+def _refuse_missed(report: BenchReport | CompletionReport, folder: Path) -> None:
     missed = [bound for bound in report.limits if bound.met is False]
     if missed:
         said = "; ".join(

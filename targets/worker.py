@@ -4,6 +4,8 @@
     <- {"ms": [...], "cpu_ms": 812.0, "energy_j": null}
     -> {"op": "encode", "texts": [...], "out": "path.npy"}       <- {"rows": 1000, "ms": 5123.0}
     -> {"op": "predict", "rows": [["..."], ["...", "..."]], "out": "path.npz"}     <- {"rows": 1000, "ms": 5123.0}
+    -> {"op": "complete", "prefix": ..., "settings": {...}, "max_tokens": 32}   <- as `Completed` of completion.py
+    -> {"op": "rates", "prefix": ..., "tokens": 64}              <- {"prompt_tokens": 400, "prefill_s": 0.5, ...}
     -> {"op": "count", "texts": [...]}                           <- {"tokens": [...] or null}
     -> {"op": "info"}       <- {"engine": ..., "peak_rss_bytes": ..., "load_ms": ..., ...}
     -> {"op": "close"}      (or the end of stdin)
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from codemill.runtime import Classifier
+    from codemill.runtime import Classifier, Completer
 
 __all__ = ["Encode", "Loaded", "main", "peak_rss_bytes", "serve"]
 
@@ -61,6 +63,8 @@ class Loaded:
     """of a classifier: rows of texts -> probabilities [n, labels], layers used [n], truncated [n]"""
     texts: int = 1
     """a row"""
+    completer: Completer | None = None
+    """of a bundle that completes"""
 
 
 def serve(
@@ -140,6 +144,8 @@ def _answer(engine: Loaded, info: dict[str, Any], request: dict[str, Any]) -> di
             return _time(engine, request)
         case "predict":
             return _predict(engine.predict, request["rows"], request["out"])
+        case "complete" | "rates":
+            return _complete(engine.completer, request)
         case "encode":
             return _encode(engine.encode, request["texts"], request["out"])
         case "count":
@@ -218,6 +224,20 @@ def _predict(predict: Predict | None, rows: list[list[str]], out: str) -> dict[s
     return {"rows": len(rows), "ms": ms}
 
 
+def _complete(model: Completer | None, request: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from codemill.targets.completion import complete_one, rates_of
+
+    if model is None:
+        raise ValueError("this engine does not complete")
+    if request["op"] == "rates":
+        return rates_of(model, request["prefix"], request["tokens"])
+    return asdict(
+        complete_one(model, request["prefix"], request["settings"], request["max_tokens"])
+    )
+
+
 def _packages() -> dict[str, str]:
     """Versions of the named packages that this process has imported."""
     from importlib.metadata import PackageNotFoundError, version
@@ -257,8 +277,7 @@ class _ProtocolStdout:
 
 
 def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loaded:
-    from codemill.errors import BundleError
-    from codemill.runtime import Classifier, Encoder, load
+    from codemill.runtime import Classifier, Completer, load
     from codemill.runtime.machine import physical_cores
 
     encoder = load(bundle, variant=variant, threads=threads)
@@ -272,16 +291,26 @@ def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loade
     }
     if isinstance(encoder, Classifier):
         return _classifier(encoder, {**details, "long": encoder.labelling.long})
-    if not isinstance(encoder, Encoder):
-        raise BundleError(
-            f"bundle {encoder.manifest.name!r} completes; this benchmark measures what embeds or labels"
-        )
+    if isinstance(encoder, Completer):
+        return _completes(encoder, details)
     return Loaded(
         # as many texts a call as asked for; the runtime splits what is beyond its tokens a run
         encode=lambda texts: encoder.encode(texts, batch_size=max(1, len(texts))),
         count_tokens=encoder.count_tokens,
         details=details,
     )
+
+
+def _completes(model: Completer, details: Mapping[str, Any]) -> Loaded:
+    import numpy as np
+
+    def first(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        # what a process begins with: one token
+        for text in texts:
+            model.complete(text, max_tokens=1)
+        return np.zeros((len(texts), 1), np.float32)
+
+    return Loaded(first, details=details, completer=model)
 
 
 def _classifier(model: Classifier, details: Mapping[str, Any]) -> Loaded:

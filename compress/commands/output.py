@@ -42,7 +42,7 @@ _EXTRAS = {
     "bench": ("jinja2", "matplotlib", "psutil", "rich", "yaml"),
 }
 
-TASKS = ("retrieval", "classification", "pair-classification")
+TASKS = ("retrieval", "classification", "pair-classification", "completion")
 """What a bundle can do, as recipes name it."""
 
 json_option = click.option(

@@ -28,6 +28,8 @@ from codemill.errors import RecipeError
 if TYPE_CHECKING:
     from codemill.compress.recipe import Recipe
     from codemill.compress.run import Plan
+    from codemill.targets.completion_benchmark import CompletionReport
+    from codemill.targets.report import Report
 
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -135,10 +137,19 @@ def run_command(
     if as_json:
         print_json(result.to_json())
         return
-    click.echo(table(report_rows(result.report), heading=True))
+    click.echo(table(_rows(result.report), heading=True))
     click.echo()
     paths = {"bundle": result.bundle, "report": result.report_html}
     click.echo(table([(name, shown_path(path)) for name, path in paths.items()]))
+
+
+def _rows(report: Report | CompletionReport) -> list[tuple[str, ...]]:
+    from codemill.targets.completion_benchmark import CompletionReport
+    from codemill.targets.completion_page import completion_rows
+
+    if isinstance(report, CompletionReport):
+        return completion_rows(report)
+    return report_rows(report)
 
 
 def resolve(

@@ -26,7 +26,16 @@ from codemill.compress.parallel import map_processes
 from codemill.errors import DataError
 from codemill.runtime.functions import Function, functions_of
 
-__all__ = ["TEST_LIST", "Corpus", "installed_packages", "mine", "pairs_of_file", "query_of"]
+__all__ = [
+    "TEST_LIST",
+    "Corpus",
+    "files_of_package",
+    "held_out_packages",
+    "installed_packages",
+    "mine",
+    "pairs_of_file",
+    "query_of",
+]
 
 TEST_LIST = Path(__file__).with_name("stdlib_test.txt")
 _MIN_WORDS, _MAX_WORDS = 3, 100
@@ -145,7 +154,7 @@ def pairs_of_file(item: tuple[str, str]) -> list[Pair]:
     ]
 
 
-def _files_of_package(name: str) -> list[tuple[str, str]]:
+def files_of_package(name: str) -> list[tuple[str, str]]:
     """(path, origin) of the package's Python files, its tests left out."""
     distribution = metadata.distribution(name)
     items = []
@@ -177,7 +186,7 @@ def _stdlib_test() -> tuple[list[Pair], int]:
     )
 
 
-def _validation_packages(sizes: dict[str, int]) -> list[str]:
+def held_out_packages(sizes: dict[str, int]) -> list[str]:
     """Whole packages, drawn by a hash of their names, until they hold the validation share."""
     total = sum(sizes.values())
     chosen: list[str] = []
@@ -225,7 +234,7 @@ def mine(
 
     Raises DataError where there is too little installed code to learn from.
     """
-    files = {name: _files_of_package(name) for name in packages}
+    files = {name: files_of_package(name) for name in packages}
     items = [item for name in packages for item in files[name]]
     # large files first would balance better, but order is kept: results are concatenated by item
     mined = iter(map_processes(pairs_of_file, items, workers, chunk=_CHUNK))
@@ -238,7 +247,7 @@ def mine(
             done += 1
             if done % _CHUNK == 0:
                 report(done / len(items))
-    held = set(_validation_packages({name: len(pairs) for name, pairs in by_package.items()}))
+    held = set(held_out_packages({name: len(pairs) for name, pairs in by_package.items()}))
     train = [pair for name in packages if name not in held for pair in by_package[name]]
     validation = [pair for name in packages if name in held for pair in by_package[name]]
     if not held:

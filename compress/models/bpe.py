@@ -24,15 +24,18 @@ __all__ = ["keep_order", "length_growth", "prune_tokenizer", "renumber"]
 _PADDING = ("<pad>", "[PAD]")
 
 
-def keep_order(tokenizer_json: str, counts: np.ndarray) -> list[int]:
+def keep_order(
+    tokenizer_json: str, counts: np.ndarray, marks: Sequence[str] | None = None
+) -> list[int]:
     """All token ids, those to keep first: special tokens (padding is 0), bytes, then by what they save.
 
-    A vocabulary of n tokens is its first n, and each of them can be reached if the teacher's can.
+    A vocabulary of n tokens is its first n, and each of them can be reached if the teacher's can. marks: of a decoder,
+    which has no padding, the tokens that stay first in its place.
     """
     value = _byte_level(tokenizer_json)
     ids = _all_tokens(value)
     parts = _parts(value, ids)
-    needed = _indispensable(value, ids)
+    needed = _indispensable(value, ids, marks)
     uses = np.zeros(max(ids.values()) + 1, dtype=np.int64)
     for left, right in parts.values():
         uses[left] += 1
@@ -55,7 +58,11 @@ def keep_order(tokenizer_json: str, counts: np.ndarray) -> list[int]:
 
 
 def prune_tokenizer(
-    tokenizer_json: str, counts: np.ndarray, order: Sequence[int], vocab_size: int
+    tokenizer_json: str,
+    counts: np.ndarray,
+    order: Sequence[int],
+    vocab_size: int,
+    marks: Sequence[str] | None = None,
 ) -> PrunedVocabulary:
     """The tokenizer with the first `vocab_size` tokens of `order` and the merges among them, compact JSON.
 
@@ -63,7 +70,7 @@ def prune_tokenizer(
     """
     value = _byte_level(tokenizer_json)
     ids = _all_tokens(value)
-    needed = len(_indispensable(value, ids))
+    needed = len(_indispensable(value, ids, marks))
     if vocab_size > len(ids):
         raise ModelError(
             f"a vocabulary of {vocab_size} was asked for; the teacher has {len(ids)} tokens"
@@ -153,12 +160,14 @@ def _parts(value: dict[str, Any], ids: dict[str, int]) -> dict[int, tuple[int, i
     return parts
 
 
-def _indispensable(value: dict[str, Any], ids: dict[str, int]) -> list[int]:
-    """Ids of padding, unknown and what frames a text, then of the bytes."""
+def _indispensable(
+    value: dict[str, Any], ids: dict[str, int], marks: Sequence[str] | None
+) -> list[int]:
+    """Ids of padding, or of `marks`, unknown and what frames a text, then of the bytes."""
     from tokenizers import pre_tokenizers
 
-    padding = [token for token in _PADDING if token in ids][:1]
-    if not padding:
+    padding = [token for token in _PADDING if token in ids][:1] if marks is None else list(marks)
+    if not padding and marks is None:
         raise ModelError(f"the teacher's tokenizer has no padding token ({' or '.join(_PADDING)})")
     roles = [*padding]
     unknown = value["model"].get("unk_token")

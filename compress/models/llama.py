@@ -7,15 +7,18 @@ which shares both factors: logits are x @ up @ table.T.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from codemill.compress.architecture import Architecture
 from codemill.compress.models.bert import FactorizedEmbedding
+from codemill.compress.models.cutting import strongest
 from codemill.errors import ModelError
 
-__all__ = ["FactorizedHead", "decoder_architecture", "fresh_decoder"]
+__all__ = ["FactorizedHead", "cut_decoder", "decoder_architecture", "fresh_decoder"]
 
 
 class FactorizedHead(nn.Module):
@@ -72,6 +75,58 @@ def fresh_decoder(architecture: Architecture, seed: int, tied: bool = True) -> L
                     f"lm_head.embedding.{name}" for name, _ in embedding.named_parameters()
                 ]
     return decoder.eval()
+
+
+def cut_decoder(
+    teacher: LlamaForCausalLM, architecture: Architecture, kept_tokens: Sequence[int]
+) -> LlamaForCausalLM:
+    """A decoder of `architecture` that starts from the teacher's weights: some of its layers, tokens and neurons.
+
+    Width and heads are the teacher's; of a layer's neurons the strongest stay, by the product of the norms of what
+    leads to them and away from them. kept_tokens: the teacher's id of each token. The head stays tied, or its own.
+    Raises ModelError for a teacher that is no plain Llama, or a shape that cannot be cut out of it.
+    """
+    config = teacher.config
+    whole = decoder_architecture(config)
+    for name in ("hidden_size", "heads", "head_size", "kv_heads", "embedding_rank"):
+        if getattr(whole, name) != getattr(architecture, name):
+            raise ModelError(
+                f"a student of {name} {getattr(architecture, name)} cannot be cut out of a decoder of {name} "
+                f"{getattr(whole, name)}: only layers, tokens and neurons are left out"
+            )
+    copied = architecture.copied_layers
+    fits = len(copied) == architecture.layers and all(0 <= at < whole.layers for at in copied)
+    if not fits or architecture.intermediate_size > whole.intermediate_size:
+        raise ModelError(
+            f"layers {list(copied)} of intermediate size {architecture.intermediate_size} cannot be copied from "
+            f"{whole.layers} layers of {whole.intermediate_size}"
+        )
+    values = {
+        **config.to_dict(),
+        "vocab_size": len(kept_tokens),
+        "num_hidden_layers": len(copied),
+        "intermediate_size": architecture.intermediate_size,
+        "max_position_embeddings": min(architecture.max_tokens, config.max_position_embeddings),
+    }
+    # ids of another vocabulary
+    values |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    student = LlamaForCausalLM(LlamaConfig(**values)).float()
+    rows = torch.tensor(list(kept_tokens))
+    with torch.no_grad():
+        student.model.embed_tokens.weight.copy_(teacher.model.embed_tokens.weight[rows])
+        if not config.tie_word_embeddings:
+            student.lm_head.weight.copy_(teacher.lm_head.weight[rows])
+        student.model.norm.load_state_dict(teacher.model.norm.state_dict())
+        for layer, source in zip(student.model.layers, copied, strict=True):
+            state = teacher.model.layers[source].state_dict()
+            gate, up, down = (state[f"mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+            strength = gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
+            neurons = strongest(strength, architecture.intermediate_size)
+            state["mlp.gate_proj.weight"] = gate[neurons]
+            state["mlp.up_proj.weight"] = up[neurons]
+            state["mlp.down_proj.weight"] = down[:, neurons]
+            layer.load_state_dict(state)
+    return student.eval()
 
 
 def decoder_architecture(config: LlamaConfig, bits: int = 8) -> Architecture:

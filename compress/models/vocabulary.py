@@ -47,14 +47,22 @@ class Vocabulary(Protocol):
 
 
 class Pruned:
-    """The first `size` of the teacher's tokens, by their `counts` [highest id + 1] (`count_tokens`)."""
+    """The first `size` of the teacher's tokens, by their `counts` [highest id + 1] (`count_tokens`).
 
-    def __init__(self, tokenizer_json: str, counts: np.ndarray) -> None:
+    marks: of a decoder, whose tokens are a BPE without padding, the tokens that are kept in any case.
+    """
+
+    def __init__(
+        self, tokenizer_json: str, counts: np.ndarray, marks: Sequence[str] | None = None
+    ) -> None:
         self._json, self._counts = tokenizer_json, counts
         kind = json.loads(tokenizer_json)["model"].get("type")
         # a WordPiece, or the error that says it is none
+        if marks is not None and kind != "BPE":
+            raise ModelError(f"a decoder's tokenizer is expected to be a BPE, found a {kind}")
         self._pruning: ModuleType = {"BPE": bpe, "Unigram": unigram}.get(kind, wordpiece)
-        self._order: list[int] = self._pruning.keep_order(tokenizer_json, self._counts)
+        self._marks = () if marks is None else (list(marks),)
+        self._order: list[int] = self._pruning.keep_order(tokenizer_json, counts, *self._marks)
 
     @property
     def most(self) -> int:
@@ -64,7 +72,7 @@ class Pruned:
     def at(self, size: int) -> PrunedVocabulary:
         """Raises ModelError where the vocabulary does not even hold the single characters or bytes."""
         found: PrunedVocabulary = self._pruning.prune_tokenizer(
-            self._json, self._counts, self._order, size
+            self._json, self._counts, self._order, size, *self._marks
         )
         return found
 

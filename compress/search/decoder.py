@@ -37,7 +37,7 @@ __all__ = [
 
 
 _BLOCK = 32
-_OVERHEAD = {32: (2_000, 4_420), 8: (3_000, 7_340), 4: (3_000, 7_340)}
+_OVERHEAD = {32: (2_050, 4_080), 8: (3_080, 6_395), 4: (3_080, 6_395)}
 """By bits: bytes of the graphs of a decoder without exits (a segment, the head, the whole), and of a layer in them."""
 
 

@@ -18,7 +18,7 @@ from codemill.compress.recipe import Data, Recipe
 from codemill.errors import DataError
 from codemill.targets.json_lines import check_there
 
-__all__ = ["VERSION", "read_split", "stage"]
+__all__ = ["VERSION", "hash_of", "path_of", "read_split", "stage"]
 
 VERSION = 2
 _INSTALLED = "installed"
@@ -39,7 +39,7 @@ def stage(recipe: Recipe, threads: int) -> Stage:
         # not where the file lies: one that was moved is read no second time
         settings |= {
             "source": "file",
-            "sha256": _hash(_path(data)),
+            "sha256": hash_of(path_of(data)),
             "fields": [data.query_field, data.code_field],
             "held_out": [data.validation_pairs, data.test_pairs],
         }
@@ -67,11 +67,13 @@ def _findings(folder: Path) -> str:
     )
 
 
-def _path(data: Data) -> Path:
+def path_of(data: Data) -> Path:
+    """Where the file of `data.source` lies."""
     return Path(data.source).expanduser()
 
 
-def _hash(path: Path) -> str:
+def hash_of(path: Path) -> str:
+    """sha256 of a data file; DataError where it cannot be read."""
     check_there(path, "data.source", "expected 'installed' or a .jsonl file of pairs")
     try:
         with path.open("rb") as file:
@@ -96,7 +98,7 @@ def _mined(packages: dict[str, str], seed: int, threads: int, folder: Path, repo
 
 def _given(data: Data, seed: int, folder: Path, report: Report) -> None:
     report(0.0, f"reading {data.source}")
-    pairs = list(read_pairs(_path(data), data.query_field, data.code_field))
+    pairs = list(read_pairs(path_of(data), data.query_field, data.code_field))
     report(0.5, f"{len(pairs)} pairs read")
     splits = split_pairs(pairs, data.validation_pairs, data.test_pairs, seed, data.source)
     _write(folder, seed, splits, {})

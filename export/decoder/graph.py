@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from codemill.export.decoder.shape import DecoderShape, Rotary
+from codemill.export.decoder.shape import Activation, DecoderShape, Rotary
 from codemill.export.decoder.weights import FULL, Matrix, WeightFile
 from codemill.export.quantize.blocks import BLOCK
 
@@ -68,6 +68,10 @@ class Stored:
     layers: tuple[StoredLayer, ...]
     head: Matrix
     rotary: Rotary | None
+
+
+Stream = tuple[str, str | None]
+"""The residual stream, and what is still to be added to it: the next norm does both in one node."""
 
 
 @dataclass
@@ -186,6 +190,20 @@ class _Graph:
         inputs = [x, self.weight(f"{key}/weight"), self.weight(f"{key}/bias")]
         return self.node("LayerNormalization", inputs, to, axis=-1, epsilon=shape.epsilon)
 
+    def added_norm(self, stream: Stream, key: str, to: str) -> tuple[str, str]:
+        """The residual stream with what is to be added to it, and its norm: one node for both."""
+        x, added = stream
+        if added is None:
+            return x, self.norm(x, key, to)
+        shape = self.stored.shape
+        operator, names = "SkipSimplifiedLayerNormalization", ["weight"]
+        if shape.norm == "layer":
+            operator, names = "SkipLayerNormalization", ["weight", "bias"]
+        inputs = [x, added, *(self.weight(f"{key}/{name}") for name in names)]
+        together = f"{to}/sum"
+        self.microsoft(operator, inputs, to, "", "", together, epsilon=shape.epsilon)
+        return together, to
+
     def words(self, ids: str, positions: str | None) -> str:
         """What the first layer takes of `ids` [1, tokens]."""
         stored = self.stored
@@ -199,11 +217,11 @@ class _Graph:
             found = self.node("Add", [found, places], "words/placed")
         return found
 
-    def layer(self, number: int, x: str, seqlens: str, total: str) -> str:
+    def layer(self, number: int, stream: Stream, seqlens: str, total: str) -> Stream:
         """Hidden states after this layer; its keys and values become inputs and outputs of the graph."""
         shape, layer = self.stored.shape, self.stored.layers[number]
         at = f"layer.{number}"
-        normed = self.norm(x, f"{layer.key}/norm", f"{at}/normed")
+        x, normed = self.added_norm(stream, f"{layer.key}/norm", f"{at}/normed")
         qkv = self.linear(normed, layer.qkv, f"{at}/qkv")
         cache: list[int | str] = [1, shape.kv_heads, "past", shape.head_size]
         kept: list[int | str] = [1, shape.kv_heads, "total", shape.head_size]
@@ -234,27 +252,29 @@ class _Graph:
         attended = self.linear(f"{at}/attended", layer.out, f"{at}/attention")
         if shape.parallel:
             beside = self._feed_forward(normed, layer, at)
-            both = self.node("Add", [attended, beside], f"{at}/both")
-            return self.node("Add", [x, both], f"{at}/hidden")
-        middle = self.node("Add", [x, attended], f"{at}/middle")
-        normed = self.norm(middle, f"{layer.key}/mlp_norm", f"{at}/mlp_normed")
-        return self.node("Add", [middle, self._feed_forward(normed, layer, at)], f"{at}/hidden")
+            return x, self.node("Add", [attended, beside], f"{at}/both")
+        middle, normed = self.added_norm((x, attended), f"{layer.key}/mlp_norm", f"{at}/mlp_normed")
+        return middle, self._feed_forward(normed, layer, at)
 
     def _feed_forward(self, x: str, layer: StoredLayer, at: str) -> str:
         shape = self.stored.shape
         if shape.gated:
-            size = shape.intermediate_size
-            gate = self.linear(x, layer.up, f"{at}/gate", (0, size))
-            wide = self.linear(x, layer.up, f"{at}/up", (size, 2 * size))
-            gate = self._activated(gate, f"{at}/gated")
-            inner = self.node("Mul", [gate, wide], f"{at}/inner")
+            inner = self.gated(x, layer.up, at, shape.activation)
         else:
             wide = self.linear(x, layer.up, f"{at}/up")
-            inner = self._activated(wide, f"{at}/inner")
+            inner = self._activated(wide, shape.activation, f"{at}/inner")
         return self.linear(inner, layer.down, f"{at}/down")
 
-    def _activated(self, x: str, to: str) -> str:
-        kind = self.stored.shape.activation
+    def gated(self, x: str, up: Matrix, at: str, activation: Activation) -> str:
+        """act(gate x) * up x, of a matrix with the rows of the gate, then of up."""
+        # one large product is faster than two
+        both = self.linear(x, up, f"{at}/gate_up")
+        gate, wide = f"{at}/gate", f"{at}/up"
+        self.node("Split", [both], gate, wide, axis=-1, num_outputs=2)
+        gate = self._activated(gate, activation, f"{at}/gated")
+        return self.node("Mul", [gate, wide], f"{at}/inner")
+
+    def _activated(self, x: str, kind: Activation, to: str) -> str:
         if kind == "silu":
             return self.microsoft("QuickGelu", [x], to, alpha=1.0)
         if kind == "gelu_tanh":
@@ -263,9 +283,9 @@ class _Graph:
             return self.microsoft("Gelu", [x], to)
         return self.node("Relu", [x], to)
 
-    def state(self, hidden: str, to: str) -> str:
+    def state(self, stream: Stream, to: str) -> str:
         """What the head takes: hidden states after the last norm."""
-        return self.norm(hidden, "last_norm", to)
+        return self.added_norm(stream, "last_norm", to)[1]
 
     def logits(self, state: str, to: str) -> str:
         stored = self.stored
@@ -301,14 +321,14 @@ def write_segment(stored: Stored, path: Path, start: int, end: int) -> None:
         x = graph.words(ids, positions)
     seqlens = graph.takes("seqlens_k", _INT32, [1])
     total = graph.takes("total_sequence_length", _INT32, [1])
+    stream: Stream = (x, None)
     for number in range(start, end):
-        x = graph.layer(number, x, seqlens, total)
+        stream = graph.layer(number, stream, seqlens, total)
     if end == shape.layers:
-        graph.state(x, "state")
+        graph.node("Identity", [graph.state(stream, "last/state")], "state")
         graph.gives("state", [1, "tokens", shape.width])
     else:
-        # a layer's own name would differ between segments
-        graph.node("Identity", [x], "hidden_out")
+        graph.node("Add", [part for part in stream if part is not None], "hidden_out")
         graph.gives("hidden_out", [1, "tokens", shape.width])
     graph.save(path)
 
@@ -321,13 +341,9 @@ def write_exit(stored: Stored, path: Path, exit: StoredExit, controller: Matrix)
     scaled = graph.node("Mul", [hidden, graph.weight(f"{exit.key}/scale")], "scaled")
     x = graph.node("Add", [scaled, graph.weight(f"{exit.key}/shift")], "shifted")
     normed = graph.norm(x, f"{exit.key}/norm", "normed")
-    inner = exit.up.rows // 2
-    gate = graph.linear(normed, exit.up, "gate", (0, inner))
-    wide = graph.linear(normed, exit.up, "up", (inner, 2 * inner))
-    gate = graph.microsoft("QuickGelu", [gate], "gated", alpha=1.0)
-    product = graph.node("Mul", [gate, wide], "inner")
+    product = graph.gated(normed, exit.up, "exit", "silu")
     added = graph.linear(product, exit.down, "down")
-    state = graph.state(graph.node("Add", [x, added], "adapted"), "state")
+    state = graph.node("Identity", [graph.state((x, added), "adapted")], "state")
     chosen = graph.linear(state, controller, "chosen")
     graph.node("Softmax", [chosen], "decision", axis=-1)
     graph.gives("state", [1, "tokens", shape.width])
@@ -401,8 +417,9 @@ def write_whole(stored: Stored, path: Path) -> None:
     last = graph.node("Sub", [summed, one], "mask/last")
     seqlens = graph.node("Cast", [last], "mask/seqlens", to=_INT32)
     x = graph.words(ids, positions)
+    stream: Stream = (x, None)
     for number in range(shape.layers):
-        x = graph.layer(number, x, seqlens, total)
-    graph.logits(graph.state(x, "state"), "logits")
+        stream = graph.layer(number, stream, seqlens, total)
+    graph.logits(graph.state(stream, "state"), "logits")
     graph.gives("logits", [1, "tokens", shape.vocab_size])
     graph.save(path)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from codemill.errors import BundleError
 from codemill.runtime.bundle import Manifest
-from codemill.runtime.completion.decoding import COMPLETION, decoding_of
+from codemill.runtime.completion.decoding import COMPLETION, Decoding, Exit, decoding_of
 from codemill.runtime.completion.document import KEPT_END, Document
 from codemill.runtime.completion.ending import Growing, Mode
 from codemill.runtime.completion.lookup import Costs, Drafts
@@ -140,7 +140,7 @@ class Completer(LoadedModel):
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
-        exits: bool = True,
+        exits: bool | Sequence[tuple[float | None, float | None]] = True,
         drafts: bool = True,
         buffers: Sequence[str] = (),
         cancel: Cancel | None = None,
@@ -149,8 +149,9 @@ class Completer(LoadedModel):
 
         mode `line` ends with the line, `block` where a line is indented less than the prefix's last; `stop` are texts
         that end it. temperature 0 takes the likeliest token each time; otherwise `top_p` and `seed` say how one is
-        drawn. exits: whether tokens may leave early, and what is uncertain be given up; drafts: whether tokens are
-        looked up in the prompt and in `buffers` (texts of other open files, the nearest first). cancel: a
+        drawn. exits: whether tokens may leave early, and what is uncertain be given up; or, for each exit, bounds in
+        the place of the bundle's: from which probabilities on it is left, and given up, None: never. drafts: whether
+        tokens are looked up in the prompt and in `buffers` (texts of other open files, the nearest first). cancel: a
         threading.Event; it takes effect within a token.
 
         Raises ValueError for values out of range, and for a suffix where the bundle does not fill; BundleError where a
@@ -186,7 +187,7 @@ class Completer(LoadedModel):
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
-        exits: bool = True,
+        exits: bool | Sequence[tuple[float | None, float | None]] = True,
         drafts: bool = True,
         buffers: Sequence[str] = (),
         cancel: Cancel | None = None,
@@ -214,7 +215,7 @@ class Completer(LoadedModel):
         settings = Settings(
             choose=Sampler(temperature, top_p, seed),
             max_tokens=max_tokens,
-            exits=decoding.exits if exits else (),
+            exits=_bounds(decoding, exits),
             drafts=Drafts(self._costs) if drafts else None,
             costs=self._costs,
             others=[self._buffer(text) for text in buffers[:_BUFFERS]] if drafts else (),
@@ -314,6 +315,27 @@ class Completer(LoadedModel):
             self._kept.append(document)
             while sum(kept.cache.size_bytes for kept in self._kept) > self.memory_bytes:
                 del self._kept[0]
+
+
+def _bounds(
+    decoding: Decoding, asked: bool | Sequence[tuple[float | None, float | None]]
+) -> tuple[Exit, ...]:
+    """The exits with the bounds that are asked for."""
+    if isinstance(asked, bool):
+        return decoding.exits if asked else ()
+    places = [item.layer for item in decoding.exits]
+    if len(asked) != len(places):
+        raise ValueError(
+            f"exits should be True, False or a pair of bounds for each of the exits after layers {places}, found "
+            f"{len(asked)}"
+        )
+    for pair in asked:
+        for value in pair:
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(
+                    f"a bound of an exit should be a probability from 0 to 1, or None for never, found {value!r}"
+                )
+    return tuple(Exit(layer, *pair) for layer, pair in zip(places, asked, strict=True))
 
 
 def _last(text: str, most: int) -> int:

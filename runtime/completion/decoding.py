@@ -24,9 +24,20 @@ from codemill.runtime.values import check_number, check_whole, kind_of
 if TYPE_CHECKING:
     from codemill.runtime.bundle import Manifest, Variant
 
-__all__ = ["COMPLETION", "Decoding", "Exit", "Fill", "Rotary", "check_decoding", "decoding_of"]
+__all__ = [
+    "COMPLETION",
+    "DECISIONS",
+    "Decoding",
+    "Exit",
+    "Fill",
+    "Rotary",
+    "check_decoding",
+    "decoding_of",
+]
 
 COMPLETION = "completion"
+DECISIONS = 3
+"""Of a controller: to stop, to exit, to continue."""
 _LARGEST_VOCABULARY = 2**22
 _MOST_LAYERS = 1000
 _LARGEST_WIDTH = 2**16

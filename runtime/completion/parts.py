@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from codemill.errors import BundleError
 from codemill.runtime.bundle import plain
 from codemill.runtime.completion.cache import Cache
-from codemill.runtime.completion.decoding import Decoding
+from codemill.runtime.completion.decoding import DECISIONS, Decoding
 from codemill.runtime.session import Binding, OnnxSession
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ Row = NDArray[np.float32]
 _FLOAT, _INT32, _INT64 = "tensor(float)", "tensor(int32)", "tensor(int64)"
 _IDS, _HIDDEN, _PLACES, _STATE, _NEXT = "input_ids", "hidden", "position_ids", "state", "hidden_out"
 _LAST, _TOTAL, _DECISION, _LOGITS = "seqlens_k", "total_sequence_length", "decision", "logits"
-DECISIONS = 3
-"""What a controller chooses between: to stop, to exit, to continue."""
 
 
 class Backend(Protocol):
@@ -127,7 +125,10 @@ class OnnxParts:
     def logits(self, state: Row) -> Row:
         """By the head, checked for numbers that are none."""
         (found,) = self._head.outputs_for({_STATE: state[None]}, (_LOGITS,))
-        _check(found, (1, len(state), self.decoding.vocab_size), self._head.path)
+        shape = (1, len(state), self.decoding.vocab_size)
+        # the largest is not finite where any is not a number
+        if found.dtype != np.float32 or found.shape != shape or not np.isfinite(found.max()):
+            raise BundleError(_said_wrong(found, shape, self._head.path))
         rows: Row = found[0]
         return rows
 
@@ -255,6 +256,8 @@ def _check_inputs(session: OnnxSession, expected: dict[str, str], given: set[str
 
 def _check(found: Row, shape: tuple[int, ...], path: str) -> None:
     if found.dtype != np.float32 or found.shape != shape or not np.isfinite(found).all():
-        raise BundleError(
-            f"{path} gave numbers of shape {list(found.shape)}, or some that are not finite; expected {list(shape)}"
-        )
+        raise BundleError(_said_wrong(found, shape, path))
+
+
+def _said_wrong(found: Row, shape: tuple[int, ...], path: str) -> str:
+    return f"{path} gave numbers of shape {list(found.shape)}, or some that are not finite; expected {list(shape)}"

@@ -14,6 +14,8 @@ import pytest
 from codemill.compress.recipe import parse_recipe
 from codemill.compress.run import stages_of
 
+from .complete.small import write_decoder_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -37,7 +39,7 @@ def now() -> dict[str, dict[str, str]]:
 
 
 def test_every_stage_is_locked_at_its_version(
-    made_model: Path, pairs_file: Path, now: dict[str, dict[str, str]]
+    made_model: Path, pairs_file: Path, now: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
     values = {
         "name": "x",
@@ -52,6 +54,11 @@ def test_every_stage_is_locked_at_its_version(
         f"classifier/{stage.name} {stage.version}"
         for stage in stages_of(parse_recipe(labelled))
         if stage.name != "search"
+    ]
+    completes = {**values, "task": "completion"}
+    completes["teacher"] = {"model": str(write_decoder_folder(tmp_path / "decoder"))}
+    found += [
+        f"completion/{stage.name} {stage.version}" for stage in stages_of(parse_recipe(completes))
     ]
     assert found == list(now)
 

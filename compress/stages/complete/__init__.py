@@ -1,0 +1,1 @@
+"""The stages of a model that completes code."""

@@ -1,0 +1,180 @@
+"""Stage `benchmark` of completion: the bundle and the unmodified teacher complete the test's lines; report.json, .html.
+
+Engines: the teacher at full depth, and the bundle at full depth, with exits, and with exits and look-up drafts; where
+tokens may be given up, that too. Each is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from codemill import __version__
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages.bench import REPORT, corpus_facts, stage_times
+from codemill.compress.stages.bundle import BUNDLE
+from codemill.compress.stages.complete.bundle import THRESHOLDS, evaluation_of, variant_of
+from codemill.compress.stages.complete.labels import is_cut, open_decoder_of
+from codemill.runtime import read_manifest, size_bytes, verify_bundle
+from codemill.targets.completion_benchmark import (
+    CompletionEngine,
+    CompletionReport,
+    ExitFacts,
+    ThresholdPoint,
+    benchmark_completion,
+    write_completion_report,
+)
+from codemill.targets.completion_page import render_completion
+from codemill.targets.engine import bundle_engine
+from codemill.targets.environment import this_environment
+from codemill.targets.report import BundleSummary, Limit, TrainingPoint, limit
+
+__all__ = ["VERSION", "stage"]
+
+VERSION = 1
+TEACHER = "teacher, full depth"
+FULL = "bundle, full depth"
+EXITS = "bundle, exits"
+BOTH = "bundle, exits and drafts"
+STOPS = "bundle, exits, drafts, giving up"
+
+
+def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) -> Stage:
+    """Depends on the bundle, the lines, and the machine."""
+    settings = {
+        "max_tokens": recipe.complete.max_new_tokens,
+        "quality": recipe.quality.made_of(),
+        "budget": recipe.budget.model_dump(),
+        "threads": threads,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        _measure(recipe, threads, inputs, folder, report)
+
+    return Stage("benchmark", VERSION, tuple(earlier), settings, ("onnxruntime",), work, machine)
+
+
+def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
+    bundle, variant = inputs["bundle"] / BUNDLE, variant_of(recipe)
+    thresholds = json.loads((inputs["bundle"] / THRESHOLDS).read_text())
+    environment = this_environment()
+    own = bundle_engine(bundle, variant, threads, name="bundle")
+    plain = {"exits": False, "drafts": False}
+    point = next((x for x in thresholds["curve"] if x["rate"] == thresholds["chosen"]), None)
+    engines = [CompletionEngine(FULL, own, plain)]
+    if point is not None:
+        leave = [(item, None) for item in point["bounds"]]
+        engines.append(CompletionEngine(EXITS, own, {"exits": leave, "drafts": False}))
+    else:
+        leave = []
+    both = {"exits": leave or False, "drafts": True}
+    engines.append(CompletionEngine(BOTH, own, both))
+    if any(item is not None for item in thresholds["stop"] or ()):
+        leaves = [item for item, _ in leave] or [None] * len(thresholds["stop"])
+        pairs = list(zip(leaves, thresholds["stop"], strict=True))
+        engines.append(CompletionEngine(STOPS, own, {"exits": pairs, "drafts": True}))
+    baseline = FULL
+    if is_cut(recipe):
+        report(0.0, "writing the teacher's graphs")
+        teacher = _teacher(recipe, folder / "teacher")
+        found = bundle_engine(teacher, variant, threads, name="teacher")
+        engines.insert(0, CompletionEngine(TEACHER, replace(found, role="teacher"), plain))
+        baseline = TEACHER
+    results = benchmark_completion(
+        engines,
+        evaluation_of(recipe, inputs["corpus"], "test"),
+        baseline,
+        recipe.complete.max_new_tokens,
+        report,
+    )
+    shutil.rmtree(folder / "teacher", ignore_errors=True)
+    exits = json.loads((inputs["exits"] / "exits.json").read_text())
+    manifest = read_manifest(bundle)
+    size = size_bytes(bundle, variant)
+    made = CompletionReport(
+        schema=1,
+        codemill=__version__,
+        created_at=environment.measured_at,
+        title=recipe.name,
+        task=recipe.task,
+        bundle=BundleSummary(
+            recipe.name, verify_bundle(bundle), variant, size, dict(manifest.architecture)
+        ),
+        bundle_engine=BOTH,
+        baseline=baseline,
+        evaluation=f"{len(manifest.exits)} exits; lines of the "
+        + ("standard library" if recipe.data.source == "installed" else "held-out files"),
+        engines=results,
+        environment=environment,
+        exits=tuple(
+            ExitFacts(layer, agrees, right)
+            for layer, agrees, right in zip(
+                exits["layers"], exits.get("agrees", ()), exits.get("right", ()), strict=True
+            )
+        ),
+        never_right=exits.get("never_right"),
+        curve=tuple(
+            ThresholdPoint(
+                item["rate"],
+                item["loss"],
+                item["speedup"],
+                item["figures"]["layers_mean"],
+                item["rate"] == thresholds["chosen"],
+            )
+            for item in thresholds["curve"]
+        ),
+        limits=tuple(_limits(recipe, size, results)),
+        recipe=recipe.model_dump(mode="json"),
+        provenance=dict(manifest.provenance) | {"corpus": corpus_facts(inputs["corpus"])},
+        stages=tuple(stage_times(inputs)),
+        training=tuple(_training(recipe, inputs)),
+    )
+    write_completion_report(folder / REPORT, made)
+    render_completion(made, folder / "report.html")
+
+
+def _teacher(recipe: Recipe, folder: Path) -> Path:
+    """The teacher as it is, at the bundle's precision."""
+    from codemill.export.decoder.bundle import write_completion
+
+    with open_decoder_of(recipe.model) as model:
+        write_completion(
+            model.weights,
+            folder,
+            name="teacher",
+            tokenizer_json=model.tokenizer_json,
+            prompting=model.prompting,
+            max_tokens=recipe.student.max_tokens,
+            precisions=(recipe.complete.precision,),
+        )
+    return folder
+
+
+def _limits(recipe: Recipe, size: int, results: Sequence[Any]) -> list[Limit]:
+    found = []
+    if recipe.budget.size_bytes is not None:
+        found.append(limit("size_bytes", "at most", recipe.budget.size_bytes, size))
+    if recipe.quality.min_kept:
+        own = next(item for item in results if item.name == BOTH)
+        lost = own.exact_match_loss
+        found.append(
+            limit(
+                "quality_kept",
+                "at least",
+                recipe.quality.min_kept,
+                1.0 if lost is None else 1 - lost.value,
+                "of the baseline's exact match",
+            )
+        )
+    return found
+
+
+def _training(recipe: Recipe, inputs: Folders) -> list[TrainingPoint]:
+    path = inputs["student"] / "student.json" if is_cut(recipe) else inputs["exits"] / "exits.json"
+    points = json.loads(path.read_text()).get("points", ())
+    return [TrainingPoint(point["step"], point["loss"], point["metric"]) for point in points]

@@ -1,0 +1,204 @@
+"""Stage `bundle` of completion: the decoder with its exits as files, thresholds chosen on them, one bundle folder.
+
+Thresholds come from held-out files: for several rates of changed tokens, what leaves early is known from the tokens;
+what that costs is measured on completed lines. The fastest whose loss is within `exits.max_loss` ships; where none is,
+exits ship unused. Writes bundle/ and thresholds.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codemill import __version__
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages.bundle import BUNDLE, EVALUATION, check_size, shown
+from codemill.compress.stages.complete.corpus import read_places
+from codemill.compress.stages.complete.exits import read_exits
+from codemill.compress.stages.complete.labels import is_cut, model_identity, open_decoder
+from codemill.runtime import load_completer
+
+if TYPE_CHECKING:
+    from codemill.targets.completion import CompletionFigures
+
+__all__ = ["THRESHOLDS", "VERSION", "evaluation_of", "stage", "variant_of"]
+
+VERSION = 1
+THRESHOLDS = "thresholds.json"
+_RATES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+Bounds = list[tuple[float | None, float | None]]
+
+
+def stage(recipe: Recipe, threads: int, machine: str, keys: dict[str, str]) -> Stage:
+    """Depends on the exits, and on this machine, on which the fastest is found."""
+    complete = recipe.complete
+    settings = {
+        "recipe": shown(recipe),
+        "codemill": __version__,
+        "max_loss": recipe.exits.max_loss,
+        "max_tokens": recipe.student.max_tokens,
+        "complete": [complete.precision, complete.max_new_tokens, complete.stop_right],
+        "threads": threads,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        _bundle(recipe, threads, keys, inputs, folder, report)
+
+    needed = ("corpus", *(("student",) if is_cut(recipe) else ()), "labels", "exits")
+    libraries = ("onnxruntime", "onnx", "tokenizers")
+    return Stage("bundle", VERSION, needed, settings, libraries, work, machine, findings=_findings)
+
+
+def variant_of(recipe: Recipe) -> str:
+    """The one variant's name."""
+    return f"cpu-{recipe.complete.precision}"
+
+
+def evaluation_of(recipe: Recipe, corpus: Path, name: str) -> Any:
+    """The places of `calibration` or `test`."""
+    from codemill.targets.completion import CompletionEvaluation
+
+    places = read_places(corpus, name)
+    source = "standard library" if recipe.data.source == "installed" else "held-out files"
+    return CompletionEvaluation(
+        source, tuple(place.prefix for place in places), tuple(place.line for place in places)
+    )
+
+
+def _findings(folder: Path) -> str:
+    found = json.loads((folder / THRESHOLDS).read_text())
+    chosen = found["chosen"]
+    if chosen is None:
+        return "no thresholds save time within exits.max_loss: exits ship unused"
+    point = next(item for item in found["curve"] if item["rate"] == chosen)
+    return (
+        f"{point['speedup']:.2f}x as fast as full depth at {point['loss']:.2%} loss on held-out lines, "
+        f"{point['figures']['layers_mean']:.1f} layers a token"
+    )
+
+
+def _bundle(
+    recipe: Recipe,
+    threads: int,
+    keys: dict[str, str],
+    inputs: Folders,
+    folder: Path,
+    report: Report,
+) -> None:
+    from codemill.export.decoder.bundle import write_completion
+    from codemill.targets.completion import write_completion_evaluation
+
+    bundle, complete = folder / BUNDLE, recipe.complete
+    shutil.rmtree(bundle, ignore_errors=True)
+    exits = read_exits(recipe, inputs)
+    report(0.0, "writing the graphs")
+
+    def write(bounds: Bounds) -> None:
+        with open_decoder(recipe, inputs) as model:
+            write_completion(
+                model.weights,
+                bundle,
+                name=recipe.name,
+                tokenizer_json=model.tokenizer_json,
+                prompting=model.prompting,
+                max_tokens=recipe.student.max_tokens,
+                precisions=(complete.precision,),
+                exits=exits,
+                bounds=bounds,
+                license=recipe.license,
+                provenance=_provenance(recipe, keys),
+            )
+
+    count = 0 if exits is None else len(exits.adapters)
+    unused: Bounds = [(None, None)] * count
+    write(unused)
+    found: dict[str, Any] = {"curve": [], "chosen": None, "stop": None}
+    if count:
+        found = _chosen(recipe, threads, inputs, bundle, report)
+        if found["chosen"] is not None or found["stop"] is not None:
+            point = next((x for x in found["curve"] if x["rate"] == found["chosen"]), None)
+            leave = [None] * count if point is None else point["bounds"]
+            stop = found["stop"] if complete.stop_right is not None else [None] * count
+            write([(a, b) for a, b in zip(leave, stop or [None] * count, strict=True)])
+    write_completion_evaluation(
+        bundle / EVALUATION, evaluation_of(recipe, inputs["corpus"], "test")
+    )
+    check_size(recipe, bundle, variant_of(recipe))
+    (folder / THRESHOLDS).write_text(json.dumps(found, indent=1))
+
+
+def _chosen(
+    recipe: Recipe, threads: int, inputs: Folders, bundle: Path, report: Report
+) -> dict[str, Any]:
+    """The curve of loss against speed over thresholds, and the fastest within the bound."""
+    from codemill.compress.exits.controller import rate_thresholds, stop_thresholds
+    from codemill.targets.completion import complete_places, figures_of
+
+    seen = np.load(inputs["exits"] / "chances.npz", allow_pickle=False)
+    bounds = {rate: rate_thresholds(seen["chances"], seen["agrees"], rate) for rate in _RATES}
+    settings: dict[str, Any] = {"full": {"exits": False, "drafts": False}}
+    for rate, thresholds in bounds.items():
+        if any(item is not None for item in thresholds):
+            pairs = [(item, None) for item in thresholds]
+            settings[str(rate)] = {"exits": pairs, "drafts": False}
+    places = evaluation_of(recipe, inputs["corpus"], "calibration")
+    with load_completer(bundle, threads=threads) as model:
+        completed = complete_places(
+            model,
+            places,
+            settings,
+            recipe.complete.max_new_tokens,
+            lambda share: report(share, "completing held-out lines at several thresholds"),
+        )
+    figures = {name: figures_of(items, places.lines) for name, items in completed.items()}
+    full = figures["full"]
+    curve: list[dict[str, Any]] = []
+    for rate, thresholds in bounds.items():
+        point = figures.get(str(rate))
+        if point is not None:
+            curve.append(
+                {
+                    "rate": rate,
+                    "bounds": thresholds,
+                    "loss": _loss(point, full),
+                    "speedup": full.completion_ms_mean / point.completion_ms_mean,
+                    "figures": asdict(point),
+                }
+            )
+    within = [
+        item for item in curve if item["loss"] <= recipe.exits.max_loss and item["speedup"] > 1
+    ]
+    best = max(within, key=lambda item: item["speedup"], default=None)
+    stop = None
+    if recipe.complete.stop_right is not None:
+        stop = stop_thresholds(seen["chances"], seen["right"], recipe.complete.stop_right)
+    return {
+        "full": asdict(full),
+        "curve": curve,
+        "chosen": None if best is None else best["rate"],
+        "stop": stop,
+    }
+
+
+def _loss(found: CompletionFigures, full: CompletionFigures) -> float:
+    """The larger of the relative losses of exact match and of ROUGE-L."""
+    pairs = ((found.exact_match, full.exact_match), (found.rouge_l, full.rouge_l))
+    return max(1 - a / b if b else 0.0 for a, b in pairs)
+
+
+def _provenance(recipe: Recipe, keys: dict[str, str]) -> dict[str, Any]:
+    from importlib import metadata
+
+    packages = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
+    return {
+        "recipe": shown(recipe),
+        "teacher": {"model": shown(recipe)["teacher"]["model"], "sha256": model_identity(recipe)},
+        "stages": {name: key[:16] for name, key in keys.items()},
+        "packages": {name: metadata.version(name) for name in packages},
+    }

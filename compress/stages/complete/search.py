@@ -1,0 +1,188 @@
+"""Stage `search` of completion: the student's shape and tokens, the most operations in its layers that fit the budget.
+
+Layers, vocabulary and intermediate size are searched; width and heads stay the teacher's, so that its layers can be
+copied. The head's products are not counted: a large vocabulary would win by them, and says nothing that a smaller one
+cannot say in a few more tokens. Of shapes with equal layers the largest vocabulary that fits is taken.
+Writes architecture.json, tokenizer.json and tokens.json (the teacher's id of each token).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codemill.compress.architecture import Architecture
+from codemill.compress.budget import Budget
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages.complete.corpus import read_texts
+from codemill.compress.stages.complete.labels import model_identity, open_decoder_of
+from codemill.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["VERSION", "read_shape", "stage"]
+
+VERSION = 1
+_VOCABULARIES = (6144, 8192, 12_288, 16_384, 24_576, 32_768)
+_CONTEXT = 256
+"""Tokens that a token attends to when operations are counted."""
+_COUNTED = 2000
+"""Texts that tell how often tokens are used."""
+_BESIDE = 40_000
+"""Bytes of the manifest, and of graphs of exits and projections."""
+_BITS = {"int4": 4, "int8": 8, "fp32": 32}
+
+
+def stage(recipe: Recipe) -> Stage:
+    """Depends on the teacher, the corpus, the budget and the choices."""
+    search = recipe.search
+    settings = {
+        "model": model_identity(recipe),
+        "budget": recipe.budget.size_bytes,
+        "vocab_sizes": search.vocab_sizes,
+        "layers": search.layers,
+        "intermediate_sizes": search.intermediate_sizes,
+        "precision": recipe.complete.precision,
+        "adapter_size": recipe.complete.adapter_size,
+        "max_tokens": recipe.student.max_tokens,
+        "seed": recipe.seed,
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        _search(recipe, inputs["corpus"], folder, report)
+
+    return Stage(
+        "search", VERSION, ("corpus",), settings, ("tokenizers", "pygad"), work, findings=_findings
+    )
+
+
+def _findings(folder: Path) -> str:
+    found = json.loads((folder / "architecture.json").read_text())
+    shape = found["architecture"]
+    return (
+        f"{shape['layers']} layers ({', '.join(map(str, shape['copied_layers']))}) x {shape['hidden_size']}, "
+        f"intermediate size {shape['intermediate_size']}, {shape['vocab_size']:,} tokens: "
+        f"{found['size_bytes'] / 1e6:.1f} MB estimated, texts {found['growth']:.3f} times as long as the teacher's; "
+        f"the best of {found['space']:,} shapes"
+    )
+
+
+@dataclass
+class _Costs:
+    """Sizes and operations by shape; what a vocabulary takes is looked up."""
+
+    tokenizer_bytes: Callable[[int], int]
+    adapters: int
+    latency_ms: Callable[[Architecture], float] | None = field(default=None)
+
+    def gflops(self, architecture: Architecture) -> float:
+        """1e9 operations of a token in the layers."""
+        from codemill.compress.search.decoder import gflops_per_token
+
+        head = 2 * architecture.hidden_size * architecture.vocab_size / 1e9
+        return gflops_per_token(architecture, _CONTEXT) - head
+
+    def size_bytes(self, architecture: Architecture) -> int:
+        """What ships."""
+        from codemill.compress.search.decoder import graph_bytes
+
+        sizes: Any = architecture.vocab_size
+        tokenizer: Any = np.vectorize(self.tokenizer_bytes)(sizes)
+        found: int = graph_bytes(architecture) + tokenizer + self.adapters + _BESIDE
+        return found
+
+
+def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
+    from tokenizers import Tokenizer
+
+    from codemill.compress.models.bpe import length_growth
+    from codemill.compress.models.vocabulary import Pruned
+    from codemill.compress.models.wordpiece import count_tokens
+    from codemill.compress.search.decoder import DecoderSpace
+    from codemill.compress.search.genetic import search
+
+    with open_decoder_of(recipe.model) as model:
+        shape, tokenizer_json = model.weights.shape, model.tokenizer_json
+        prompting = model.prompting
+    if shape.family != "llama" or shape.rank is not None:
+        raise RecipeError(
+            f"teacher.model is a {shape.family}; students that complete are cut out of Llama-style decoders so far: "
+            "take one, or student.init: whole"
+        )
+    texts = read_texts(corpus, "train")[:_COUNTED]
+    held_out = read_texts(corpus, "validation")
+    report(0.0, "counting tokens")
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    ids = (*prompting.begin, *prompting.end, *(prompting.fill or ()))
+    marks = [tokenizer.id_to_token(number) for number in dict.fromkeys(ids)]
+    vocabulary = Pruned(tokenizer_json, count_tokens(tokenizer_json, texts), marks)
+    sizes = tuple(
+        size for size in recipe.search.vocab_sizes or _VOCABULARIES if size <= vocabulary.most
+    )
+    made: dict[int, tuple[int, float]] = {}
+    for number, size in enumerate(sizes):
+        found = vocabulary.at(size).tokenizer_json
+        made[size] = len(found.encode()), length_growth(tokenizer_json, found, held_out)
+        report(
+            (number + 1) / (len(sizes) + 1),
+            f"{size:,} tokens: texts {made[size][1]:.2f} times as long",
+        )
+    layers = recipe.search.layers or tuple(range(2, shape.layers + 1))
+    inner = shape.intermediate_size
+    space = DecoderSpace(
+        vocab_sizes=sizes,
+        embedding_ranks=(None,),
+        hidden_sizes=(shape.width,),
+        layers=tuple(item if isinstance(item, int) else len(item) for item in layers),
+        head_sizes=(shape.head_size,),
+        group_sizes=(shape.heads // shape.kv_heads,),
+        intermediate_sizes=recipe.search.intermediate_sizes
+        or tuple(dict.fromkeys(max(32, inner * part // 6 // 32 * 32) for part in (3, 4, 5, 6))),
+        max_tokens=recipe.student.max_tokens,
+        bits=(_BITS[recipe.complete.precision],),
+    )
+    adapter = recipe.complete.adapter_size or shape.width
+    costs = _Costs(
+        lambda size: made[size][0],
+        # three exits at most, a gate and two products each, a little more than a byte a weight
+        3 * 3 * adapter * shape.width,
+    )
+    result = search(space, Budget(size_bytes=recipe.budget.size_bytes), costs, recipe.seed)
+    best = result.best
+    chosen = _with_layers(best.architecture, layers, shape.layers)
+    kept = vocabulary.at(chosen.vocab_size)
+    (folder / "tokenizer.json").write_text(kept.tokenizer_json, encoding="utf-8")
+    (folder / "tokens.json").write_text(json.dumps(list(kept.kept)))
+    facts = {
+        "architecture": chosen.to_json(),
+        "size_bytes": best.size_bytes,
+        "gflops": best.gflops,
+        "growth": made[chosen.vocab_size][1],
+        "vocabularies": {str(size): found for size, found in made.items()},
+        "space": space.size,
+    }
+    (folder / "architecture.json").write_text(json.dumps(facts, indent=1))
+
+
+def _with_layers(architecture: Architecture, choices: Any, of: int) -> Architecture:
+    """Which layers are copied: those that were listed, or as many, evenly, the first and the last among them."""
+    listed = [
+        item for item in choices if not isinstance(item, int) and len(item) == architecture.layers
+    ]
+    even = np.linspace(0, of - 1, architecture.layers).round().astype(int).tolist()
+    copied = tuple(listed[0]) if listed else tuple(even)
+    return Architecture(**{**architecture.to_json(), "copied_layers": copied})
+
+
+def read_shape(folder: Path) -> tuple[Architecture, str, list[int]]:
+    """The architecture, its tokenizer and the teacher's id of each token."""
+    facts = json.loads((folder / "architecture.json").read_text())
+    kept = json.loads((folder / "tokens.json").read_text())
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return Architecture.from_json(facts["architecture"]), text, kept

@@ -1,0 +1,232 @@
+"""Stage `student` of completion: cut out of the teacher, distilled on its likeliest tokens, its exits with it.
+
+The teacher reads the student's own tokens, which are some of its own, and labels each of them once. Exits learn
+together with the layers, so that leaving early is natural to them (LITE, 2310.18581; GREEN-CODE, 2501.11006). Writes
+student/ (a Llama of transformers with its tokenizer), exits.safetensors and student.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codemill.compress.compute import Compute
+from codemill.compress.pipeline import Folders, Report, Stage
+from codemill.compress.recipe import Recipe
+from codemill.compress.stages.complete.corpus import read_texts
+from codemill.compress.stages.complete.exits import write_exits
+from codemill.compress.stages.complete.labels import STUDENT, after_of, model_identity, pieces_of
+from codemill.compress.stages.complete.search import read_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codemill.compress.distill.token_labels import Labeller, TokenLabels
+
+__all__ = ["VERSION", "stage"]
+
+VERSION = 1
+_FACTS = "student.json"
+_AT_ONCE = 16
+"""Pieces that the teacher reads at once."""
+_EXIT_WEIGHT = 0.5
+"""Of all exits together, the last layer weighing 1."""
+_LABEL_SHARE = 0.35
+"""Of the stage's time, about."""
+_VALIDATED = 32
+_DISTIL = ("epochs", "learning_rate", "warmup", "validations", "patience")
+
+
+def stage(recipe: Recipe, compute: Compute) -> Stage:
+    """Depends on the shape, the corpus, the teacher and on how the student is trained."""
+    complete = recipe.complete
+    settings = {
+        "model": model_identity(recipe),
+        "after": recipe.exits.after,
+        "distill": {name: getattr(recipe.distill, name) for name in _DISTIL},
+        "complete": [
+            *(complete.adapter_size, complete.gold, complete.batch_tokens),
+            *(complete.piece_tokens, complete.likeliest),
+        ],
+        "seed": recipe.seed,
+        "compute": asdict(compute),
+    }
+
+    def work(inputs: Folders, folder: Path, report: Report) -> None:
+        _train(recipe, compute, inputs, folder, report)
+
+    libraries = ("torch", "transformers", "tokenizers")
+    return Stage(
+        "student", VERSION, ("corpus", "search"), settings, libraries, work, findings=_findings
+    )
+
+
+def _findings(folder: Path) -> str:
+    found = json.loads((folder / _FACTS).read_text())
+    points = found["points"]
+    return (
+        f"{found['parameters'] / 1e6:.1f} M parameters, {found['tokens']:,} tokens seen {found['epochs']:g} times: the "
+        f"next one right in {max(point['metric'] for point in points):.1%} of held-out text (teacher "
+        f"{found['teacher']:.1%})"
+    )
+
+
+def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report) -> None:
+    import torch
+
+    from codemill.compress.distill.loop import Schedule, fit
+    from codemill.compress.distill.token_labels import label_pieces
+    from codemill.compress.exits.decoder import DecoderExits, LastHead, shared_loss
+    from codemill.compress.models.decoders import gguf_in, load_whole, resolve_decoder
+    from codemill.compress.models.llama import cut_decoder
+
+    complete = recipe.complete
+    architecture, tokenizer_json, kept = read_shape(inputs["search"])
+    path = resolve_decoder(recipe.model)
+    packed = gguf_in(path)
+    teacher: Any = (
+        load_whole(path) if packed is None else load_whole(packed.parent, gguf_file=packed.name)
+    )
+    student = cut_decoder(teacher, architecture, kept)
+    pieces = {
+        name: pieces_of(read_texts(inputs["corpus"], name), tokenizer_json, complete.piece_tokens)
+        for name in ("train", "validation")
+    }
+    pieces["validation"] = pieces["validation"][:_VALIDATED]
+    likeliest = min(complete.likeliest, len(kept))
+    label = _by_teacher(teacher.to(compute.device), kept, likeliest, compute)
+    labels = {}
+    for name, found in reversed(pieces.items()):
+        labels[name] = label_pieces(
+            label,
+            found,
+            folder / "labels" / name,
+            lambda share, what: report(_LABEL_SHARE * share, what),
+            likeliest=likeliest,
+            at_once=_AT_ONCE,
+        )
+    del teacher, label
+    after = after_of(recipe, architecture.layers)
+    width = architecture.hidden_size
+    head = student.lm_head.weight
+    last = LastHead(student.model.norm.weight, None, head, None, student.config.rms_norm_eps, "rms")
+    exits = DecoderExits(last, after, complete.adapter_size or width, recipe.seed)
+    exits.controller.requires_grad_(False)
+    both = torch.nn.ModuleDict({"student": student, "exits": exits})
+    starts = {name: np.cumsum([0, *map(len, found)]) for name, found in pieces.items()}
+    generator = torch.Generator()
+
+    def hidden(name: str, batch: Sequence[int]) -> tuple[list[Tensor], np.ndarray]:
+        """States of the last layer and of each exit, [tokens, width], and the labels' rows of these tokens."""
+        rows = np.concatenate([np.arange(starts[name][at], starts[name][at + 1]) for at in batch])
+        found = [torch.from_numpy(pieces[name][at].astype(np.int64)) for at in batch]
+        ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True).to(head.device)
+        real = torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(item), dtype=torch.bool) for item in found], batch_first=True
+        ).to(head.device)
+        # padding is behind, where causal attention never looks
+        given = student.model(input_ids=ids, use_cache=False, output_hidden_states=True)
+        states = [given.last_hidden_state[real]]
+        states += [
+            exits.state(at, given.hidden_states[layer][real]) for at, layer in enumerate(after)
+        ]
+        return states, rows
+
+    def loss_of(batch: np.ndarray) -> Tensor:
+        generator.manual_seed(recipe.seed + int(batch[0]) * 31 + int(batch[-1]))
+        kind = head.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=compute.bf16):
+            states, rows = hidden("train", batch.tolist())
+            known = labels["train"]
+            return shared_loss(
+                last,
+                states,
+                [1.0, *[_EXIT_WEIGHT / max(1, len(after))] * len(after)],
+                torch.from_numpy(known.likeliest[rows].astype(np.int64)).to(head.device),
+                torch.from_numpy(known.logits[rows]).to(head.device),
+                torch.from_numpy(known.gold[rows].astype(np.int64)).to(head.device),
+                complete.gold,
+                generator,
+            )
+
+    every = list(range(len(pieces["validation"])))
+
+    @torch.inference_mode()
+    def validate() -> float:
+        right = total = 0
+        for start in range(0, len(every), _AT_ONCE):
+            with torch.autocast(head.device.type, torch.bfloat16, enabled=compute.bf16):
+                states, rows = hidden("validation", every[start : start + _AT_ONCE])
+                said = last.logits(states[0]).argmax(-1).cpu().numpy()
+            gold = labels["validation"].gold[rows]
+            right += int((said == gold).sum())
+            total += int((gold >= 0).sum())
+        return right / total
+
+    before = validate()
+    points = fit(
+        both,
+        _batches([len(item) for item in pieces["train"]], complete.batch_tokens, recipe),
+        loss_of,
+        Schedule.of(recipe.distill, compute.bf16),
+        validate,
+        folder,
+        lambda share, what: report(_LABEL_SHARE + (1 - _LABEL_SHARE) * share, what),
+    )
+    student.save_pretrained(folder / STUDENT)
+    (folder / STUDENT / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+    write_exits(exits, folder)
+    facts = {
+        "parameters": sum(value.numel() for value in student.parameters()),
+        "tokens": int(starts["train"][-1]),
+        "epochs": recipe.distill.epochs,
+        "before": before,
+        "teacher": _right(labels["validation"]),
+        "points": [asdict(point) for point in points],
+    }
+    (folder / _FACTS).write_text(json.dumps(facts, indent=1))
+    shutil.rmtree(folder / "labels")
+
+
+def _right(labels: TokenLabels) -> float:
+    known = labels.gold >= 0
+    return float((labels.likeliest[known, 0] == labels.gold[known]).mean())
+
+
+def _by_teacher(teacher: Any, kept: Sequence[int], likeliest: int, compute: Compute) -> Labeller:
+    """By the teacher in torch, of whose tokens the student has `kept`."""
+    import torch
+
+    ids = torch.tensor(list(kept), device=teacher.device)
+    matrix = teacher.lm_head.weight.detach()[ids]
+    stack = teacher.model
+
+    @torch.inference_mode()
+    def label(pieces: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        found = [ids[torch.from_numpy(piece.astype(np.int64)).to(ids.device)] for piece in pieces]
+        padded = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=compute.bf16):
+            states = stack(input_ids=padded, use_cache=False).last_hidden_state
+            real = torch.cat([states[row, : len(piece)] for row, piece in enumerate(pieces)])
+            values, tops = torch.nn.functional.linear(real, matrix).topk(likeliest)
+        return {
+            "hidden": np.empty((len(real), 0, 0), np.float32),
+            "likeliest": tops.cpu().numpy(),
+            "logits": values.float().cpu().numpy(),
+        }
+
+    return label
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int, recipe: Recipe) -> list[np.ndarray]:
+    """Pieces of each step."""
+    from codemill.compress.distill.loop import plan_batches
+
+    size = max(1, batch_tokens // max(lengths))
+    return plan_batches(lengths, size, recipe.distill.epochs, recipe.seed)

@@ -1,0 +1,233 @@
+"""Completing lines, engine against engine: each in a process of its own, taking turns at each place; report.json.
+
+An engine is a bundle with settings: full depth, with exits, with look-up drafts. Of two engines the ratio of times is
+of all places together, with a bootstrap interval over places; so are the losses of quality.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codemill.errors import DataError
+from codemill.runtime.atomic import write_atomically
+from codemill.targets.codec import from_json, to_json
+from codemill.targets.completion import (
+    Completed,
+    CompletionEvaluation,
+    CompletionFigures,
+    figures_of,
+    in_turn,
+    scores,
+)
+from codemill.targets.engine import Engine, EngineProcess
+from codemill.targets.environment import Environment
+from codemill.targets.json_file import read_json_file
+from codemill.targets.report import BundleSummary, Limit, Stage, TrainingPoint
+from codemill.targets.resampling import Interval
+
+__all__ = [
+    "CompletionEngine",
+    "CompletionReport",
+    "CompletionResult",
+    "ThresholdPoint",
+    "benchmark_completion",
+    "read_completion_report",
+    "write_completion_report",
+]
+
+SCHEMA = 1
+_RESAMPLES = 2000
+_RATED = 12
+"""Places at which reading a prompt and decoding are timed."""
+_DECODED = 64
+
+
+@dataclass(frozen=True)
+class CompletionEngine:
+    """An engine to measure: the process that serves it, and the arguments that it completes with."""
+
+    name: str
+    engine: Engine
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CompletionResult:
+    """What was measured of one engine. Against the baseline: how many times as fast, and losses as shares of its own.
+
+    prefill and decode: tokens a second, the median of some prompts, without exits and drafts.
+    """
+
+    name: str
+    role: str
+    size_bytes: int
+    figures: CompletionFigures
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    cold_start_ms: float
+    peak_rss_bytes: int
+    speedup: Interval | None
+    exact_match_loss: Interval | None
+    rouge_l_loss: Interval | None
+
+
+@dataclass(frozen=True)
+class ThresholdPoint:
+    """One setting of the thresholds, measured on the lines that they are chosen by."""
+
+    rate: float
+    loss: float
+    speedup: float
+    layers_mean: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class ExitFacts:
+    """Of an exit: how often it says what the last layer says, and what the file says, token by token."""
+
+    layer: int
+    agrees: float
+    right: float
+
+
+@dataclass(frozen=True)
+class CompletionReport:
+    """All of report.json of a bundle that completes. baseline names the engine that others are held against."""
+
+    schema: int
+    codemill: str
+    created_at: str
+    title: str
+    task: str
+    bundle: BundleSummary
+    bundle_engine: str
+    baseline: str
+    evaluation: str
+    engines: tuple[CompletionResult, ...]
+    environment: Environment
+    exits: tuple[ExitFacts, ...] = ()
+    never_right: float | None = None
+    curve: tuple[ThresholdPoint, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    recipe: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    stages: tuple[Stage, ...] = ()
+    training: tuple[TrainingPoint, ...] = ()
+
+    def engine(self, name: str) -> CompletionResult:
+        """The result of this name."""
+        return next(item for item in self.engines if item.name == name)
+
+
+def benchmark_completion(
+    engines: Sequence[CompletionEngine],
+    evaluation: CompletionEvaluation,
+    baseline: str,
+    max_tokens: int,
+    report: Callable[[float, str], None] = lambda _, __: None,
+) -> tuple[CompletionResult, ...]:
+    """Measure; the processes live throughout, one computes at a time, and the order changes with each place."""
+    names = [item.name for item in engines]
+    asked = {item.name: item for item in engines}
+    completed: dict[str, list[Completed]] = {name: [] for name in names}
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    with contextlib.ExitStack() as stack:
+        running = {item.name: stack.enter_context(EngineProcess(item.engine)) for item in engines}
+        count = len(evaluation.prefixes)
+        for number, prefix in enumerate(evaluation.prefixes):
+            for name in in_turn(names, number):
+                answer = running[name].ask(
+                    {
+                        "op": "complete",
+                        "prefix": prefix,
+                        "settings": dict(asked[name].settings),
+                        "max_tokens": max_tokens,
+                    }
+                )
+                completed[name].append(from_json(Completed, answer))
+            if number < _RATED:
+                for name in in_turn(names, number):
+                    found = running[name].ask({"op": "rates", "prefix": prefix, "tokens": _DECODED})
+                    rates[name].append(
+                        (
+                            found["prompt_tokens"] / found["prefill_s"],
+                            found["tokens"] / found["decode_s"],
+                        )
+                    )
+            report((number + 1) / count, f"completed {number + 1:,} of {count:,} lines")
+        peaks = {name: int(running[name].ask({"op": "info"})["peak_rss_bytes"]) for name in names}
+        starts = {name: running[name].cold_start_ms for name in names}
+    results = []
+    base = completed[baseline]
+    for item in engines:
+        own = completed[item.name]
+        against = _against(own, base, evaluation.lines) if item.name != baseline else (None,) * 3
+        prefill, decode = np.median(rates[item.name], axis=0).tolist()
+        results.append(
+            CompletionResult(
+                name=item.name,
+                role=item.engine.role,
+                size_bytes=item.engine.size_bytes,
+                figures=figures_of(own, evaluation.lines),
+                prefill_tokens_per_s=prefill,
+                decode_tokens_per_s=decode,
+                cold_start_ms=starts[item.name],
+                peak_rss_bytes=peaks[item.name],
+                speedup=against[0],
+                exact_match_loss=against[1],
+                rouge_l_loss=against[2],
+            )
+        )
+    return tuple(results)
+
+
+def _against(
+    own: Sequence[Completed], base: Sequence[Completed], lines: Sequence[str]
+) -> tuple[Interval, Interval, Interval]:
+    """Times of the baseline over its own, and losses of exact match and ROUGE-L, as shares; by places."""
+    times = [np.array([item.seconds for item in part]) for part in (base, own)]
+    quality = [scores([item.text for item in part], lines) for part in (base, own)]
+    drawn = np.random.default_rng(0).integers(len(own), size=(_RESAMPLES, len(own)))
+    found = [_interval(times[0], times[1], drawn)]
+    for name in ("exact_match", "rouge_l"):
+        kept = _interval(quality[1][name], quality[0][name], drawn)
+        bounds = [None if x is None else 1 - x for x in (kept.high, kept.low)]
+        found.append(Interval(1 - kept.value, *bounds))
+    return found[0], found[1], found[2]
+
+
+def _interval(above: np.ndarray, below: np.ndarray, drawn: np.ndarray) -> Interval:
+    """The ratio of two sums."""
+    if not below.sum():
+        return Interval(1.0, None, None)
+    sums = below[drawn].sum(1)
+    ratios = above[drawn].sum(1)[sums > 0] / sums[sums > 0]
+    low, high = np.quantile(ratios, [0.025, 0.975]).tolist()
+    return Interval(float(above.sum() / below.sum()), low, high)
+
+
+def write_completion_report(path: Path, report: CompletionReport) -> None:
+    """Write report.json, by rename."""
+    text = json.dumps(to_json(report), indent=1, allow_nan=False)
+    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+
+
+def read_completion_report(path: Path) -> CompletionReport:
+    """Read what `write_completion_report` wrote; DataError naming the file and what is wrong."""
+    data = read_json_file(path, "a report", f"there is no report {path}")
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise DataError(f"{path} is no report of schema {SCHEMA}")
+    found = from_json(CompletionReport, data, str(path))
+    names = [item.name for item in found.engines]
+    for name in (found.bundle_engine, found.baseline):
+        if name not in names:
+            raise DataError(f"{path}: no engine {name!r:.80} was measured: {names!r:.200}")
+    return found

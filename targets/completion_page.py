@@ -1,0 +1,201 @@
+"""report.html of a bundle that completes. The house style is page.py's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codemill.errors import MachineError
+from codemill.targets.completion_benchmark import CompletionReport, CompletionResult
+from codemill.targets.plots import INK, MARKERS, MUTED, SERIES, figure, stage_times, training_curve
+from codemill.targets.tables import amount, limit_value
+
+if TYPE_CHECKING:
+    from codemill.targets.resampling import Interval
+
+__all__ = ["completion_rows", "render_completion"]
+
+_Cell = tuple[str, str | None]
+_Row = tuple[str, list[_Cell]]
+
+
+def render_completion(report: CompletionReport, out: Path) -> Path:
+    """Write the page to `out`. Raises MachineError when the `bench` extra is missing."""
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MachineError(
+            "report.html needs Jinja2, which is not installed: pip install 'codemill[bench]'"
+        ) from error
+    house = files("codemill.targets")
+    template = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).from_string(house.joinpath("completion.html.j2").read_text(encoding="utf-8"))
+    drawn = [
+        ("half", "Loss against speed, on the lines that thresholds are chosen by", _curve(report)),
+        ("half", "Layers a token takes", _layers(report)),
+        ("half", "Training", training_curve(report.training)),
+        ("half", "Where the time went", stage_times(report.stages)),
+    ]
+    machine = report.environment.machine
+    page = template.render(
+        report=report,
+        style=Markup(house.joinpath("report.css").read_text(encoding="utf-8")),
+        places=f"{report.engine(report.bundle_engine).figures.places:,}",
+        machine=f"{machine.get('cpu', 'unknown processor')}, {machine.get('physical_cores')} cores",
+        busy=report.environment.cpu_busy_share or 0.0,
+        cards=_cards(report),
+        limits=[(x, amount(x.name, x.limit), limit_value(x)) for x in report.limits],
+        groups=_groups(report),
+        exits=report.exits,
+        never=report.never_right,
+        plots=[(kind, title, Markup(svg)) for kind, title, svg in drawn if svg],
+        facts=list(_facts(report)),
+        recipe=json.dumps(report.recipe, indent=1) if report.recipe else None,
+    )
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def completion_rows(report: CompletionReport) -> list[tuple[str, ...]]:
+    """The headline figures of each engine, for a terminal."""
+    rows: list[tuple[str, ...]] = [("", *(item.name for item in report.engines))]
+    for _, part in _groups(report):
+        for name, cells in part:
+            rows.append(
+                (name, *(main if small is None else f"{main} {small}" for main, small in cells))
+            )
+    return rows
+
+
+def _cards(report: CompletionReport) -> list[tuple[str, str, str]]:
+    own = report.engine(report.bundle_engine)
+    figures = own.figures
+    cards = [
+        ("size on disk", f"{own.size_bytes / 1e6:.1f} MB", report.bundle.variant or ""),
+        (
+            "a line completed, p50",
+            f"{figures.completion_ms_p50:.1f} ms",
+            f"p90 {figures.completion_ms_p90:.1f} ms",
+        ),
+        ("exact match", f"{figures.exact_match:.1%}", f"ROUGE-L {figures.rouge_l:.3f}"),
+    ]
+    if own.speedup is not None:
+        times, lost = own.speedup, own.exact_match_loss
+        cards.insert(1, ("as fast as the baseline", f"{times.value:.2f}x", _range(times, "{:.2f}")))
+        if lost is not None:
+            cards.append(("exact match lost", f"{lost.value:.1%}", _range(lost, "{:.1%}")))
+    return cards
+
+
+def _range(interval: Interval, form: str) -> str:
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"[{form.format(interval.low)}, {form.format(interval.high)}]"
+
+
+def _groups(report: CompletionReport) -> list[tuple[str, list[_Row]]]:
+    def row(name: str, of: Callable[[CompletionResult], _Cell]) -> _Row:
+        return name, [of(item) for item in report.engines]
+
+    def relative(
+        of: Callable[[CompletionResult], Interval | None], form: str
+    ) -> Callable[[CompletionResult], _Cell]:
+        def cell(item: CompletionResult) -> _Cell:
+            found = of(item)
+            return ("–", None) if found is None else (form.format(found.value), _range(found, form))
+
+        return cell
+
+    speed = [
+        row("a line, mean", lambda x: (f"{x.figures.completion_ms_mean:.1f} ms", None)),
+        row("a line, p50", lambda x: (f"{x.figures.completion_ms_p50:.1f} ms", None)),
+        row("a line, p90", lambda x: (f"{x.figures.completion_ms_p90:.1f} ms", None)),
+        row("a line, p99", lambda x: (f"{x.figures.completion_ms_p99:.1f} ms", None)),
+        row("first piece, p50", lambda x: (f"{x.figures.first_ms_p50:.1f} ms", None)),
+        row("as fast as the baseline", relative(lambda x: x.speedup, "{:.2f}")),
+        row("tokens a second, completing", lambda x: (f"{x.figures.tokens_per_s:.0f}", None)),
+        row("tokens a second, decode", lambda x: (f"{x.decode_tokens_per_s:.0f}", None)),
+        row("tokens a second, prefill", lambda x: (f"{x.prefill_tokens_per_s:.0f}", None)),
+    ]
+    quality = [
+        row("exact match", lambda x: (f"{x.figures.exact_match:.1%}", None)),
+        row("exact match lost", relative(lambda x: x.exact_match_loss, "{:.1%}")),
+        row("edit similarity", lambda x: (f"{x.figures.edit_similarity:.3f}", None)),
+        row("ROUGE-L", lambda x: (f"{x.figures.rouge_l:.3f}", None)),
+        row("ROUGE-L lost", relative(lambda x: x.rouge_l_loss, "{:.1%}")),
+        row("BLEU", lambda x: (f"{x.figures.bleu:.3f}", None)),
+    ]
+    tokens = [
+        row("tokens a line", lambda x: (f"{x.figures.tokens_mean:.1f}", None)),
+        row("layers a token", lambda x: (f"{x.figures.layers_mean:.1f}", None)),
+        row("drafted", lambda x: (f"{x.figures.drafted:.1%}", None)),
+        row("given up", lambda x: (f"{x.figures.stopped:.1%}", None)),
+    ]
+    rest = [
+        row("size on disk", lambda x: (f"{x.size_bytes / 1e6:.1f} MB", None)),
+        row("peak memory", lambda x: (f"{x.peak_rss_bytes / 1e6:.0f} MB", None)),
+        row("cold start", lambda x: (f"{x.cold_start_ms / 1e3:.2f} s", None)),
+    ]
+    return [("Speed", speed), ("Quality", quality), ("Tokens", tokens), ("Cost", rest)]
+
+
+def _curve(report: CompletionReport) -> str | None:
+    if not report.curve:
+        return None
+    with figure("curve", 4.2, 3.0) as (page, svg):
+        axes = page.subplots()
+        points = sorted(report.curve, key=lambda item: item.speedup)
+        xs, ys = [item.speedup for item in points], [100 * item.loss for item in points]
+        axes.plot(xs, ys, color=SERIES[0], linewidth=1.4)
+        for item in points:
+            axes.scatter(
+                [item.speedup],
+                [100 * item.loss],
+                s=70 if item.chosen else 22,
+                color=SERIES[0],
+                marker=MARKERS[3] if item.chosen else MARKERS[0],
+                zorder=3,
+            )
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        axes.set_xlabel("times as fast as full depth (diamond: ships)")
+        axes.set_ylabel("loss, % of full depth")
+    return svg.text
+
+
+def _layers(report: CompletionReport) -> str | None:
+    shown = [item for item in report.engines if len(item.figures.layers) > 1]
+    if not shown:
+        return None
+    own = shown[0]
+    with figure("layers", 4.2, 3.0) as (page, svg):
+        axes = page.subplots()
+        names = list(own.figures.layers)
+        shares = [100 * own.figures.layers[name] for name in names]
+        bars = axes.bar(names, shares, color=SERIES[0], width=0.6)
+        axes.bar_label(bars, fmt="%.0f %%", color=INK, fontsize=8)
+        axes.set_xlabel("layers")
+        axes.set_ylabel("% of tokens")
+        axes.margins(y=0.15)
+    return svg.text
+
+
+def _facts(report: CompletionReport) -> Iterator[tuple[str, str]]:
+    shape = report.bundle.architecture
+    yield (
+        "architecture",
+        f"{shape.get('family')}, {shape.get('layers')} layers x {shape.get('hidden_size')}, "
+        f"{shape.get('vocab_size'):,} tokens",
+    )
+    teacher = (report.provenance or {}).get("teacher", {})
+    yield "made from", str(teacher.get("model"))
+    corpus = (report.provenance or {}).get("corpus", {})
+    if corpus:
+        yield "learned from", f"{corpus['pieces']:,} pieces of {corpus['files']:,} files"
+    packages = report.environment.packages
+    yield "versions", ", ".join(f"{name} {version}" for name, version in packages.items())
+    yield "reproduce", "compress run with the recipe below"

@@ -1,0 +1,129 @@
+"""A model that completes, from a folder and a file of code to a bundle and its report: whole, and as a student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codemill.compress import pipeline
+from codemill.compress.recipe import Recipe
+from codemill.compress.run import RunResult, plan, run, stages_of
+from codemill.errors import RecipeError, RefusedError
+from codemill.runtime import load_completer, read_manifest, verify_bundle
+from codemill.targets.completion_benchmark import CompletionReport, read_completion_report
+
+from .small import SMALL, recipe_of, write_code, write_decoder_folder
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, name: str, number: int, total: int, cached: bool) -> pipeline.Report:
+        return lambda *_: None
+
+    def finished(self, name: str, seconds: float) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("complete")
+    return write_decoder_folder(folder / "tiny-llama"), write_code(folder / "code.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(
+    given: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recipe, Path, RunResult]:
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = recipe_of(*given)
+    return recipe, folder / "work", run(recipe, folder / "work", folder / "out", Quiet())
+
+
+@pytest.mark.slow
+def test_a_whole_model_gets_exits_and_a_bundle(whole: tuple[Recipe, Path, RunResult]) -> None:
+    _, _, result = whole
+    verify_bundle(result.bundle)
+    manifest = read_manifest(result.bundle)
+    assert [item["layer"] for item in manifest.exits] == [1, 3]
+    assert manifest.task == "completion"
+    assert set(manifest.variants) == {"cpu-int4"}
+    with load_completer(result.bundle) as model:
+        found = model.complete("def total_1(total, count):\n    count = ", max_tokens=4)
+        assert len(found.tokens) <= 4
+        # every bound at 0: whatever the controllers find likeliest is done
+        model.complete("import os\n", max_tokens=4, exits=[(0.0, None), (0.0, None)])
+    report = read_completion_report(result.report_json)
+    assert {item.name for item in report.engines} >= {
+        "bundle, full depth",
+        "bundle, exits and drafts",
+    }
+    assert report.engine("bundle, full depth").figures.layers == {"4": 1.0}
+    page = result.report_html.read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    text = json.dumps(result.to_json())
+    assert "bundle, exits and drafts" in text
+
+
+@pytest.mark.slow
+def test_the_same_run_again_computes_nothing(whole: tuple[Recipe, Path, RunResult]) -> None:
+    recipe, work, _ = whole
+    assert all(cached for _, cached in plan(recipe, work).stages)
+    names = [stage.name for stage in stages_of(recipe)]
+    assert names == ["corpus", "labels", "exits", "bundle", "benchmark"]
+
+
+@pytest.mark.slow
+def test_a_student_is_cut_out_and_learns_with_its_exits(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe = recipe_of(*given, *SMALL)
+    said = Quiet()
+    result = run(recipe, tmp_path / "work", tmp_path / "out", said)
+    manifest = read_manifest(result.bundle)
+    assert manifest.architecture["layers"] in (2, 3)
+    assert manifest.architecture["vocab_size"] in (300, 350)
+    assert result.size_bytes <= 150_000
+    report = result.report
+    assert isinstance(report, CompletionReport)
+    assert report.baseline == "teacher, full depth"
+    assert report.training
+    assert [stage.name for stage in stages_of(recipe)][:3] == ["corpus", "search", "student"]
+    assert any("held-out" in line for line in said.said)
+
+
+@pytest.mark.slow
+def test_a_student_that_cannot_fit_is_refused(given: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = recipe_of(*given, *SMALL, "budget.size_bytes=50000")
+    with pytest.raises(RefusedError, match="no architecture"):
+        run(recipe, tmp_path / "work", tmp_path / "out", Quiet())
+
+
+def test_an_exit_above_the_model_is_said_before_anything_is_done(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"exits\.after: an exit after layer 9 of 4"):
+        plan(recipe_of(*given, "exits.after=[9]"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("teacher.model=null", "needs teacher.model"),
+        ("data.train=[{file: a.jsonl}]", r"takes data\.source"),
+        ("complete.labels=sometimes", "agrees"),
+        ("complete.stop_right=2", "less than or equal to 1"),
+    ],
+)
+def test_recipes_that_say_what_cannot_be(
+    given: tuple[Path, Path], setting: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe_of(*given, setting)
