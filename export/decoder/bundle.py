@@ -21,6 +21,7 @@ from codemill.export.decoder.write import (
     segment_file,
     write_decoder,
 )
+from codemill.export.quantize.blocks import Blocks
 from codemill.runtime.bundle import TOKENIZER, Manifest, Variant, write_bundle
 from codemill.runtime.completion.decoding import COMPLETION
 
@@ -50,13 +51,15 @@ def write_completion(
     precisions: Sequence[str] = ("int4",),
     exits: Exits | None = None,
     bounds: Sequence[tuple[float | None, float | None]] = (),
+    rounded: Mapping[str, Mapping[str, Blocks]] | None = None,
     license: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write a bundle into `folder`, which may hold an older one's graphs.
 
     max_tokens: of prompt and completion together, at most what the model was made for. bounds: of each exit, from
-    which probabilities on the controller's decisions to exit and to stop are followed; None: never.
+    which probabilities on the controller's decisions to exit and to stop are followed; None: never. rounded: by
+    precision, matrices that were rounded before.
     """
     shape = weights.shape
     longest = min(max_tokens, shape.max_tokens)
@@ -69,7 +72,8 @@ def write_completion(
         variant = f"cpu-{precision}"
         inside = f"variants/{variant}"
         bits = same_bits(PRECISIONS[precision])
-        write_decoder(weights, folder / inside, bits, exits or (), max_tokens=longest)
+        before = (rounded or {}).get(precision)
+        write_decoder(weights, folder / inside, bits, exits or (), longest, before)
         names: list[str] = []
         for number in range(len(after)):
             names += [segment_file(number), exit_file(number), project_file(number)]

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from codemill.export.decoder.shape import Linear
-from codemill.export.quantize.blocks import quantize_blocks
+from codemill.export.quantize.blocks import Blocks, quantize_blocks
 
 __all__ = ["FULL", "Matrix", "WeightFile"]
 
@@ -64,15 +64,25 @@ class WeightFile:
     ) -> None:
         self._file.close()
 
-    def matrix(self, key: str, linear: Linear, bits: int) -> Matrix:
-        """Write a matrix; what is there already under this key is not written again."""
+    def matrix(
+        self,
+        key: str,
+        linear: Linear,
+        bits: int,
+        rounded: Blocks | None = None,
+    ) -> Matrix:
+        """Write a matrix, or what it was rounded to before; what is there under this key is not written again."""
         if key in self._matrices:
             return self._matrices[key]
         rows, columns = linear.weight.shape
         if bits == FULL:
             self.array(f"{key}/weight", linear.weight)
         else:
-            blocks = quantize_blocks(linear.weight, bits)
+            blocks = rounded or quantize_blocks(linear.weight, bits)
+            if blocks.bits != bits or blocks.columns != columns or len(blocks.values) != rows:
+                raise ValueError(
+                    f"{key} was rounded as another matrix, or to other bits than {bits}"
+                )
             self.array(f"{key}/values", blocks.values)
             self.array(f"{key}/scales", blocks.scales)
             self.array(f"{key}/zero_points", blocks.zero_points)

@@ -5,7 +5,7 @@ A layer is read, quantized and written before the next one is, so that memory ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from codemill.export.decoder.graph import (
@@ -20,6 +20,7 @@ from codemill.export.decoder.graph import (
 )
 from codemill.export.decoder.shape import Adapter, DecoderWeights, Exits, Linear, Norm
 from codemill.export.decoder.weights import FULL, WeightFile
+from codemill.export.quantize.blocks import Blocks
 
 __all__ = [
     "HEAD",
@@ -67,11 +68,13 @@ def write_decoder(
     bits: Bits,
     exits: Sequence[int] | Exits = (),
     max_tokens: int | None = None,
+    rounded: Mapping[str, Blocks] | None = None,
 ) -> Stored:
     """Write all graphs and their weights into `folder`; exits: after so many layers, in increasing order.
 
     Exits that are only named have no graph of their own: their segments and projections are there to train them with.
     max_tokens: longest text that will be run, the model's own by default; tables of positions end there.
+    rounded: matrices that were rounded before (`rounding.py`), by name; the others are rounded as they are.
     """
     shape = weights.shape
     after = exits.layers if isinstance(exits, Exits) else tuple(exits)
@@ -81,7 +84,7 @@ def write_decoder(
         )
     folder.mkdir(parents=True, exist_ok=True)
     with WeightFile(folder / WEIGHTS) as file:
-        stored = _stored(weights, file, bits, max_tokens)
+        stored = _stored(weights, file, bits, max_tokens, rounded or {})
         heads, controller = [], None
         if isinstance(exits, Exits):
             heads = [_adapter(file, item, bits) for item in exits.adapters]
@@ -100,7 +103,11 @@ def write_decoder(
 
 
 def _stored(
-    weights: DecoderWeights, file: WeightFile, bits: Bits, max_tokens: int | None
+    weights: DecoderWeights,
+    file: WeightFile,
+    bits: Bits,
+    max_tokens: int | None,
+    rounded: Mapping[str, Blocks],
 ) -> Stored:
     shape = weights.shape
     words = file.matrix("words", Linear(weights.words()), bits("words"))
@@ -125,12 +132,21 @@ def _stored(
         if layer.mlp_norm is not None:
             _norm(file, f"{key}/mlp_norm", layer.mlp_norm)
         matrices = {
-            name: file.matrix(f"{key}/{name}", getattr(layer, name), bits(f"{number}/{name}"))
+            name: file.matrix(
+                f"{key}/{name}",
+                getattr(layer, name),
+                bits(f"{number}/{name}"),
+                rounded.get(f"{number}/{name}"),
+            )
             for name in ("qkv", "out", "up", "down")
         }
         layers.append(StoredLayer(key, **matrices))
     _norm(file, "last_norm", weights.last_norm())
-    head = words if shape.tied else file.matrix("head", weights.head(), bits("head"))
+    head = (
+        words
+        if shape.tied
+        else file.matrix("head", weights.head(), bits("head"), rounded.get("head"))
+    )
     return Stored(shape, file, words, widen, narrow, tuple(layers), head, rotary)
 
 

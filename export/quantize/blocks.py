@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "Blocks", "quantize_blocks", "restore"]
+__all__ = ["BLOCK", "Blocks", "packed", "quantize_blocks", "restore"]
 
 BLOCK = 32
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
@@ -82,10 +82,10 @@ def _quantize_rows(
         )
     assert best is not None
     _, scale, zero, value = best
-    return _packed(value, bits), scale, _packed(zero, bits)
+    return packed(value, bits), scale, packed(zero, bits)
 
 
-def _packed(values: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
+def packed(values: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
     """Along the last axis: two to a byte at 4 bits, the first in its lower half."""
     whole = values.astype(np.uint8)
     if bits == 8:

@@ -6,6 +6,7 @@ ask the head. `OnnxParts` does so with ONNX Runtime on the CPU, each array bound
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -51,7 +52,7 @@ class Backend(Protocol):
         """Give the tokens that left early keys and values in all layers."""
 
     def logits(self, state: Row) -> Row:
-        """Logits [n, vocab] of what a last segment, or an exit, gave: [n, width]."""
+        """Logits [n, vocab] of what a last segment, or an exit, gave: [n, width]; valid until the thread's next call."""
 
     def close(self) -> None:
         """Let go of the graphs; calling it twice is fine."""
@@ -73,6 +74,8 @@ class OnnxParts:
         self._exits = exits
         self._projections = projections
         self._head = head
+        # arrays of one token's head; each thread has its own
+        self._bound = threading.local()
 
     def cache(self) -> Cache:
         """As in `Backend`; so are the others."""
@@ -124,13 +127,32 @@ class OnnxParts:
 
     def logits(self, state: Row) -> Row:
         """By the head, checked for numbers that are none."""
-        (found,) = self._head.outputs_for({_STATE: state[None]}, (_LOGITS,))
         shape = (1, len(state), self.decoding.vocab_size)
+        if len(state) == 1:
+            found = self._one(state)
+        else:
+            (found,) = self._head.outputs_for({_STATE: state[None]}, (_LOGITS,))
         # the largest is not finite where any is not a number
         if found.dtype != np.float32 or found.shape != shape or not np.isfinite(found.max()):
             raise BundleError(_said_wrong(found, shape, self._head.path))
         rows: Row = found[0]
         return rows
+
+    def _one(self, state: Row) -> Row:
+        """Of one token, through arrays that stay: what is given is valid until the next call of this thread."""
+        bound = getattr(self._bound, "head", None)
+        if bound is None:
+            taken = np.zeros((1, 1, self.decoding.width), np.float32)
+            given = np.zeros((1, 1, self.decoding.vocab_size), np.float32)
+            binding = self._head.bind()
+            binding.takes(_STATE, taken)
+            binding.gives(_LOGITS, given)
+            bound = self._bound.head = binding, taken, given
+        binding, taken, given = bound
+        taken[0] = state
+        binding.run()
+        found: Row = given
+        return found
 
     def close(self) -> None:
         """Free all graphs."""

@@ -21,7 +21,7 @@ from codemill.compress.recipe import Recipe
 from codemill.compress.stages.bundle import BUNDLE, EVALUATION, check_size, shown
 from codemill.compress.stages.complete.corpus import read_places
 from codemill.compress.stages.complete.exits import read_exits
-from codemill.compress.stages.complete.labels import is_cut, model_identity, open_decoder
+from codemill.compress.stages.complete.labels import ROUNDED, is_cut, model_identity, open_decoder
 from codemill.runtime import load_completer
 
 if TYPE_CHECKING:
@@ -92,12 +92,14 @@ def _bundle(
     report: Report,
 ) -> None:
     from codemill.export.decoder.bundle import write_completion
+    from codemill.export.decoder.rounding import read_rounded
     from codemill.targets.completion import write_completion_evaluation
 
     bundle, complete = folder / BUNDLE, recipe.complete
     shutil.rmtree(bundle, ignore_errors=True)
     exits = read_exits(recipe, inputs)
     report(0.0, "writing the graphs")
+    rounded = read_rounded(inputs["labels"] / ROUNDED)
 
     def write(bounds: Bounds) -> None:
         with open_decoder(recipe, inputs) as model:
@@ -111,6 +113,7 @@ def _bundle(
                 precisions=(complete.precision,),
                 exits=exits,
                 bounds=bounds,
+                rounded={complete.precision: rounded},
                 license=recipe.license,
                 provenance=_provenance(recipe, keys),
             )

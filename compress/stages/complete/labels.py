@@ -1,7 +1,8 @@
 """Stage `labels` of completion: the decoder's graphs without exits, and what they say of every token learned from.
 
-Writes graphs/ (segments between the exits to be, head), train/ and validation/ (token_labels.py), tokenizer.json and
-decoder.json. Labels are of the files at the precision that ships: what exits will see is what they learn from.
+Writes rounded.safetensors (matrices rounded by what they are multiplied with), train/ and validation/
+(token_labels.py), and decoder.json. Labels are of the files at the precision that ships: what exits will see is what
+they learn from.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from codemill.errors import RecipeError
 
 if TYPE_CHECKING:
     from codemill.compress.models.causal import CausalModel
+    from codemill.export.quantize.blocks import Blocks
 
 __all__ = [
+    "ROUNDED",
     "STUDENT",
     "VERSION",
     "after_of",
@@ -39,6 +42,7 @@ __all__ = [
 
 VERSION = 1
 STUDENT = "student"
+ROUNDED = "rounded.safetensors"
 _GRAPHS = "graphs"
 _SHORTEST = 16
 """Tokens of a piece that is worth its run."""
@@ -53,6 +57,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "after": recipe.exits.after,
         "tokens": complete.piece_tokens,
         "likeliest": complete.likeliest,
+        "rounding_pieces": complete.rounding_pieces,
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
@@ -129,6 +134,7 @@ def pieces_of(texts: Sequence[str], tokenizer_json: str, tokens: int) -> list[np
 def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
     from codemill.compress.distill.token_labels import backbone, by_graphs, label_pieces
     from codemill.export.decoder.bundle import PRECISIONS
+    from codemill.export.decoder.rounding import rounded_by_text, write_rounded
     from codemill.export.decoder.write import same_bits, write_decoder
 
     complete = recipe.complete
@@ -144,13 +150,19 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
         if not (folder / "decoder.json").is_file():
             report(0.0, "writing the decoder's graphs")
             shutil.rmtree(graphs, ignore_errors=True)
-            write_decoder(
-                model.weights,
-                graphs,
-                same_bits(PRECISIONS[complete.precision]),
-                after,
-                max_tokens=longest,
-            )
+            bits = same_bits(PRECISIONS[complete.precision])
+            some = [piece.astype(np.int64) for piece in pieces["train"][: complete.rounding_pieces]]
+            rounded: dict[str, Blocks] = {}
+            if some and complete.precision != "fp32":
+                rounded = rounded_by_text(
+                    model.weights,
+                    bits,
+                    some,
+                    threads,
+                    lambda share: report(0.1 * share, "rounding the layers' matrices"),
+                )
+            write_rounded(folder / ROUNDED, rounded)
+            write_decoder(model.weights, graphs, bits, after, longest, rounded)
         parts = backbone(graphs, shape, after, threads)
         likeliest = min(complete.likeliest, shape.vocab_size)
         label = by_graphs(parts, longest, likeliest)

@@ -1,0 +1,143 @@
+"""A decoder's matrices rounded by what they are multiplied with on real text (`gptq.py`), layer by layer.
+
+A decoder is written in float32, a layer a graph; its graphs give the inputs of their products too, and pieces of text
+are run through them. Whatever the family, the inputs have the same names. One layer's moments are held at a time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from codemill.export.candidates import PROVIDER
+from codemill.export.decoder.shape import DecoderShape, DecoderWeights
+from codemill.export.decoder.weights import FULL
+from codemill.export.decoder.write import Bits, same_bits, segment_file, write_decoder
+from codemill.export.quantize.blocks import Blocks
+from codemill.export.quantize.gptq import gptq_blocks
+from codemill.runtime.session import OnnxSession
+
+__all__ = ["read_rounded", "rounded_by_text", "write_rounded"]
+
+_INPUTS = {"qkv": "normed", "out": "attended", "up": "mlp_normed", "down": "inner"}
+_PARTS = ("values", "scales", "zero_points")
+
+
+def rounded_by_text(
+    weights: DecoderWeights,
+    bits: Bits,
+    pieces: Sequence[NDArray[np.int64]],
+    threads: int | None = None,
+    report: Callable[[float], None] = lambda _: None,
+) -> dict[str, Blocks]:
+    """The matrices of all layers, and the head where it is no table of words, by the names that `Bits` has for them.
+
+    pieces: token ids [tokens]. A table that is looked up as well is left out: its rows are inputs too. Takes disk for
+    the decoder in float32 while it lasts.
+    """
+    shape = weights.shape
+    found: dict[str, Blocks] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_decoder(
+            weights, folder, same_bits(FULL), range(1, shape.layers), max(map(len, pieces))
+        )
+        states: list[Any] = [piece[None].astype(np.int64) for piece in pieces]
+        for number in range(shape.layers):
+            names = dict(_INPUTS)
+            if shape.parallel:
+                names["up"] = names["qkv"]
+            states, moments = _run(
+                folder / segment_file(number), number, names, states, shape, threads
+            )
+            layer = weights.layer(number)
+            for name, moment in moments.items():
+                key = f"{number}/{name}"
+                if bits(key) != FULL:
+                    found[key] = gptq_blocks(getattr(layer, name).weight, moment, bits(key))
+            report((number + 1) / shape.layers)
+        if not shape.tied and bits("head") != FULL:
+            moment = sum(state[0].T @ state[0] for state in states)
+            found["head"] = gptq_blocks(weights.head().weight, moment, bits("head"))
+    return found
+
+
+def _run(
+    path: Path,
+    number: int,
+    names: Mapping[str, str],
+    states: list[Any],
+    shape: DecoderShape,
+    threads: int | None,
+) -> tuple[list[Any], dict[str, NDArray[np.float32]]]:
+    """What a layer makes of the states, and X.T @ X of the inputs X of its products."""
+    _give(path, {f"layer.{number}/{name}" for name in names.values()})
+    gives = "state" if number == shape.layers - 1 else "hidden_out"
+    outputs = [gives, *(f"layer.{number}/{name}" for name in names.values())]
+    session = OnnxSession(path, provider=PROVIDER, threads=threads)
+    after: list[Any] = []
+    moments: dict[str, NDArray[np.float32]] = {}
+    try:
+        for state in states:
+            results = session.outputs_for(_inputs(session, state, shape), outputs)
+            after.append(results[0])
+            for name, values in zip(names, results[1:], strict=True):
+                square = values[0].T @ values[0]
+                moments[name] = moments[name] + square if name in moments else square
+    finally:
+        session.close()
+    return after, moments
+
+
+def _give(path: Path, names: set[str]) -> None:
+    """Make what is inside of a graph an output of it."""
+    model = onnx.load(str(path), load_external_data=False)
+    for name in sorted(names):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    path.write_bytes(model.SerializeToString())
+
+
+def _inputs(session: OnnxSession, state: Any, shape: DecoderShape) -> dict[str, NDArray[Any]]:
+    count = state.shape[1]
+    empty = np.zeros((1, shape.kv_heads, 0, shape.head_size), np.float32)
+    given: dict[str, NDArray[Any]] = {
+        "seqlens_k": np.array([count - 1], np.int32),
+        "total_sequence_length": np.array([count], np.int32),
+        "position_ids": np.arange(count)[None],
+        "input_ids": state,
+        "hidden": state,
+    }
+    return {name: given.get(name, empty) for name in session.inputs}
+
+
+def write_rounded(path: Path, rounded: Mapping[str, Blocks]) -> None:
+    """Keep rounded matrices in a file (safetensors)."""
+    from safetensors.numpy import save_file
+
+    tensors = {
+        f"{name}:{part}": getattr(blocks, part)
+        for name, blocks in rounded.items()
+        for part in _PARTS
+    }
+    facts = {name: f"{blocks.bits} {blocks.columns}" for name, blocks in rounded.items()}
+    save_file(tensors, path, metadata=facts)
+
+
+def read_rounded(path: Path) -> dict[str, Blocks]:
+    """What `write_rounded` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        found = {}
+        for name, said in (file.metadata() or {}).items():
+            bits, columns = map(int, said.split())
+            parts = {part: file.get_tensor(f"{name}:{part}") for part in _PARTS}
+            found[name] = Blocks(**parts, bits=bits, columns=columns)
+    return found

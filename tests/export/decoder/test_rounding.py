@@ -1,0 +1,43 @@
+"""Every family's matrices, rounded on text: found by name, kept in a file, and better than rounding each by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from codemill.export.decoder.families import of_module
+from codemill.export.decoder.rounding import read_rounded, rounded_by_text, write_rounded
+from codemill.export.decoder.write import WEIGHTS, same_bits, write_decoder
+
+from .test_write import whole
+
+
+def pieces() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 300, size=24) for _ in range(6)]
+
+
+def test_all_matrices_of_every_family_are_rounded(decoder: PreTrainedModel, tmp_path: Path) -> None:
+    weights = of_module(decoder)
+    rounded = rounded_by_text(weights, same_bits(4), pieces(), 1)
+    layers = {
+        f"{n}/{name}" for n in range(weights.shape.layers) for name in ("qkv", "out", "up", "down")
+    }
+    assert set(rounded) - {"head"} == layers
+    assert ("head" in rounded) is not weights.shape.tied
+    write_rounded(tmp_path / "rounded.safetensors", rounded)
+    again = read_rounded(tmp_path / "rounded.safetensors")
+    assert set(again) == set(rounded)
+    write_decoder(weights, tmp_path / "a", same_bits(4), rounded=rounded)
+    write_decoder(weights, tmp_path / "b", same_bits(4), rounded=again)
+    assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
+    write_decoder(weights, tmp_path / "plain", same_bits(4))
+    write_decoder(weights, tmp_path / "exact", same_bits(32))
+    exact, found, plain = (
+        whole(tmp_path / name, weights.shape).ravel() for name in ("exact", "a", "plain")
+    )
+    # the same text that it was rounded by is not what is run here
+    assert np.corrcoef(found, exact)[0, 1] > 0.9
+    assert np.square(found - exact).mean() < 1.5 * np.square(plain - exact).mean()
