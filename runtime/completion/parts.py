@@ -52,7 +52,7 @@ class Backend(Protocol):
         """Give the tokens that left early keys and values in all layers."""
 
     def logits(self, state: Row) -> Row:
-        """Logits [n, vocab] of what a last segment, or an exit, gave: [n, width]; valid until the thread's next call."""
+        """Logits [n, vocab] of what a last segment, or an exit, gave: [n, width]; valid till the thread's next call."""
 
     def close(self) -> None:
         """Let go of the graphs; calling it twice is fine."""
