@@ -5,9 +5,9 @@
     python scripts/bench/completion_loop.py sessions BUNDLE [--sessions 1000] [--threads N]
 
 identity: greedy tokens of BUNDLE at full depth (fp32) against transformers' of MODEL, a folder; where they differ, by
-how much the two likeliest differ there. typing: time to the first token after each keystroke, edits further up among them,
-and what moved keys and values cost: completions against those after reading everything again. sessions: memory after
-many texts were opened and closed, tokens after a cancel, and the peak.
+how much the two likeliest differ there. typing: time to the first token after each keystroke, edits further up among
+them, and what moved keys and values cost: completions against those after reading everything again. sessions: memory
+after many texts were opened and closed, tokens after a cancel, and the peak.
 """
 
 from __future__ import annotations
