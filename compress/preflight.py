@@ -166,18 +166,19 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
 
     with open_decoder_of(recipe.model) as model:
         shape = model.weights.shape
-    matrices = (
-        shape.layers
-        * shape.width
-        * (shape.query_size + shape.kv_size + 2 * shape.intermediate_size)
-    )
-    parameters = shape.vocab_size * shape.width + matrices
+    products = 2 * (shape.query_size + shape.kv_size) + (2 + shape.gated) * shape.intermediate_size
+    tables = (1 if shape.tied else 2) * shape.vocab_size
+    parameters = shape.width * (tables + shape.layers * products)
     complete = recipe.complete
-    row = complete.likeliest * _LABEL_ROW_BYTES
+    cut = is_cut(recipe)
+    if cut and shape.family != "llama":
+        raise RecipeError(
+            f"teacher.model is a {shape.family}; students that complete are cut out of Llama-style decoders so far: "
+            "take one, or student.init: whole"
+        )
     after = after_of(recipe, shape.layers)
-    if not is_cut(recipe):
-        row += 2 * len(after) * shape.width
-    copies = _OPTIMIZER_COPIES if is_cut(recipe) else 1
+    row = 2 * len(after) * shape.width + (2 if cut else 1) * complete.likeliest * _LABEL_ROW_BYTES
+    copies = _OPTIMIZER_COPIES if cut else 1
     memory = _BASE_MEMORY_BYTES + 4 * parameters * (copies + 1)
     disk = max(0, complete.tokens * row + 8 * parameters - held_bytes)
     what = f"{shape.family}, {_count(shape.layers, 'layer')}, about {parameters / 1e6:.0f} M parameters"

@@ -536,7 +536,8 @@ class Exits(_Section):
         le=1,
         description="accuracy that leaving early may cost at most on new rows, as a difference: the upper end (95 %) "
         "of the loss on validation is held to it, which at 0.01 takes 271 labelled rows or more for one exit, 385 "
-        "for two, 453 for three",
+        "for two, 453 for three; of completion, the share of full depth's exact match and ROUGE-L that held-out lines "
+        "lose, as measured on them",
     )
     train: Literal["heads", "all"] = Field(
         "heads",
@@ -869,6 +870,15 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _whole_where_it_completes(self) -> Recipe:
+        if self.student.init == "whole" and self.task != "completion":
+            raise ValueError(
+                f"student.init: whole is of task: completion, and task is {self.task}; expected teacher, fresh or a "
+                "model"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _exits_where_layers_are(self) -> Recipe:
         after = self.exits.after
         if after == "none":
@@ -903,6 +913,27 @@ class Recipe(_Section):
         if self.data.train or self.data.validation or self.data.test or self.data.functions:
             raise ValueError(
                 "data.train, validation, test and functions are of labelled data; task: completion takes data.source"
+            )
+        if self.student.init not in ("teacher", "whole"):
+            raise ValueError(
+                f"student.init is {self.student.init}; task: completion takes `whole`, the teacher as it is, or "
+                "`teacher`, a student cut out of it"
+            )
+        others = {
+            "search.objective: pareto": self.search.objective == "pareto",
+            "budget.latency_ms": self.budget.latency_ms is not None,
+            "quality.min_accuracy": bool(self.quality.min_accuracy),
+            "exits.train: all": self.exits.train == "all",
+            "exits.freeze_layers": self.exits.freeze_layers != "none",
+            "distill.freeze_layers": self.distill.freeze_layers != "none",
+        }
+        found = [name for name, given in others.items() if given]
+        if found:
+            raise ValueError(f"{' and '.join(found)}: not with task: completion; leave out")
+        if self.complete.max_new_tokens > self.student.max_tokens // 2:
+            raise ValueError(
+                f"complete.max_new_tokens is {self.complete.max_new_tokens}, more than half of student.max_tokens, "
+                f"{self.student.max_tokens}, which holds the prompt too; lower it"
             )
 
     def _check_one_teacher(self) -> None:

@@ -49,7 +49,7 @@ from codemill.compress.stages.complete import exits as complete_exits
 from codemill.compress.stages.complete import labels as complete_labels
 from codemill.compress.stages.complete import search as complete_search
 from codemill.compress.stages.complete import student as complete_student
-from codemill.errors import MachineError, RefusedError
+from codemill.errors import MachineError, RecipeError, RefusedError
 from codemill.runtime import pack
 from codemill.runtime.atomic import sync_file, write_atomically
 from codemill.targets.codec import to_json
@@ -258,6 +258,11 @@ def run(recipe: Recipe, work: Path, out: Path, progress: Progress, wait: bool = 
 
 def run_search(recipe: Recipe, work: Path, progress: Progress, wait: bool = False) -> Path:
     """Run the stages up to the architecture search; returns the folder of that stage."""
+    if recipe.task == "completion":
+        raise RecipeError(
+            "`compress search` is of students that embed or label; `compress run` searches the shape of one that "
+            "completes"
+        )
     stages = stages_of(recipe)
     upto = [stage.name for stage in stages].index("search") + 1
     with working_in(work, wait, progress.say):

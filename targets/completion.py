@@ -33,6 +33,7 @@ __all__ = [
     "in_turn",
     "rates_of",
     "read_completion_evaluation",
+    "read_prompt",
     "scores",
     "write_completion_evaluation",
 ]
@@ -111,7 +112,7 @@ def complete_one(
     model: Completer, prefix: str, settings: Mapping[str, Any], max_tokens: int
 ) -> Completed:
     """Complete a line, timed from when the prompt has been read, but for its last token."""
-    model.complete(prefix, max_tokens=1, exits=False, drafts=False)
+    read_prompt(model, prefix, max_tokens)
     started = time.perf_counter()
     first = None
     with model.stream(prefix, max_tokens=max_tokens, mode="line", **settings) as stream:
@@ -124,17 +125,23 @@ def complete_one(
     )
 
 
+def read_prompt(model: Completer, prefix: str, max_tokens: int) -> None:
+    """Read a prompt as a completion of up to `max_tokens` would: a long one is cut to leave room for that."""
+    with model.stream(prefix, max_tokens=max_tokens, exits=False, drafts=False) as stream:
+        next(stream, None)
+
+
 def rates_of(model: Completer, prefix: str, tokens: int) -> dict[str, Any]:
     """Seconds to read a prompt from nothing and give its first token, and of each of so many tokens behind it."""
     model.forget()
     started = time.perf_counter()
-    first = model.complete(prefix, max_tokens=1, exits=False, drafts=False)
+    read_prompt(model, prefix, tokens)
     read = time.perf_counter()
     made = model.complete(prefix, max_tokens=tokens, exits=False, drafts=False)
     decoded = time.perf_counter() - read
     model.forget()
     return {
-        "prompt_tokens": first.prompt_tokens,
+        "prompt_tokens": made.prompt_tokens,
         "prefill_s": read - started,
         "decode_s": decoded,
         "tokens": len(made.tokens),

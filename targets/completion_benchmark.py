@@ -191,23 +191,27 @@ def benchmark_completion(
 
 def _against(
     own: Sequence[Completed], base: Sequence[Completed], lines: Sequence[str]
-) -> tuple[Interval, Interval, Interval]:
+) -> tuple[Interval | None, Interval | None, Interval | None]:
     """Times of the baseline over its own, and losses of exact match and ROUGE-L, as shares; by places."""
     times = [np.array([item.seconds for item in part]) for part in (base, own)]
     quality = [scores([item.text for item in part], lines) for part in (base, own)]
     drawn = np.random.default_rng(0).integers(len(own), size=(_RESAMPLES, len(own)))
-    found = [_interval(times[0], times[1], drawn)]
+    speed = _interval(times[0], times[1], drawn)
+    found: list[Interval | None] = []
     for name in ("exact_match", "rouge_l"):
         kept = _interval(quality[1][name], quality[0][name], drawn)
+        if kept is None:
+            found.append(None)
+            continue
         bounds = [None if x is None else 1 - x for x in (kept.high, kept.low)]
         found.append(Interval(1 - kept.value, *bounds))
-    return found[0], found[1], found[2]
+    return speed, found[0], found[1]
 
 
-def _interval(above: np.ndarray, below: np.ndarray, drawn: np.ndarray) -> Interval:
-    """The ratio of two sums."""
+def _interval(above: np.ndarray, below: np.ndarray, drawn: np.ndarray) -> Interval | None:
+    """The ratio of two sums; None where there is nothing below."""
     if not below.sum():
-        return Interval(1.0, None, None)
+        return None
     sums = below[drawn].sum(1)
     ratios = above[drawn].sum(1)[sums > 0] / sums[sums > 0]
     low, high = np.quantile(ratios, [0.025, 0.975]).tolist()

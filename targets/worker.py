@@ -233,9 +233,10 @@ def _complete(model: Completer | None, request: dict[str, Any]) -> dict[str, Any
         raise ValueError("this engine does not complete")
     if request["op"] == "rates":
         return rates_of(model, request["prefix"], request["tokens"])
-    return asdict(
-        complete_one(model, request["prefix"], request["settings"], request["max_tokens"])
-    )
+    made = complete_one(model, request["prefix"], request["settings"], request["max_tokens"])
+    # what is kept of other texts is no part of what completing takes
+    model.forget()
+    return asdict(made)
 
 
 def _packages() -> dict[str, str]:

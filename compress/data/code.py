@@ -157,7 +157,8 @@ def place_in(
     column = generator.choice(columns) if columns and generator.random() < 0.5 else indent
     before = "\n".join([*lines[:number], line[:column]])
     if len(before) > context:
-        before = before[before.find("\n", len(before) - context) + 1 :]
+        start = before.find("\n", len(before) - context) + 1
+        before = before[start or len(before) - context :]
     return Place(f"{file.origin}:{number + 1}", before, line[column:].rstrip())
 
 

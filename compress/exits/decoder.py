@@ -171,14 +171,14 @@ def shared_loss(
     [n, k] and their logits [n, k]; gold int64 [n], -1: none. The softmax is over the tokens that any row of the batch
     finds likely, its own next ones, and some others, drawn anew: a fraction of the work of a whole vocabulary.
     """
-    others = torch.randint(len(last.matrix), (_OTHERS,), generator=generator)
+    others = torch.randint(len(last.matrix), (_OTHERS,), generator=generator).to(likeliest.device)
     tokens = torch.cat([likeliest.flatten(), gold[gold >= 0], others]).unique()  # type: ignore[no-untyped-call]
     at = torch.searchsorted(tokens, likeliest)
     gold_at = torch.searchsorted(tokens, gold.clamp(min=0))
     aim = logits.float().softmax(-1)
     entropy = (aim * aim.clamp(min=1e-12).log()).sum(-1).mean()
     known = gold >= 0
-    total = torch.zeros(())
+    total = torch.zeros((), device=likeliest.device)
     for state, weight in zip(states, weights, strict=True):
         found = last.logits(state, tokens).float().log_softmax(-1)
         lost = entropy - (aim * found.gather(1, at)).sum(-1).mean()

@@ -24,7 +24,7 @@ from codemill.export.decoder.bundle import Prompting
 from codemill.export.decoder.families import FAMILIES, of_module, weights_of
 from codemill.export.decoder.shape import DecoderWeights
 
-__all__ = ["CausalModel", "open_causal", "prompting_of"]
+__all__ = ["CausalModel", "begin_of", "open_causal", "prompting_of"]
 
 # prefix, suffix, middle
 _FILLS = (
@@ -102,7 +102,7 @@ def open_causal(folder: Path) -> CausalModel:
         raise
     # -1, or the id of another tokenizer, is no id here
     ends = tuple(number for number in _end(folder) if 0 <= number < config.vocab_size)
-    return CausalModel(weights, text, prompting_of(text, _begin(text), ends), files)
+    return CausalModel(weights, text, prompting_of(text, begin_of(text), ends), files)
 
 
 def prompting_of(tokenizer_json: str, begin: tuple[int, ...], end: tuple[int, ...]) -> Prompting:
@@ -170,7 +170,7 @@ def _tensors(folder: Path, files: ExitStack) -> Callable[[str], np.ndarray | Non
     return tensor
 
 
-def _begin(tokenizer_json: str) -> tuple[int, ...]:
+def begin_of(tokenizer_json: str) -> tuple[int, ...]:
     """What the tokenizer puts before a text by itself."""
     from tokenizers import Tokenizer
 

@@ -34,20 +34,21 @@ def rounded_by_text(
     weights: DecoderWeights,
     bits: Bits,
     pieces: Sequence[NDArray[np.int64]],
+    folder: Path | None = None,
     threads: int | None = None,
     report: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Blocks]:
     """The matrices of all layers, and the head where it is no table of words, by the names that `Bits` has for them.
 
     pieces: token ids [tokens]. A table that is looked up as well is left out: its rows are inputs too. Takes disk for
-    the decoder in float32 while it lasts.
+    the decoder in float32 while it lasts, in `folder` or among temporary files.
     """
     shape = weights.shape
     found: dict[str, Blocks] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        graphs = Path(scratch)
         write_decoder(
-            weights, folder, same_bits(FULL), range(1, shape.layers), max(map(len, pieces))
+            weights, graphs, same_bits(FULL), range(1, shape.layers), max(map(len, pieces))
         )
         states: list[Any] = [piece[None].astype(np.int64) for piece in pieces]
         for number in range(shape.layers):
@@ -55,7 +56,7 @@ def rounded_by_text(
             if shape.parallel:
                 names["up"] = names["qkv"]
             states, moments = _run(
-                folder / segment_file(number), number, names, states, shape, threads
+                graphs / segment_file(number), number, names, states, shape, threads
             )
             layer = weights.layer(number)
             for name, moment in moments.items():
@@ -127,7 +128,9 @@ def write_rounded(path: Path, rounded: Mapping[str, Blocks]) -> None:
         for part in _PARTS
     }
     facts = {name: f"{blocks.bits} {blocks.columns}" for name, blocks in rounded.items()}
-    save_file(tensors, path, metadata=facts)
+    made = path.with_name(f"{path.name}.partial")
+    save_file(tensors, made, metadata=facts)
+    made.replace(path)
 
 
 def read_rounded(path: Path) -> dict[str, Blocks]:

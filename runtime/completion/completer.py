@@ -330,6 +330,10 @@ def _bounds(
             f"{len(asked)}"
         )
     for pair in asked:
+        if isinstance(pair, (int, float)) or pair is None or len(pair) != 2:
+            raise ValueError(
+                f"exits should hold a pair (leave, give up) for each exit, found {pair!r}"
+            )
         for value in pair:
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(

@@ -37,7 +37,7 @@ class _Codemill:
     def prefill(self, request: Answer) -> Answer:
         self._model.forget()
         started = time.perf_counter()
-        self._model.complete(request["text"], max_tokens=1)
+        self._model.complete(request["text"], max_tokens=1, drafts=False)
         return {"s": time.perf_counter() - started}
 
     def decode(self, request: Answer) -> Answer:
@@ -47,7 +47,11 @@ class _Codemill:
         return self._timed(request, "line")
 
     def _timed(self, request: Answer, mode: str | None) -> Answer:
-        self._model.complete(request["text"], max_tokens=1, **self._asked)
+        # as the timed one reads it: room is left for as many tokens
+        with self._model.stream(
+            request["text"], max_tokens=request["count"], **self._asked
+        ) as stream:
+            next(stream, None)
         started = time.perf_counter()
         found = self._model.complete(
             request["text"], max_tokens=request["count"], mode=mode, **self._asked

@@ -74,6 +74,8 @@ def evaluation_of(recipe: Recipe, corpus: Path, name: str) -> Any:
 def _findings(folder: Path) -> str:
     found = json.loads((folder / THRESHOLDS).read_text())
     chosen = found["chosen"]
+    if found["full"] is None:
+        return "no exits"
     if chosen is None:
         return "no thresholds save time within exits.max_loss: exits ship unused"
     point = next(item for item in found["curve"] if item["rate"] == chosen)
@@ -121,7 +123,7 @@ def _bundle(
     count = 0 if exits is None else len(exits.adapters)
     unused: Bounds = [(None, None)] * count
     write(unused)
-    found: dict[str, Any] = {"curve": [], "chosen": None, "stop": None}
+    found: dict[str, Any] = {"full": None, "curve": [], "chosen": None, "stop": None}
     if count:
         found = _chosen(recipe, threads, inputs, bundle, report)
         if found["chosen"] is not None or found["stop"] is not None:

@@ -160,6 +160,7 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         chances = exits.decisions(judged.states.float()).softmax(-1).numpy()
     write_exits(exits, folder)
     known = held_out.gold >= 0
+    right = judged.said == held_out.gold
     np.savez(
         folder / "chances.npz",
         chances=chances[:, known].astype(np.float32),
@@ -169,11 +170,9 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     found = {
         "layers": after,
         "agrees": agrees.mean(1).tolist(),
-        "right": (judged.said == held_out.gold).mean(1).tolist(),
-        "final_right": float((final == held_out.gold).mean()),
-        "never_right": float(
-            (~(judged.said == held_out.gold).any(0) & (final != held_out.gold)).mean()
-        ),
+        "right": right[:, known].mean(1).tolist(),
+        "final_right": float((final == held_out.gold)[known].mean()),
+        "never_right": float((~right.any(0) & (final != held_out.gold))[known].mean()),
         "coverage": [(rate, coverage(chances, agrees, rate)) for rate in _RATES],
         "points": [asdict(point) for point in points],
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +57,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "tokens": complete.piece_tokens,
         "likeliest": complete.likeliest,
         "rounding_pieces": complete.rounding_pieces,
+        "threads": compute.threads,
     }
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
@@ -118,8 +118,10 @@ def after_of(recipe: Recipe, layers: int) -> tuple[int, ...]:
         raise RecipeError(f"exits.after: {error}") from error
 
 
-def pieces_of(texts: Sequence[str], tokenizer_json: str, tokens: int) -> list[np.ndarray]:
-    """Token ids of each text, cut; those that are too short are left out."""
+def pieces_of(
+    texts: Sequence[str], tokenizer_json: str, tokens: int, begin: Sequence[int] = ()
+) -> list[np.ndarray]:
+    """Token ids of each text behind `begin`, as a prompt has them, cut; those that are too short are left out."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -127,30 +129,37 @@ def pieces_of(texts: Sequence[str], tokenizer_json: str, tokens: int) -> list[np
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    cut = [np.asarray(item.ids[:tokens], dtype=np.int32) for item in found]
+    cut = [np.asarray([*begin, *item.ids][:tokens], dtype=np.int32) for item in found]
     return [item for item in cut if len(item) >= _SHORTEST]
 
 
 def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
     from codemill.compress.distill.token_labels import backbone, by_graphs, label_pieces
     from codemill.export.decoder.bundle import PRECISIONS
-    from codemill.export.decoder.rounding import rounded_by_text, write_rounded
+    from codemill.export.decoder.rounding import read_rounded, rounded_by_text, write_rounded
     from codemill.export.decoder.write import same_bits, write_decoder
+    from codemill.runtime.atomic import write_atomically
 
-    complete = recipe.complete
+    complete, graphs, facts = recipe.complete, folder / _GRAPHS, folder / "decoder.json"
+    if facts.is_file():
+        # all is there but for the end of a run that was killed
+        shutil.rmtree(graphs, ignore_errors=True)
+        return
     with open_decoder(recipe, inputs) as model:
         shape = model.weights.shape
         after = after_of(recipe, shape.layers)
         longest = min(complete.piece_tokens, shape.max_tokens)
         pieces = {
-            name: pieces_of(read_texts(inputs["corpus"], name), model.tokenizer_json, longest)
+            name: pieces_of(
+                read_texts(inputs["corpus"], name),
+                model.tokenizer_json,
+                longest,
+                model.prompting.begin,
+            )
             for name in ("train", "validation")
         }
-        graphs = folder / _GRAPHS
-        if not (folder / "decoder.json").is_file():
-            report(0.0, "writing the decoder's graphs")
-            shutil.rmtree(graphs, ignore_errors=True)
-            bits = same_bits(PRECISIONS[complete.precision])
+        bits = same_bits(PRECISIONS[complete.precision])
+        if not (folder / ROUNDED).is_file():
             some = [piece.astype(np.int64) for piece in pieces["train"][: complete.rounding_pieces]]
             rounded: dict[str, Blocks] = {}
             if some and complete.precision != "fp32":
@@ -158,20 +167,23 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
                     model.weights,
                     bits,
                     some,
+                    folder,
                     threads,
                     lambda share: report(0.1 * share, "rounding the layers' matrices"),
                 )
             write_rounded(folder / ROUNDED, rounded)
-            write_decoder(model.weights, graphs, bits, after, longest, rounded)
+        report(0.1, "writing the decoder's graphs")
+        shutil.rmtree(graphs, ignore_errors=True)
+        write_decoder(model.weights, graphs, bits, after, longest, read_rounded(folder / ROUNDED))
         parts = backbone(graphs, shape, after, threads)
         likeliest = min(complete.likeliest, shape.vocab_size)
         label = by_graphs(parts, longest, likeliest)
+        share = {name: sum(map(len, found)) for name, found in pieces.items()}
+        total = sum(share.values())
+        begun = 0.1
         try:
-            share = {name: sum(map(len, found)) for name, found in pieces.items()}
-            total = sum(share.values())
-            begun = 0.0
             for name, found in pieces.items():
-                part = share[name] / total
+                part = 0.9 * share[name] / total
 
                 def said(done: float, what: str, begun: float = begun, part: float = part) -> None:
                     report(begun + part * done, what)
@@ -188,15 +200,15 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
                 begun += part
         finally:
             parts.close()
-        # the last of them is validation
-        known = labels.gold >= 0
-        right = float((labels.likeliest[known, 0] == labels.gold[known]).mean())
-        facts = {
+    # the last of them is validation
+    known = labels.gold >= 0
+    text = json.dumps(
+        {
             "after": after,
             "layers": shape.layers,
             "tokens": share["train"],
-            "right": right,
-            "shape": asdict(shape),
+            "right": float((labels.likeliest[known, 0] == labels.gold[known]).mean()),
         }
+    )
+    write_atomically(facts, lambda file: file.write(text.encode()))
     shutil.rmtree(graphs)
-    (folder / "decoder.json").write_text(json.dumps(facts, indent=1))

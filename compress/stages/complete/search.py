@@ -26,7 +26,7 @@ from codemill.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["VERSION", "read_shape", "stage"]
+__all__ = ["VERSION", "read_ends", "read_shape", "stage"]
 
 VERSION = 1
 _VOCABULARIES = (6144, 8192, 12_288, 16_384, 24_576, 32_768)
@@ -37,6 +37,9 @@ _COUNTED = 2000
 _BESIDE = 40_000
 """Bytes of the manifest, and of graphs of exits and projections."""
 _BITS = {"int4": 4, "int8": 8, "fp32": 32}
+_WEIGHT_BYTES = {"int4": 0.65, "int8": 1.16, "fp32": 4.0}
+"""Of a weight in blocks, with its part of scale and zero point."""
+_AUTO_EXITS = 3
 
 
 def stage(recipe: Recipe) -> Stage:
@@ -50,6 +53,7 @@ def stage(recipe: Recipe) -> Stage:
         "intermediate_sizes": search.intermediate_sizes,
         "precision": recipe.complete.precision,
         "adapter_size": recipe.complete.adapter_size,
+        "exits": recipe.exits.after,
         "max_tokens": recipe.student.max_tokens,
         "seed": recipe.seed,
     }
@@ -79,6 +83,7 @@ class _Costs:
 
     tokenizer_bytes: Callable[[int], int]
     adapters: int
+    tied: bool
     latency_ms: Callable[[Architecture], float] | None = field(default=None)
 
     def gflops(self, architecture: Architecture) -> float:
@@ -94,7 +99,7 @@ class _Costs:
 
         sizes: Any = architecture.vocab_size
         tokenizer: Any = np.vectorize(self.tokenizer_bytes)(sizes)
-        found: int = graph_bytes(architecture) + tokenizer + self.adapters + _BESIDE
+        found: int = graph_bytes(architecture, self.tied) + tokenizer + self.adapters + _BESIDE
         return found
 
 
@@ -120,7 +125,9 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
     report(0.0, "counting tokens")
     tokenizer = Tokenizer.from_str(tokenizer_json)
     ids = (*prompting.begin, *prompting.end, *(prompting.fill or ()))
-    marks = [tokenizer.id_to_token(number) for number in dict.fromkeys(ids)]
+    # a padded table has ids without a token
+    named = {number: tokenizer.id_to_token(number) for number in dict.fromkeys(ids)}
+    marks = [name for name in named.values() if name is not None]
     vocabulary = Pruned(tokenizer_json, count_tokens(tokenizer_json, texts), marks)
     sizes = tuple(
         size for size in recipe.search.vocab_sizes or _VOCABULARIES if size <= vocabulary.most
@@ -148,17 +155,21 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
         bits=(_BITS[recipe.complete.precision],),
     )
     adapter = recipe.complete.adapter_size or shape.width
+    asked = recipe.exits.after
+    exits = len(asked) if isinstance(asked, tuple) else 0 if asked == "none" else _AUTO_EXITS
     costs = _Costs(
         lambda size: made[size][0],
-        # three exits at most, a gate and two products each, a little more than a byte a weight
-        3 * 3 * adapter * shape.width,
+        int(exits * 3 * adapter * shape.width * _WEIGHT_BYTES[recipe.complete.precision]),
+        shape.tied,
     )
     result = search(space, Budget(size_bytes=recipe.budget.size_bytes), costs, recipe.seed)
     best = result.best
     chosen = _with_layers(best.architecture, layers, shape.layers)
     kept = vocabulary.at(chosen.vocab_size)
-    (folder / "tokenizer.json").write_text(kept.tokenizer_json, encoding="utf-8")
-    (folder / "tokens.json").write_text(json.dumps(list(kept.kept)))
+    text = _beginning(kept.tokenizer_json, [named[number] for number in prompting.begin])
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    ends = [kept.kept.index(number) for number in prompting.end if number in kept.kept]
+    (folder / "tokens.json").write_text(json.dumps({"kept": list(kept.kept), "end": ends}))
     facts = {
         "architecture": chosen.to_json(),
         "size_bytes": best.size_bytes,
@@ -180,9 +191,33 @@ def _with_layers(architecture: Architecture, choices: Any, of: int) -> Architect
     return Architecture(**{**architecture.to_json(), "copied_layers": copied})
 
 
+def _beginning(tokenizer_json: str, begin: list[str | None]) -> str:
+    """The tokenizer with what every prompt begins with, where it does not say so itself (GGUF)."""
+    from tokenizers import Tokenizer, processors
+
+    from codemill.compress.models.causal import begin_of
+
+    names = [name for name in begin if name is not None]
+    if not names or begin_of(tokenizer_json):
+        return tokenizer_json
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*names, "$A"],
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in dict.fromkeys(names)],
+    )
+    found: str = tokenizer.to_str()
+    return found
+
+
+def read_ends(folder: Path) -> list[int]:
+    """The student's ids behind which nothing follows."""
+    found: list[int] = json.loads((folder / "tokens.json").read_text())["end"]
+    return found
+
+
 def read_shape(folder: Path) -> tuple[Architecture, str, list[int]]:
     """The architecture, its tokenizer and the teacher's id of each token."""
     facts = json.loads((folder / "architecture.json").read_text())
-    kept = json.loads((folder / "tokens.json").read_text())
+    kept = json.loads((folder / "tokens.json").read_text())["kept"]
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     return Architecture.from_json(facts["architecture"]), text, kept

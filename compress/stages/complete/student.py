@@ -22,7 +22,7 @@ from codemill.compress.recipe import Recipe
 from codemill.compress.stages.complete.corpus import read_texts
 from codemill.compress.stages.complete.exits import write_exits
 from codemill.compress.stages.complete.labels import STUDENT, after_of, model_identity, pieces_of
-from codemill.compress.stages.complete.search import read_shape
+from codemill.compress.stages.complete.search import read_ends, read_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,21 +81,35 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     import torch
 
     from codemill.compress.distill.loop import Schedule, fit
+    from codemill.compress.distill.team import Team
     from codemill.compress.distill.token_labels import label_pieces
     from codemill.compress.exits.decoder import DecoderExits, LastHead, shared_loss
+    from codemill.compress.models.causal import begin_of
     from codemill.compress.models.decoders import gguf_in, load_whole, resolve_decoder
     from codemill.compress.models.llama import cut_decoder
+    from codemill.runtime.atomic import write_atomically
 
     complete = recipe.complete
+    if (folder / _FACTS).is_file():
+        # all is there but for the end of a run that was killed
+        shutil.rmtree(folder / "labels", ignore_errors=True)
+        return
     architecture, tokenizer_json, kept = read_shape(inputs["search"])
+    after = after_of(recipe, architecture.layers)
     path = resolve_decoder(recipe.model)
     packed = gguf_in(path)
     teacher: Any = (
         load_whole(path) if packed is None else load_whole(packed.parent, gguf_file=packed.name)
     )
     student = cut_decoder(teacher, architecture, kept)
+    student.config.eos_token_id = read_ends(inputs["search"])
     pieces = {
-        name: pieces_of(read_texts(inputs["corpus"], name), tokenizer_json, complete.piece_tokens)
+        name: pieces_of(
+            read_texts(inputs["corpus"], name),
+            tokenizer_json,
+            complete.piece_tokens,
+            begin_of(tokenizer_json),
+        )
         for name in ("train", "validation")
     }
     pieces["validation"] = pieces["validation"][:_VALIDATED]
@@ -112,13 +126,12 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
             at_once=_AT_ONCE,
         )
     del teacher, label
-    after = after_of(recipe, architecture.layers)
     width = architecture.hidden_size
     head = student.lm_head.weight
     last = LastHead(student.model.norm.weight, None, head, None, student.config.rms_norm_eps, "rms")
     exits = DecoderExits(last, after, complete.adapter_size or width, recipe.seed)
     exits.controller.requires_grad_(False)
-    both = torch.nn.ModuleDict({"student": student, "exits": exits})
+    both = torch.nn.ModuleDict({"student": student, "exits": exits}).to(compute.device)
     starts = {name: np.cumsum([0, *map(len, found)]) for name, found in pieces.items()}
     generator = torch.Generator()
 
@@ -178,6 +191,7 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         validate,
         folder,
         lambda share, what: report(_LABEL_SHARE + (1 - _LABEL_SHARE) * share, what),
+        Team(device=compute.device),
     )
     student.save_pretrained(folder / STUDENT)
     (folder / STUDENT / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
@@ -190,7 +204,8 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         "teacher": _right(labels["validation"]),
         "points": [asdict(point) for point in points],
     }
-    (folder / _FACTS).write_text(json.dumps(facts, indent=1))
+    text = json.dumps(facts, indent=1).encode()
+    write_atomically(folder / _FACTS, lambda file: file.write(text))
     shutil.rmtree(folder / "labels")
 
 
@@ -214,7 +229,8 @@ def _by_teacher(teacher: Any, kept: Sequence[int], likeliest: int, compute: Comp
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=compute.bf16):
             states = stack(input_ids=padded, use_cache=False).last_hidden_state
             real = torch.cat([states[row, : len(piece)] for row, piece in enumerate(pieces)])
-            values, tops = torch.nn.functional.linear(real, matrix).topk(likeliest)
+        # scores in full: two that are near in bfloat16 may be apart
+        values, tops = torch.nn.functional.linear(real.float(), matrix).topk(likeliest)
         return {
             "hidden": np.empty((len(real), 0, 0), np.float32),
             "likeliest": tops.cpu().numpy(),

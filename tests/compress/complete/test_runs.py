@@ -102,7 +102,7 @@ def test_a_student_is_cut_out_and_learns_with_its_exits(
 @pytest.mark.slow
 def test_a_student_that_cannot_fit_is_refused(given: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = recipe_of(*given, *SMALL, "budget.size_bytes=50000")
-    with pytest.raises(RefusedError, match="no architecture"):
+    with pytest.raises(RefusedError, match="none of the 12 architectures"):
         run(recipe, tmp_path / "work", tmp_path / "out", Quiet())
 
 
@@ -119,6 +119,9 @@ def test_an_exit_above_the_model_is_said_before_anything_is_done(
         ("teacher.model=null", "needs teacher.model"),
         ("data.train=[{file: a.jsonl}]", r"takes data\.source"),
         ("complete.labels=sometimes", "agrees"),
+        ("student.init=fresh", "takes `whole`"),
+        ("exits.train=all", "exits.train: all"),
+        ("complete.max_new_tokens=400", "more than half"),
         ("complete.stop_right=2", "less than or equal to 1"),
     ],
 )

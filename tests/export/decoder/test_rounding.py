@@ -21,7 +21,7 @@ def pieces() -> list[np.ndarray]:
 
 def test_all_matrices_of_every_family_are_rounded(decoder: PreTrainedModel, tmp_path: Path) -> None:
     weights = of_module(decoder)
-    rounded = rounded_by_text(weights, same_bits(4), pieces(), 1)
+    rounded = rounded_by_text(weights, same_bits(4), pieces(), tmp_path, 1)
     layers = {
         f"{n}/{name}" for n in range(weights.shape.layers) for name in ("qkv", "out", "up", "down")
     }
