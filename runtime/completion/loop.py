@@ -220,6 +220,10 @@ class _Steps:
             states: Row = backend.segment(number, hidden, document.cache, past)
             if number == len(exits):
                 return states, end
+            if exits[number].exit is None and exits[number].stop is None:
+                # never followed, and so not asked
+                hidden = states
+                continue
             state, chances = backend.judge(number, states)
             decision = int(chances.argmax())
             bound = (exits[number].stop, exits[number].exit, None)[decision]

@@ -81,6 +81,8 @@ class _LlamaCpp:
             n_threads=threads,
             n_threads_batch=threads,
             draft_model=draft,
+            # its buffer of scores has a batch's rows otherwise, whatever the draft model needs
+            logits_all=draft is not None,
             verbose=False,
         )
 

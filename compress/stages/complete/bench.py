@@ -91,9 +91,10 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         found = bundle_engine(teacher, variant, threads, name="teacher")
         engines.insert(0, CompletionEngine(TEACHER, replace(found, role="teacher"), plain))
         baseline = TEACHER
+    places = evaluation_of(recipe, inputs["corpus"], "test")
     results = benchmark_completion(
         engines,
-        evaluation_of(recipe, inputs["corpus"], "test"),
+        places,
         baseline,
         recipe.complete.max_new_tokens,
         report,
@@ -113,8 +114,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         ),
         bundle_engine=headline,
         baseline=baseline,
-        evaluation=f"{len(manifest.exits)} exits; lines of the "
-        + ("standard library" if recipe.data.source == "installed" else "held-out files"),
+        evaluation=places.name,
         engines=results,
         environment=environment,
         exits=tuple(

@@ -65,7 +65,7 @@ def evaluation_of(recipe: Recipe, corpus: Path, name: str) -> Any:
     from codemill.targets.completion import CompletionEvaluation
 
     places = read_places(corpus, name)
-    source = "standard library" if recipe.data.source == "installed" else "held-out files"
+    source = "the standard library" if recipe.data.source == "installed" else "held-out files"
     return CompletionEvaluation(
         source, tuple(place.prefix for place in places), tuple(place.line for place in places)
     )

@@ -168,6 +168,14 @@ def test_without_exits_no_controller_is_asked() -> None:
     assert not [call for call in backend.calls if call[0] == "judge"]
 
 
+def test_an_exit_that_is_never_followed_is_not_asked() -> None:
+    exits = [Exit(2, None, None), Exit(4, 0.5, None)]
+    backend = Counting(decoding(exits), [[0.1, 0.9, 0], [0, 0.1, 0.9]])
+    taken, _, _ = run(backend, [10], max_tokens=3)
+    assert [item.layers for item in taken] == [6, 4, 6]
+    assert {call[1] for call in backend.calls if call[0] == "judge"} == {1}
+
+
 def test_a_prompt_that_goes_on_costs_what_is_new() -> None:
     backend = Counting(decoding())
     _, _, document = run(backend, list(range(20)), max_tokens=1)
