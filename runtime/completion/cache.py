@@ -6,6 +6,7 @@ are of is `document.py`'s to know. What is here is numpy; a backend on another d
 
 from __future__ import annotations
 
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Cache:
         old, self.layers = self.layers, []
         self.bound.clear()
         for number in range(decoding.layers):
-            pair = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+            pair = _room(shape), _room(shape)
             if old:
                 for new, before in zip(pair, old[number], strict=True):
                     new[:, :, : self.capacity] = before
@@ -80,6 +81,13 @@ class Cache:
             # copies: both places may overlap
             keys[:, :, to : to + count] = turned(keys[:, :, start:end], to - start, rotary)
             values[:, :, to : to + count] = values[:, :, start:end].copy()
+
+
+def _room(shape: tuple[int, ...]) -> Row:
+    """Zeros in pages of their own, which go back to the system as soon as they are let go; a heap would keep them."""
+    size = int(np.prod(shape))
+    found: Row = np.frombuffer(mmap(-1, max(1, 4 * size)), np.float32, size).reshape(shape)
+    return found
 
 
 def turned(keys: Row, by: int, rotary: Rotary) -> Row:

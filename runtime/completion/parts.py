@@ -88,7 +88,7 @@ class OnnxParts:
             bound = cache.bound[number] = _BoundSegment(
                 self._segments[number], self.decoding, number, cache
             )
-        found: Row = bound.run(inputs, past)
+        found: Row = bound.run(inputs, cache, past)
         return found
 
     def judge(self, exit: int, hidden: Row) -> tuple[Row, Row]:
@@ -167,18 +167,18 @@ class _BoundSegment:
         self._session = session
         self._decoding = decoding
         self._number = number
-        self._cache = cache
         self._output = _STATE if number == len(decoding.exits) else _NEXT
         self._input = _HIDDEN if number else _IDS
         # both are read by the graph, and written here before each run
         self._last = np.zeros(1, np.int32)
         self._total = np.zeros(1, np.int32)
-        self._one = self._bind(1)
+        # not the cache itself, which holds this: a ring is freed late
+        self._one = self._bind(1, cache)
 
-    def run(self, inputs: NDArray[Any], past: int) -> Row:
+    def run(self, inputs: NDArray[Any], cache: Cache, past: int) -> Row:
         count = len(inputs)
         # arrays of other lengths are bound for one run
-        binding, taken, given, places = self._one if count == 1 else self._bind(count)
+        binding, taken, given, places = self._one if count == 1 else self._bind(count, cache)
         taken[0] = inputs
         self._last[0] = past + count - 1
         self._total[0] = past + count
@@ -188,7 +188,9 @@ class _BoundSegment:
         row: Row = given[0]
         return row
 
-    def _bind(self, count: int) -> tuple[Binding, NDArray[Any], Row, NDArray[np.int64] | None]:
+    def _bind(
+        self, count: int, cache: Cache
+    ) -> tuple[Binding, NDArray[Any], Row, NDArray[np.int64] | None]:
         decoding, binding = self._decoding, self._session.bind()
         shape = (1, count, decoding.width)
         taken: NDArray[Any] = (
@@ -205,7 +207,7 @@ class _BoundSegment:
             binding.takes(_PLACES, places)
         start = decoding.ends[self._number - 1] if self._number else 0
         for layer in range(start, decoding.ends[self._number]):
-            for kind, buffer in zip(("key", "value"), self._cache.layers[layer], strict=True):
+            for kind, buffer in zip(("key", "value"), cache.layers[layer], strict=True):
                 binding.takes(f"past_key_values.{layer}.{kind}", buffer)
                 binding.gives(f"present.{layer}.{kind}", buffer)
         return binding, taken, given, places
