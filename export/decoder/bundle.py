@@ -25,7 +25,7 @@ from codemill.export.quantize.blocks import Blocks
 from codemill.runtime.bundle import TOKENIZER, Manifest, Variant, write_bundle
 from codemill.runtime.completion.decoding import COMPLETION
 
-__all__ = ["PRECISIONS", "Prompting", "write_completion"]
+__all__ = ["PRECISIONS", "Prompting", "set_bounds", "write_completion"]
 
 PRECISIONS: Mapping[str, int] = {"int4": 4, "int8": 8, "fp32": FULL}
 """Bits of the matrices, by precision."""
@@ -102,11 +102,36 @@ def write_completion(
         architecture=_architecture(shape, weights.rotary),
         variants=variants,
         provenance=provenance,
-        exits=[
-            {"layer": layer, "exit": leave, "stop": stop}
-            for layer, (leave, stop) in zip(after, bounds, strict=True)
-        ],
+        exits=_exits(after, bounds),
     )
+
+
+def set_bounds(
+    folder: Path, manifest: Manifest, bounds: Sequence[tuple[float | None, float | None]]
+) -> Manifest:
+    """Write the manifest of a bundle anew with other bounds of its exits; its graphs stay as they are."""
+    fields = (
+        "name",
+        "task",
+        "input",
+        "output",
+        "variants",
+        "license",
+        "architecture",
+        "provenance",
+    )
+    given: dict[str, Any] = {name: getattr(manifest, name) for name in fields}
+    after = [item["layer"] for item in manifest.exits]
+    return write_bundle(folder, **given, exits=_exits(after, bounds))
+
+
+def _exits(
+    after: Sequence[int], bounds: Sequence[tuple[float | None, float | None]]
+) -> list[dict[str, Any]]:
+    return [
+        {"layer": layer, "exit": leave, "stop": stop}
+        for layer, (leave, stop) in zip(after, bounds, strict=True)
+    ]
 
 
 def _architecture(shape: DecoderShape, rotary: Rotary | None) -> dict[str, Any]:

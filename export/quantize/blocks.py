@@ -6,12 +6,14 @@ to 8 bits by itself (accuracy_level 4).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "Blocks", "packed", "quantize_blocks", "restore"]
+__all__ = ["BLOCK", "Blocks", "packed", "quantize_blocks", "ranges", "restore"]
 
 BLOCK = 32
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
@@ -60,29 +62,41 @@ def _quantize_rows(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
     rows, columns = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, BLOCK)
+    scale, zero = ranges(padded, bits, _SHRINKS)
+    value = np.clip(np.rint(padded / scale[..., None]) + zero[..., None], 0, 2**bits - 1)
+    return packed(value, bits), scale, packed(zero, bits)
+
+
+def ranges(
+    blocks: NDArray[np.float32],
+    bits: int,
+    shrinks: Sequence[float],
+    weights: NDArray[Any] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and zero points [..] of `blocks` [.., n]: of the ranges tried, that of least squared error.
+
+    shrinks: ranges as shares of a block's own, which comes first; at 8 bits only that is tried. weights [n]: of errors.
+    """
     # zero is always a value: padding stays zero, and a block of one sign has its zero point at an end
-    low = np.minimum(padded.min(axis=2), 0)
-    high = np.maximum(padded.max(axis=2), 0)
+    low = np.minimum(blocks.min(axis=-1), 0)
+    high = np.maximum(blocks.max(axis=-1), 0)
     top = 2**bits - 1
     best: tuple[NDArray[np.float32], ...] | None = None
-    for shrink in _SHRINKS if bits == 4 else _SHRINKS[:1]:
+    for shrink in shrinks if bits == 4 else shrinks[:1]:
         scale = ((high - low) * shrink / top).astype(np.float32)
         scale[scale == 0] = 1
         zero = np.clip(np.rint(-low * shrink / scale), 0, top).astype(np.float32)
-        value = np.clip(np.rint(padded / scale[..., None]) + zero[..., None], 0, top)
-        error = np.square((value - zero[..., None]) * scale[..., None] - padded).sum(axis=2)
-        found = (error, scale, zero, value.astype(np.float32))
+        value = np.clip(np.rint(blocks / scale[..., None]) + zero[..., None], 0, top)
+        errors = np.square((value - zero[..., None]) * scale[..., None] - blocks)
+        error = (errors if weights is None else errors * weights).sum(axis=-1)
+        found = (error, scale, zero)
         if best is None:
             best = found
             continue
         better = error < best[0]
-        best = tuple(
-            np.where(better if a.ndim == 2 else better[..., None], a, b)
-            for a, b in zip(found, best, strict=True)
-        )
+        best = tuple(np.where(better, a, b) for a, b in zip(found, best, strict=True))
     assert best is not None
-    _, scale, zero, value = best
-    return packed(value, bits), scale, packed(zero, bits)
+    return best[1], best[2]
 
 
 def packed(values: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from codemill.export.quantize.blocks import BLOCK, Blocks, packed
+from codemill.export.quantize.blocks import BLOCK, Blocks, packed, ranges
 
 __all__ = ["gptq_blocks"]
 
@@ -62,7 +62,7 @@ def _rounded(weight: Floats, factor: Floats, bits: int) -> tuple[Floats, Floats,
         start, end = block * BLOCK, min(columns, (block + 1) * BLOCK)
         part = left[:, start:end]
         own = factor[start:end, start:end]
-        scale, zero = _range(part, np.diag(own), top)
+        scale, zero = ranges(part, bits, _SHRINKS, 1 / np.diag(own) ** 2)
         lost = np.empty_like(part)
         for at in range(end - start):
             value = np.clip(np.rint(part[:, at] / scale) + zero, 0, top)
@@ -74,27 +74,3 @@ def _rounded(weight: Floats, factor: Floats, bits: int) -> tuple[Floats, Floats,
         # a short last block is filled with what stands for 0
         values[:, block, end - start :] = zero[:, None]
     return values, scales, zeros
-
-
-def _range(part: Floats, pivots: Floats, top: int) -> tuple[Floats, Floats]:
-    """A scale and a zero point for each row of a block, of those tried the one of least weighted error."""
-    low, high = np.minimum(part.min(1), 0), np.maximum(part.max(1), 0)
-    weights = 1 / pivots**2
-    best: tuple[Floats, Floats, Floats] | None = None
-    for shrink in _SHRINKS if top == 15 else _SHRINKS[:1]:
-        scale = ((high - low) * shrink / top).astype(np.float32)
-        scale[scale == 0] = 1
-        zero = np.clip(np.rint(-low * shrink / scale), 0, top).astype(np.float32)
-        value = np.clip(np.rint(part / scale[:, None]) + zero[:, None], 0, top)
-        error = (np.square((value - zero[:, None]) * scale[:, None] - part) * weights).sum(1)
-        if best is None:
-            best = error, scale, zero
-            continue
-        better = error < best[0]
-        best = (
-            np.where(better, error, best[0]),
-            np.where(better, scale, best[1]),
-            np.where(better, zero, best[2]),
-        )
-    assert best is not None
-    return best[1], best[2]

@@ -93,7 +93,7 @@ def _bundle(
     folder: Path,
     report: Report,
 ) -> None:
-    from codemill.export.decoder.bundle import write_completion
+    from codemill.export.decoder.bundle import set_bounds, write_completion
     from codemill.export.decoder.rounding import read_rounded
     from codemill.targets.completion import write_completion_evaluation
 
@@ -103,26 +103,23 @@ def _bundle(
     report(0.0, "writing the graphs")
     rounded = read_rounded(inputs["labels"] / ROUNDED)
 
-    def write(bounds: Bounds) -> None:
-        with open_decoder(recipe, inputs) as model:
-            write_completion(
-                model.weights,
-                bundle,
-                name=recipe.name,
-                tokenizer_json=model.tokenizer_json,
-                prompting=model.prompting,
-                max_tokens=recipe.student.max_tokens,
-                precisions=(complete.precision,),
-                exits=exits,
-                bounds=bounds,
-                rounded={complete.precision: rounded},
-                license=recipe.license,
-                provenance=_provenance(recipe, keys),
-            )
-
     count = 0 if exits is None else len(exits.adapters)
     unused: Bounds = [(None, None)] * count
-    write(unused)
+    with open_decoder(recipe, inputs) as model:
+        manifest = write_completion(
+            model.weights,
+            bundle,
+            name=recipe.name,
+            tokenizer_json=model.tokenizer_json,
+            prompting=model.prompting,
+            max_tokens=recipe.student.max_tokens,
+            precisions=(complete.precision,),
+            exits=exits,
+            bounds=unused,
+            rounded={complete.precision: rounded},
+            license=recipe.license,
+            provenance=_provenance(recipe, keys),
+        )
     found: dict[str, Any] = {"full": None, "curve": [], "chosen": None, "stop": None}
     if count:
         found = _chosen(recipe, threads, inputs, bundle, report)
@@ -130,7 +127,7 @@ def _bundle(
             point = next((x for x in found["curve"] if x["rate"] == found["chosen"]), None)
             leave = [None] * count if point is None else point["bounds"]
             stop = found["stop"] if complete.stop_right is not None else [None] * count
-            write([(a, b) for a, b in zip(leave, stop or [None] * count, strict=True)])
+            set_bounds(bundle, manifest, list(zip(leave, stop or [None] * count, strict=True)))
     write_completion_evaluation(
         bundle / EVALUATION, evaluation_of(recipe, inputs["corpus"], "test")
     )

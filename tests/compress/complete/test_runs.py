@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from codemill.compress import pipeline
 from codemill.compress.recipe import Recipe
 from codemill.compress.run import RunResult, plan, run, stages_of
 from codemill.errors import RecipeError, RefusedError
+from codemill.export.decoder.bundle import set_bounds
 from codemill.runtime import load_completer, read_manifest, verify_bundle
 from codemill.targets.completion_benchmark import CompletionReport, read_completion_report
 
@@ -70,6 +73,21 @@ def test_a_whole_model_gets_exits_and_a_bundle(whole: tuple[Recipe, Path, RunRes
     assert "http://" not in page.replace("http://www.w3.org", "")
     text = json.dumps(result.to_json())
     assert "bundle, exits and drafts" in text
+
+
+@pytest.mark.slow
+def test_bounds_are_set_without_touching_the_graphs(
+    whole: tuple[Recipe, Path, RunResult], tmp_path: Path
+) -> None:
+    made = next(whole[1].glob("bundle-*")) / "bundle"
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder, ignore=shutil.ignore_patterns("evaluation*"))
+    before = read_manifest(folder)
+    set_bounds(folder, before, [(0.5, None), (0.75, 0.9)])
+    verify_bundle(folder)
+    after = read_manifest(folder)
+    assert [(item["exit"], item["stop"]) for item in after.exits] == [(0.5, None), (0.75, 0.9)]
+    assert replace(after, exits=before.exits) == before
 
 
 @pytest.mark.slow
