@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from codemill.compress.pipeline import Progress, Report
 
-__all__ = ["Bars", "Lines", "Silent", "counting", "duration", "shown_progress"]
+__all__ = ["Bars", "Lines", "Silent", "counting", "duration", "shown_progress", "shown_stage"]
 
 # a log that is watched says something every few seconds, one that is kept stays short
 _LINE_EVERY_S = 5.0
@@ -144,6 +144,15 @@ def shown_progress(quiet: bool = False) -> Iterator[Progress]:
             yield bars
     else:
         yield Lines(sys.stderr)
+
+
+@contextlib.contextmanager
+def shown_stage(name: str) -> Iterator[Report]:
+    """report(fraction, message) of one piece of work that is a command's whole."""
+    started = time.monotonic()
+    with shown_progress() as shown:
+        yield shown.stage(name, 1, 1, False)
+        shown.finished(name, time.monotonic() - started)
 
 
 @contextlib.contextmanager

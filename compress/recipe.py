@@ -581,6 +581,20 @@ class Complete(_Section):
         le=_MANY,
         description="pieces of code that the matrices of int4 and int8 are rounded by (GPTQ); 0: each as it is",
     )
+    rounding_loss: float | None = Field(
+        None,
+        ge=0,
+        le=_MANY,
+        description="at int4, the share by which perplexity on held-out code may be above that at 8 bits: kinds of "
+        "matrices stay at 8 bits until it is met, what wins most a byte first; null: all are at 4",
+    )
+    vocab_size: int | None = Field(
+        None,
+        gt=0,
+        le=_LONGEST,
+        description="so many of the decoder's tokens, those that the code learned from uses most, are kept where it "
+        "stays whole otherwise (student.init: whole); null: all",
+    )
     tokens: int = Field(
         500_000, ge=1000, le=10**12, description="of code to learn from, each labelled once"
     )
@@ -930,6 +944,15 @@ class Recipe(_Section):
         found = [name for name, given in others.items() if given]
         if found:
             raise ValueError(f"{' and '.join(found)}: not with task: completion; leave out")
+        if self.complete.vocab_size is not None and self.student.init != "whole":
+            raise ValueError(
+                "complete.vocab_size is of student.init: whole; a student's tokens are searched: search.vocab_sizes"
+            )
+        if self.complete.rounding_loss is not None and self.student.init != "whole":
+            raise ValueError(
+                "complete.rounding_loss is of student.init: whole; a student's size is planned with all matrices at "
+                "complete.precision"
+            )
         if self.complete.max_new_tokens > self.student.max_tokens // 2:
             raise ValueError(
                 f"complete.max_new_tokens is {self.complete.max_new_tokens}, more than half of student.max_tokens, "

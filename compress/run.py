@@ -49,6 +49,7 @@ from codemill.compress.stages.complete import exits as complete_exits
 from codemill.compress.stages.complete import labels as complete_labels
 from codemill.compress.stages.complete import search as complete_search
 from codemill.compress.stages.complete import student as complete_student
+from codemill.compress.stages.complete import tokens as complete_tokens
 from codemill.errors import MachineError, RecipeError, RefusedError
 from codemill.runtime import pack
 from codemill.runtime.atomic import sync_file, write_atomically
@@ -113,6 +114,8 @@ def _completion_stages(recipe: Recipe, compute: Compute, machine: str) -> list[S
     stages = [complete_corpus.stage(recipe)]
     if complete_labels.is_cut(recipe):
         stages += [complete_search.stage(recipe), complete_student.stage(recipe, compute)]
+    elif recipe.complete.vocab_size is not None:
+        stages.append(complete_tokens.stage(recipe))
     stages += [complete_labels.stage(recipe, compute), complete_exits.stage(recipe, compute)]
     stages.append(complete_bundle.stage(recipe, threads, machine, _shaping(stages)))
     stages.append(complete_bench.stage(recipe, threads, machine, [stage.name for stage in stages]))

@@ -55,6 +55,11 @@ _MOST_BYTES = 10_000_000
     default=True,
     help="Look what followed before, and check it at once. [default: --drafts]",
 )
+@click.option(
+    "--speculate",
+    is_flag=True,
+    help="Exits say what may follow, and the layers above check it at once: the text of full depth.",
+)
 @click.option("--stream", is_flag=True, help="Print each piece as soon as it is certain.")
 @click.option("--variant", help="The bundle's variant to run; by default the best one here.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: the physical cores]")
@@ -73,6 +78,7 @@ def complete_command(
     seed: int | None,
     exits: bool,
     drafts: bool,
+    speculate: bool,
     stream: bool,
     variant: str | None,
     threads: int | None,
@@ -107,6 +113,7 @@ def complete_command(
                 seed=seed,
                 exits=exits,
                 drafts=drafts,
+                speculate=speculate,
             )
         except ValueError as error:
             # what only the bundle knows: how long its context is

@@ -1,4 +1,4 @@
-"""`compress export`: a model as it is -> a bundle. Nothing is trained, cut or compressed."""
+"""`compress export`: a model as it is -> a bundle. Nothing is trained or cut."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ from codemill.compress.commands.output import (
 from codemill.errors import InputError, ModelError
 
 _MOST_TOKENS = 512
+_NONE = "none"
+_PIECES, _PIECE_TOKENS = 24, 256
+"""Of code that rounding is fitted to; as many again say what is lost."""
+_CHARACTERS = 4
+"""Of a token of code, about."""
 _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
 
 
@@ -54,6 +59,19 @@ _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
     help="Longest input, the special tokens included; of complete: prompt and completion together. [default: the "
     "model's own, 512 at most; complete: 8192 at most]",
 )
+@click.option(
+    "--calibration",
+    metavar="CODE",
+    help="Of complete at int4: code that rounding is fitted to. `installed` (Python packages here), a folder, a .jsonl "
+    "file with `code`, or `none`: each weight is rounded as it is. [default: installed]",
+)
+@click.option(
+    "--rounding-loss",
+    type=click.FloatRange(min=0),
+    metavar="SHARE",
+    help="Of complete at int4: by which perplexity on other such code may be above that at int8; matrices stay at 8 "
+    "bits until it is met, what wins most a byte first. [default: all are at 4]",
+)
 @click.option("--name", help="The bundle's name. [default: the model's]")
 @click.option("--license", "licence", help="Licence of the weights, as an SPDX id.")
 @json_option
@@ -65,6 +83,8 @@ def export_command(
     tokenizer: Path | None,
     labels: str | None,
     max_tokens: int | None,
+    calibration: str | None,
+    rounding_loss: float | None,
     name: str | None,
     licence: str | None,
     as_json: bool,
@@ -81,12 +101,21 @@ def export_command(
         name or model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1], "model"
     )
     target = out or Path(f"{chosen}-bundle")
+    rounds = task == "complete" and precision in (None, "int4")
+    for option, value in (("--calibration", calibration), ("--rounding-loss", rounding_loss)):
+        if value is not None and not rounds:
+            raise click.UsageError(f"{option} is of --task complete at --precision int4")
+    if calibration == _NONE and rounding_loss is not None:
+        raise click.UsageError("--rounding-loss is measured on code: leave --calibration none out")
     check_bundle_out(target, target.parent / ".codemill")
     with quiet_stdout(), tempfile.TemporaryDirectory(dir=_parent(target)) as scratch:
         made = Path(scratch, "bundle")
         if task == "complete":
             precision = precision or "int4"
-            _export_decoder(model, precision, made, tokenizer, labels, max_tokens, chosen)
+            code = (calibration or "installed") if rounds else _NONE
+            _export_decoder(
+                model, precision, made, tokenizer, labels, max_tokens, chosen, code, rounding_loss
+            )
         else:
             precision = precision or "fp32"
             _export(model, task, precision, made, tokenizer, labels, max_tokens, chosen)
@@ -188,14 +217,25 @@ def _export_decoder(
     labels: str | None,
     max_tokens: int | None,
     name: str,
+    calibration: str,
+    rounding_loss: float | None,
 ) -> None:
-    from codemill.compress.models.causal import open_causal
+    from codemill.compress.data.code import pieces_from
+    from codemill.compress.models.causal import open_causal, pieces_of
     from codemill.compress.models.decoders import resolve_decoder
-    from codemill.export.decoder.bundle import write_completion
+    from codemill.compress.progress import shown_stage
+    from codemill.export.decoder.bundle import PRECISIONS, write_completion
+    from codemill.export.decoder.mixed import round_decoder
     from codemill.runtime import load_completer
 
     if labels is not None:
         raise click.UsageError("--labels are of a head: give --task classify")
+    # before a large model is read
+    code = (
+        []
+        if calibration == _NONE
+        else pieces_from(calibration, 2 * _PIECES, _PIECE_TOKENS * _CHARACTERS)
+    )
     with open_causal(resolve_decoder(model)) as opened:
         positions = opened.weights.shape.max_tokens
         longest = min(positions, _MOST_CONTEXT) if max_tokens is None else max_tokens
@@ -205,15 +245,29 @@ def _export_decoder(
             raise InputError(
                 f"--max-tokens {longest}: prompt and completion together take {_LEAST_CONTEXT} at least"
             )
-        write_completion(
-            opened.weights,
-            folder,
-            name=name,
-            tokenizer_json=_tokenizer(tokenizer, opened.tokenizer_json),
-            prompting=opened.prompting,
-            max_tokens=longest,
-            precisions=(precision,),
-        )
+        text = _tokenizer(tokenizer, opened.tokenizer_json)
+        most = min(_PIECE_TOKENS, positions)
+        pieces = pieces_of(code, text, most, opened.prompting.begin)
+        with shown_stage("rounding" if pieces else "writing") as report:
+            rounding = round_decoder(
+                opened.weights,
+                PRECISIONS[precision],
+                pieces[::2],
+                pieces[1::2],
+                rounding_loss,
+                folder.parent,
+                report=report,
+            )
+            write_completion(
+                opened.weights,
+                folder,
+                name=name,
+                tokenizer_json=text,
+                prompting=opened.prompting,
+                max_tokens=longest,
+                precisions=(precision,),
+                roundings={precision: rounding},
+            )
     # what only ONNX Runtime knows, of head sizes and the like, is better said now than in an app
     with load_completer(folder) as made:
         made.complete("def ", max_tokens=1)

@@ -17,13 +17,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codemill.compress.data.installed import files_of_package, held_out_packages
+from codemill.compress.data.installed import (
+    files_of_package,
+    held_out_packages,
+    installed_packages,
+)
 from codemill.compress.data.near import NearIndex
 from codemill.errors import DataError
 from codemill.targets.json_lines import json_lines, text_of
 
-__all__ = ["CodeFile", "CodeSplits", "Place", "given", "installed", "piece_of", "place_in"]
+__all__ = [
+    "INSTALLED",
+    "CodeFile",
+    "CodeSplits",
+    "Place",
+    "given",
+    "installed",
+    "piece_of",
+    "pieces_from",
+    "place_in",
+]
 
+INSTALLED = "installed"
 _LARGEST, _SMALLEST = 200_000, 400
 """Characters of a file that is used."""
 _LONGEST_LINE = 400
@@ -41,6 +56,26 @@ _NOT_TESTED = {
     "site-packages",
     "encodings",
     "pydoc_data",
+}
+_CODE = {
+    *(
+        ".c",
+        ".cc",
+        ".cpp",
+        ".cs",
+        ".cxx",
+        ".go",
+        ".h",
+        ".hpp",
+        ".java",
+        ".js",
+        ".jsx",
+        ".kt",
+        ".lua",
+        ".php",
+        ".py",
+    ),
+    *(".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts", ".tsx"),
 }
 _WORD = re.compile(r"(?<=[\s.,=(\[{:])[^\s)\]}]")
 
@@ -118,6 +153,53 @@ def given(
     return _split(
         iter(parts["train"]), parts["validation"], parts["test"], characters, seed, report
     )
+
+
+def pieces_from(source: str, count: int, characters: int, seed: int = 0) -> list[str]:
+    """Up to `count` pieces of about so many characters, each of another file of code.
+
+    source: `installed` packages, a .jsonl file of rows with `code`, or a folder of code in any language. Raises
+    DataError where it is none of these, or has no code.
+    """
+    generator = random.Random(seed)
+    files = _files_from(source, generator)
+    found: list[str] = []
+    for file in files:
+        if len(found) == count:
+            break
+        found.append(piece_of(file.text, characters, generator))
+    if not found:
+        raise DataError(
+            f"{source} has no code to learn from: expected files of {_SMALLEST} to {_LARGEST:,} characters, of lines "
+            f"of {_LONGEST_LINE} at most"
+        )
+    return found
+
+
+def _files_from(source: str, generator: random.Random) -> Iterator[CodeFile]:
+    path = Path(source)
+    if source == INSTALLED:
+        names = installed_packages()
+        items = [item for name in names for item in files_of_package(name)]
+    elif path.is_dir():
+        items = [
+            (str(file), file.name)
+            for file in sorted(path.rglob("*"))
+            if file.suffix in _CODE
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ]
+    elif path.is_file():
+        rows = list(json_lines(path, "a file of code", ["code"]))
+        generator.shuffle(rows)
+        texts = (CodeFile(where, text_of(row, "code", where)) for where, row in rows)
+        yield from (file for file in texts if _is_usable(file.text))
+        return
+    else:
+        raise DataError(
+            f"there is no {source}: expected `{INSTALLED}`, a folder of code or a .jsonl file with `code`"
+        )
+    generator.shuffle(items)
+    yield from _usable(items)
 
 
 def piece_of(text: str, characters: int, generator: random.Random) -> str:

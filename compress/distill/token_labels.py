@@ -17,16 +17,11 @@ import numpy as np
 
 from codemill.compress.pipeline import Report
 from codemill.errors import DataError
-from codemill.export.candidates import PROVIDER
-from codemill.export.decoder.shape import DecoderShape
-from codemill.export.decoder.write import HEAD, segment_file
 from codemill.runtime.atomic import write_atomically
 from codemill.runtime.completion.cache import Cache
-from codemill.runtime.completion.decoding import Decoding, Exit
 from codemill.runtime.completion.parts import OnnxParts
-from codemill.runtime.session import OnnxSession
 
-__all__ = ["Labeller", "TokenLabels", "backbone", "by_graphs", "label_pieces", "read_token_labels"]
+__all__ = ["Labeller", "TokenLabels", "by_graphs", "label_pieces", "read_token_labels"]
 
 _NOTE_EVERY_S = 10.0
 _KINDS: dict[str, Any] = {
@@ -48,28 +43,6 @@ class TokenLabels:
     likeliest: np.ndarray
     logits: np.ndarray
     gold: np.ndarray
-
-
-def backbone(folder: Path, shape: DecoderShape, after: Sequence[int], threads: int) -> OnnxParts:
-    """The segments and the head that `write_decoder` wrote into `folder`, ready to run; without controllers."""
-    graphs = [segment_file(number) for number in range(len(after) + 1)]
-    sessions = [
-        OnnxSession(folder / name, provider=PROVIDER, threads=threads) for name in (*graphs, HEAD)
-    ]
-    decoding = Decoding(
-        vocab_size=shape.vocab_size,
-        layers=shape.layers,
-        width=shape.width,
-        kv_heads=shape.kv_heads,
-        head_size=shape.head_size,
-        max_tokens=shape.max_tokens,
-        begin=(),
-        end=(),
-        fill=None,
-        rotary=None,
-        exits=tuple(Exit(layer, None, None) for layer in after),
-    )
-    return OnnxParts(decoding, sessions[:-1], [], [], sessions[-1])
 
 
 Labeller = Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]]

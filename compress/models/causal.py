@@ -6,7 +6,7 @@ Weights of a folder are read a tensor at a time, so that a large model is never 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from codemill.export.decoder.bundle import Prompting
 from codemill.export.decoder.families import FAMILIES, of_module, weights_of
 from codemill.export.decoder.shape import DecoderWeights
 
-__all__ = ["CausalModel", "begin_of", "open_causal", "prompting_of"]
+__all__ = ["CausalModel", "begin_of", "open_causal", "pieces_of", "prompting_of"]
 
 # prefix, suffix, middle
 _FILLS = (
@@ -34,6 +34,8 @@ _FILLS = (
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),
 )
+_SHORTEST = 16
+"""Tokens of a piece that is worth its run."""
 _ENDS = (
     *("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>", "<EOT>", "▁<EOT>"),
     *("<file_sep>", "<|file_sep|>", "<repo_name>", "<|repo_name|>", "<｜end▁of▁sentence｜>"),
@@ -114,6 +116,21 @@ def prompting_of(tokenizer_json: str, begin: tuple[int, ...], end: tuple[int, ..
     fills = [tuple(map(find, names)) for names in _FILLS]
     fill: Any = next((found for found in fills if None not in found), None)
     return Prompting(begin, tuple(sorted(set(ends))), fill)
+
+
+def pieces_of(
+    texts: Sequence[str], tokenizer_json: str, tokens: int, begin: Sequence[int] = ()
+) -> list[np.ndarray]:
+    """Token ids of each text behind `begin`, as a prompt has them, cut; those that are too short are left out."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    cut = [np.asarray([*begin, *item.ids][:tokens], dtype=np.int32) for item in found]
+    return [item for item in cut if len(item) >= _SHORTEST]
 
 
 def _config(folder: Path) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codemill.export.candidates import PROVIDER
+from codemill.export.decoder.rounding import Rounding
 from codemill.export.decoder.shape import DecoderShape, DecoderWeights, Exits, Rotary
 from codemill.export.decoder.weights import FULL
 from codemill.export.decoder.write import (
@@ -17,11 +18,9 @@ from codemill.export.decoder.write import (
     WHOLE,
     exit_file,
     project_file,
-    same_bits,
     segment_file,
     write_decoder,
 )
-from codemill.export.quantize.blocks import Blocks
 from codemill.runtime.bundle import TOKENIZER, Manifest, Variant, write_bundle
 from codemill.runtime.completion.decoding import COMPLETION
 
@@ -51,15 +50,15 @@ def write_completion(
     precisions: Sequence[str] = ("int4",),
     exits: Exits | None = None,
     bounds: Sequence[tuple[float | None, float | None]] = (),
-    rounded: Mapping[str, Mapping[str, Blocks]] | None = None,
+    roundings: Mapping[str, Rounding] | None = None,
     license: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write a bundle into `folder`, which may hold an older one's graphs.
 
     max_tokens: of prompt and completion together, at most what the model was made for. bounds: of each exit, from
-    which probabilities on the controller's decisions to exit and to stop are followed; None: never. rounded: by
-    precision, matrices that were rounded before.
+    which probabilities on the controller's decisions to exit and to stop are followed; None: never. roundings: by
+    precision, how matrices are rounded (`mixed.py`); by default each as it is.
     """
     shape = weights.shape
     longest = min(max_tokens, shape.max_tokens)
@@ -71,9 +70,15 @@ def write_completion(
     for precision in precisions:
         variant = f"cpu-{precision}"
         inside = f"variants/{variant}"
-        bits = same_bits(PRECISIONS[precision])
-        before = (rounded or {}).get(precision)
-        write_decoder(weights, folder / inside, bits, exits or (), longest, before)
+        rounding = (roundings or {}).get(precision) or Rounding(PRECISIONS[precision])
+        write_decoder(
+            weights,
+            folder / inside,
+            rounding.bits_of,
+            exits or (),
+            longest,
+            rounding.usable(),
+        )
         names: list[str] = []
         for number in range(len(after)):
             names += [segment_file(number), exit_file(number), project_file(number)]

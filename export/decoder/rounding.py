@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,42 @@ from codemill.export.quantize.blocks import Blocks
 from codemill.export.quantize.gptq import gptq_blocks
 from codemill.runtime.session import OnnxSession
 
-__all__ = ["read_rounded", "rounded_by_text", "write_rounded"]
+__all__ = ["Rounding", "read_rounding", "rounded_by_text", "write_rounding"]
 
 _INPUTS = {"qkv": "normed", "out": "attended", "up": "mlp_normed", "down": "inner"}
 _PARTS = ("values", "scales", "zero_points")
+_ALL = "all"
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a decoder's matrices are rounded: to `bits`, but to 8 those of the kinds `eight` (`mixed.py`).
+
+    blocks: those that were rounded before, by the names that `Bits` has for them; the others are rounded each as it is.
+    """
+
+    bits: int
+    eight: tuple[str, ...] = ()
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
+
+    def bits_of(self, name: str) -> int:
+        """As `Bits`; an exit's matrices are of no kind."""
+        kept = name.rpartition("/")[2] in self.eight and not name.startswith("exit/")
+        return 8 if kept else self.bits
+
+    def usable(self) -> dict[str, Blocks]:
+        """Of the blocks, those of as many bits as are asked for now."""
+        return {
+            name: blocks
+            for name, blocks in self.blocks.items()
+            if blocks.bits == self.bits_of(name)
+        }
 
 
 def rounded_by_text(
     weights: DecoderWeights,
     bits: Bits,
-    pieces: Sequence[NDArray[np.int64]],
+    pieces: Sequence[NDArray[Any]],
     folder: Path | None = None,
     threads: int | None = None,
     report: Callable[[float], None] = lambda _: None,
@@ -118,29 +145,32 @@ def _inputs(session: OnnxSession, state: Any, shape: DecoderShape) -> dict[str, 
     return {name: given.get(name, empty) for name in session.inputs}
 
 
-def write_rounded(path: Path, rounded: Mapping[str, Blocks]) -> None:
-    """Keep rounded matrices in a file (safetensors)."""
+def write_rounding(path: Path, rounding: Rounding) -> None:
+    """Keep it in a file (safetensors)."""
     from safetensors.numpy import save_file
 
     tensors = {
         f"{name}:{part}": getattr(blocks, part)
-        for name, blocks in rounded.items()
+        for name, blocks in rounding.blocks.items()
         for part in _PARTS
     }
-    facts = {name: f"{blocks.bits} {blocks.columns}" for name, blocks in rounded.items()}
+    facts = {name: f"{blocks.bits} {blocks.columns}" for name, blocks in rounding.blocks.items()}
+    facts[_ALL] = " ".join([str(rounding.bits), *rounding.eight])
     made = path.with_name(f"{path.name}.partial")
     save_file(tensors, made, metadata=facts)
     made.replace(path)
 
 
-def read_rounded(path: Path) -> dict[str, Blocks]:
-    """What `write_rounded` wrote."""
+def read_rounding(path: Path) -> Rounding:
+    """What `write_rounding` wrote."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
+        facts = file.metadata()
+        of_all, *eight = facts.pop(_ALL).split()
         found = {}
-        for name, said in (file.metadata() or {}).items():
+        for name, said in facts.items():
             bits, columns = map(int, said.split())
             parts = {part: file.get_tensor(f"{name}:{part}") for part in _PARTS}
             found[name] = Blocks(**parts, bits=bits, columns=columns)
-    return found
+    return Rounding(int(of_all), tuple(eight), found)

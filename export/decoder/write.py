@@ -110,7 +110,7 @@ def _stored(
     rounded: Mapping[str, Blocks],
 ) -> Stored:
     shape = weights.shape
-    words = file.matrix("words", Linear(weights.words()), bits("words"))
+    words = file.matrix("words", Linear(weights.words()), bits("words"), rounded.get("words"))
     widen = narrow = None
     if shape.rank is not None:
         up = weights.widen()

@@ -364,6 +364,7 @@ def test_the_command_completes_at_a_place(
         (("--file", "a.py", "--stream", "--json"), 2, "leave out --json"),
         (("--file", "a.py", "--variant", "rtx"), 1, "no variant 'rtx'"),
         (("--file", "a.py", "--max-tokens", "9999"), 1, "from 1 to 592, found 9999"),
+        (("--file", "a.py", "--speculate"), 1, "speculate is by exits"),
     ],
 )
 def test_mistakes_are_told(
@@ -380,6 +381,19 @@ def test_mistakes_are_told(
     [
         (("--task", "encode", "--precision", "int4"), 2, "int4 is for --task complete"),
         (("--task", "complete", "--labels", "a,b"), 2, "--labels are of a head"),
+        (("--task", "encode", "--calibration", "installed"), 2, "is of --task complete"),
+        (
+            ("--task", "complete", "--precision", "int8", "--rounding-loss", "0.1"),
+            2,
+            "at --precision int4",
+        ),
+        (("--task", "complete", "--calibration", "nowhere"), 1, "there is no nowhere"),
+        (("--task", "complete", "--calibration", "."), 1, ". has no code"),
+        (
+            ("--task", "complete", "--calibration", "none", "--rounding-loss", "1"),
+            2,
+            "leave --calibration none out",
+        ),
         (("--task", "complete", "--max-tokens", "601"), 1, "takes 600 tokens at most"),
         (("--task", "complete", "--max-tokens", "8"), 1, "take 32 at least"),
     ],

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from codemill import __version__
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
@@ -22,7 +20,12 @@ from codemill.compress.stages.bench import REPORT, corpus_facts, stage_times
 from codemill.compress.stages.bundle import BUNDLE
 from codemill.compress.stages.complete.bundle import THRESHOLDS, evaluation_of, variant_of
 from codemill.compress.stages.complete.corpus import read_texts
-from codemill.compress.stages.complete.labels import is_cut, open_decoder_of, pieces_of
+from codemill.compress.stages.complete.labels import (
+    decoder_from,
+    is_cut,
+    open_decoder_of,
+    rounding_of,
+)
 from codemill.runtime import read_manifest, size_bytes, verify_bundle
 from codemill.targets.completion_benchmark import (
     CompletionEngine,
@@ -39,7 +42,7 @@ from codemill.targets.report import BundleSummary, Limit, TrainingPoint, limit
 
 __all__ = ["VERSION", "stage"]
 
-VERSION = 1
+VERSION = 2
 TEACHER = "teacher, full depth"
 FULL = "bundle, full depth"
 EXITS = "bundle, exits"
@@ -85,7 +88,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     stops = recipe.complete.stop_right is not None and engines[-1].name == STOPS
     headline = STOPS if stops else BOTH
     baseline = FULL
-    if is_cut(recipe):
+    if decoder_from(recipe):
         report(0.0, "writing the teacher's graphs")
         teacher = _teacher(recipe, threads, inputs["corpus"], folder / "teacher")
         found = bundle_engine(teacher, variant, threads, name="teacher")
@@ -146,21 +149,22 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
 
 def _teacher(recipe: Recipe, threads: int, corpus: Path, folder: Path) -> Path:
     """The teacher as it is, at the bundle's precision, rounded as the bundle is."""
-    from codemill.export.decoder.bundle import PRECISIONS, write_completion
-    from codemill.export.decoder.rounding import rounded_by_text
-    from codemill.export.decoder.write import same_bits
+    from codemill.compress.models.causal import pieces_of
+    from codemill.export.decoder.bundle import write_completion
 
     complete = recipe.complete
     folder.mkdir(parents=True, exist_ok=True)
     with open_decoder_of(recipe.model) as model:
-        texts = read_texts(corpus, "train")[: complete.rounding_pieces]
-        begin = model.prompting.begin
-        pieces = pieces_of(texts, model.tokenizer_json, complete.piece_tokens, begin)
-        rounded = {}
-        if pieces and complete.precision != "fp32":
-            some = [piece.astype(np.int64) for piece in pieces]
-            bits = same_bits(PRECISIONS[complete.precision])
-            rounded = rounded_by_text(model.weights, bits, some, folder, threads)
+        pieces = {
+            name: pieces_of(
+                read_texts(corpus, name)[:most],
+                model.tokenizer_json,
+                complete.piece_tokens,
+                model.prompting.begin,
+            )
+            for name, most in (("train", complete.rounding_pieces), ("validation", None))
+        }
+        rounding = rounding_of(recipe, model.weights, pieces, folder, threads, lambda *_: None)
         write_completion(
             model.weights,
             folder,
@@ -169,7 +173,7 @@ def _teacher(recipe: Recipe, threads: int, corpus: Path, folder: Path) -> Path:
             prompting=model.prompting,
             max_tokens=recipe.student.max_tokens,
             precisions=(complete.precision,),
-            rounded={complete.precision: rounded},
+            roundings={complete.precision: rounding},
         )
     return folder
 

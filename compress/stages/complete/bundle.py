@@ -21,7 +21,12 @@ from codemill.compress.recipe import Recipe
 from codemill.compress.stages.bundle import BUNDLE, EVALUATION, check_size, shown
 from codemill.compress.stages.complete.corpus import read_places
 from codemill.compress.stages.complete.exits import read_exits
-from codemill.compress.stages.complete.labels import ROUNDED, is_cut, model_identity, open_decoder
+from codemill.compress.stages.complete.labels import (
+    ROUNDED,
+    decoder_from,
+    model_identity,
+    open_decoder,
+)
 from codemill.runtime import load_completer
 
 if TYPE_CHECKING:
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["THRESHOLDS", "VERSION", "evaluation_of", "stage", "variant_of"]
 
-VERSION = 1
+VERSION = 2
 THRESHOLDS = "thresholds.json"
 _RATES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 Bounds = list[tuple[float | None, float | None]]
@@ -50,7 +55,7 @@ def stage(recipe: Recipe, threads: int, machine: str, keys: dict[str, str]) -> S
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         _bundle(recipe, threads, keys, inputs, folder, report)
 
-    needed = ("corpus", *(("student",) if is_cut(recipe) else ()), "labels", "exits")
+    needed = ("corpus", *decoder_from(recipe), "labels", "exits")
     libraries = ("onnxruntime", "onnx", "tokenizers")
     return Stage("bundle", VERSION, needed, settings, libraries, work, machine, findings=_findings)
 
@@ -94,15 +99,14 @@ def _bundle(
     report: Report,
 ) -> None:
     from codemill.export.decoder.bundle import set_bounds, write_completion
-    from codemill.export.decoder.rounding import read_rounded
+    from codemill.export.decoder.rounding import read_rounding
     from codemill.targets.completion import write_completion_evaluation
 
     bundle, complete = folder / BUNDLE, recipe.complete
     shutil.rmtree(bundle, ignore_errors=True)
     exits = read_exits(recipe, inputs)
     report(0.0, "writing the graphs")
-    rounded = read_rounded(inputs["labels"] / ROUNDED)
-
+    rounding = read_rounding(inputs["labels"] / ROUNDED)
     count = 0 if exits is None else len(exits.adapters)
     unused: Bounds = [(None, None)] * count
     with open_decoder(recipe, inputs) as model:
@@ -116,9 +120,9 @@ def _bundle(
             precisions=(complete.precision,),
             exits=exits,
             bounds=unused,
-            rounded={complete.precision: rounded},
+            roundings={complete.precision: rounding},
             license=recipe.license,
-            provenance=_provenance(recipe, keys),
+            provenance=_provenance(recipe, keys) | {"eight_bits": list(rounding.eight)},
         )
     found: dict[str, Any] = {"full": None, "curve": [], "chosen": None, "stop": None}
     if count:

@@ -13,21 +13,29 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from codemill.compress.data.code import CodeFile, Place, given, installed, piece_of, place_in
+from codemill.compress.data.code import (
+    INSTALLED,
+    CodeFile,
+    Place,
+    given,
+    installed,
+    piece_of,
+    place_in,
+)
 from codemill.compress.data.installed import installed_packages
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.corpus import hash_of, path_of
 from codemill.errors import DataError
 
-__all__ = ["VERSION", "read_places", "read_texts", "stage"]
+__all__ = ["VERSION", "counted", "read_places", "read_texts", "stage"]
 
 VERSION = 1
-_INSTALLED = "installed"
 _PER_TOKEN = 4
 """Characters, about, of a token of code: a piece has enough of them to fill its tokens."""
 _VALIDATION = 64
 """Pieces of held-out files that training is judged by."""
+_COUNTED = 2000
 _PER_FILE = 2
 """Places in one file, at most."""
 
@@ -40,7 +48,7 @@ def stage(recipe: Recipe) -> Stage:
         "tokens": [complete.tokens, complete.piece_tokens, complete.pieces],
         "places": [complete.calibration_places, complete.test_places, complete.context],
     }
-    if data.source == _INSTALLED:
+    if data.source == INSTALLED:
         settings |= {
             "packages": installed_packages(data.packages),
             "python": platform.python_version(),
@@ -73,7 +81,7 @@ def _write(recipe: Recipe, folder: Path, report: Report) -> None:
     def said(share: float) -> None:
         report(share * 0.9, "reading code")
 
-    if data.source == _INSTALLED:
+    if data.source == INSTALLED:
         splits = installed(installed_packages(data.packages), most, recipe.seed, said)
     else:
         splits = given(path_of(data), data.code_field, most, recipe.seed, said)
@@ -94,7 +102,7 @@ def _write(recipe: Recipe, folder: Path, report: Report) -> None:
         {"origin": file.origin, "text": piece_of(file.text, length, generator)}
         for file in splits.validation[:_VALIDATION]
     ]
-    python = data.source == _INSTALLED
+    python = data.source == INSTALLED
     calibration = _places(
         splits.validation, complete.calibration_places, complete.context, generator, python
     )
@@ -148,6 +156,11 @@ def _read(path: Path, make: Callable[[dict[str, str]], Any]) -> list[Any]:
 def read_texts(folder: Path, name: str) -> list[str]:
     """The texts of `train` or `validation`."""
     return _read(folder / f"{name}.jsonl.gz", lambda row: row["text"])
+
+
+def counted(folder: Path) -> list[str]:
+    """Texts that tell how often tokens are used."""
+    return read_texts(folder, "train")[:_COUNTED]
 
 
 def read_places(folder: Path, name: str) -> list[Place]:

@@ -16,7 +16,7 @@ import numpy as np
 from codemill.compress.compute import Compute
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
-from codemill.compress.stages.complete.labels import is_cut, open_decoder
+from codemill.compress.stages.complete.labels import decoder_from, is_cut, open_decoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +55,15 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         _train(recipe, compute, inputs, folder, report)
 
-    needed = ("labels", "student") if is_cut(recipe) else ("labels",)
-    return Stage("exits", VERSION, needed, settings, ("torch",), work, findings=_findings)
+    return Stage(
+        "exits",
+        VERSION,
+        ("labels", *decoder_from(recipe)),
+        settings,
+        ("torch",),
+        work,
+        findings=_findings,
+    )
 
 
 def _findings(folder: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,27 +24,27 @@ from codemill.errors import RecipeError
 
 if TYPE_CHECKING:
     from codemill.compress.models.causal import CausalModel
-    from codemill.export.quantize.blocks import Blocks
+    from codemill.export.decoder.rounding import Rounding
+    from codemill.export.decoder.shape import DecoderWeights
 
 __all__ = [
     "ROUNDED",
     "STUDENT",
     "VERSION",
     "after_of",
+    "decoder_from",
     "is_cut",
     "model_identity",
     "open_decoder",
     "open_decoder_of",
-    "pieces_of",
+    "rounding_of",
     "stage",
 ]
 
-VERSION = 1
+VERSION = 2
 STUDENT = "student"
 ROUNDED = "rounded.safetensors"
 _GRAPHS = "graphs"
-_SHORTEST = 16
-"""Tokens of a piece that is worth its run."""
 
 
 def stage(recipe: Recipe, compute: Compute) -> Stage:
@@ -56,7 +56,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "after": recipe.exits.after,
         "tokens": complete.piece_tokens,
         "likeliest": complete.likeliest,
-        "rounding_pieces": complete.rounding_pieces,
+        "rounding": [complete.rounding_pieces, complete.rounding_loss],
         "threads": compute.threads,
     }
 
@@ -64,16 +64,24 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         _label(recipe, compute.threads, inputs, folder, report)
 
     libraries = ("onnxruntime", "tokenizers", "transformers")
-    needed = ("corpus", "student") if is_cut(recipe) else ("corpus",)
-    return Stage("labels", VERSION, needed, settings, libraries, work, findings=_findings)
+    return Stage(
+        "labels",
+        VERSION,
+        ("corpus", *decoder_from(recipe)),
+        settings,
+        libraries,
+        work,
+        findings=_findings,
+    )
 
 
 def _findings(folder: Path) -> str:
     found = json.loads((folder / "decoder.json").read_text())
     places = ", ".join(map(str, found["after"])) or "none"
+    eight = f"at 8 bits: {', '.join(found['eight'])}; " if found["eight"] else ""
     return (
-        f"{found['tokens']:,} tokens labelled; exits after layers {places} of {found['layers']}; the last layer says "
-        f"what the file says of {found['right']:.1%} of them"
+        f"{eight}{found['tokens']:,} tokens labelled; exits after layers {places} of {found['layers']}; the last layer "
+        f"says what the file says of {found['right']:.1%} of them"
     )
 
 
@@ -82,13 +90,25 @@ def is_cut(recipe: Recipe) -> bool:
     return recipe.student.init != "whole"
 
 
-def open_decoder(recipe: Recipe, inputs: Folders) -> CausalModel:
-    """The decoder that completes, its weights read when asked for: the student, or the teacher itself."""
-    if not is_cut(recipe):
-        return open_decoder_of(recipe.model)
-    from codemill.compress.models.causal import open_causal
+def decoder_from(recipe: Recipe) -> tuple[str, ...]:
+    """The stage that the decoder is made in, if any."""
+    if is_cut(recipe):
+        return ("student",)
+    return () if recipe.complete.vocab_size is None else ("tokens",)
 
-    return open_causal(inputs["student"] / STUDENT)
+
+def open_decoder(recipe: Recipe, inputs: Folders) -> CausalModel:
+    """The decoder that completes, its weights read when asked for: the student, or the teacher with its tokens."""
+    if is_cut(recipe):
+        from codemill.compress.models.causal import open_causal
+
+        return open_causal(inputs["student"] / STUDENT)
+    model = open_decoder_of(recipe.model)
+    if recipe.complete.vocab_size is None:
+        return model
+    from codemill.compress.models.fewer_tokens import read_tokens, with_fewer_tokens
+
+    return with_fewer_tokens(model, read_tokens(inputs["tokens"]))
 
 
 def open_decoder_of(name: str) -> CausalModel:
@@ -118,26 +138,37 @@ def after_of(recipe: Recipe, layers: int) -> tuple[int, ...]:
         raise RecipeError(f"exits.after: {error}") from error
 
 
-def pieces_of(
-    texts: Sequence[str], tokenizer_json: str, tokens: int, begin: Sequence[int] = ()
-) -> list[np.ndarray]:
-    """Token ids of each text behind `begin`, as a prompt has them, cut; those that are too short are left out."""
-    from tokenizers import Tokenizer
+def rounding_of(
+    recipe: Recipe,
+    weights: DecoderWeights,
+    pieces: Mapping[str, Sequence[np.ndarray]],
+    folder: Path,
+    threads: int,
+    report: Report,
+) -> Rounding:
+    """How the recipe has a decoder rounded, by pieces of `train`, at 8 bits where it loses most on `validation`."""
+    from codemill.export.decoder.bundle import PRECISIONS
+    from codemill.export.decoder.mixed import round_decoder
 
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    cut = [np.asarray([*begin, *item.ids][:tokens], dtype=np.int32) for item in found]
-    return [item for item in cut if len(item) >= _SHORTEST]
+    complete = recipe.complete
+    return round_decoder(
+        weights,
+        PRECISIONS[complete.precision],
+        pieces["train"][: complete.rounding_pieces],
+        pieces["validation"],
+        complete.rounding_loss,
+        folder,
+        threads,
+        report,
+    )
 
 
 def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
-    from codemill.compress.distill.token_labels import backbone, by_graphs, label_pieces
-    from codemill.export.decoder.bundle import PRECISIONS
-    from codemill.export.decoder.rounding import read_rounded, rounded_by_text, write_rounded
-    from codemill.export.decoder.write import same_bits, write_decoder
+    from codemill.compress.distill.token_labels import by_graphs, label_pieces
+    from codemill.compress.models.causal import pieces_of
+    from codemill.export.decoder.rounding import read_rounding, write_rounding
+    from codemill.export.decoder.running import open_graphs
+    from codemill.export.decoder.write import write_decoder
     from codemill.runtime.atomic import write_atomically
 
     complete, graphs, facts = recipe.complete, folder / _GRAPHS, folder / "decoder.json"
@@ -158,24 +189,21 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
             )
             for name in ("train", "validation")
         }
-        bits = same_bits(PRECISIONS[complete.precision])
         if not (folder / ROUNDED).is_file():
-            some = [piece.astype(np.int64) for piece in pieces["train"][: complete.rounding_pieces]]
-            rounded: dict[str, Blocks] = {}
-            if some and complete.precision != "fp32":
-                rounded = rounded_by_text(
-                    model.weights,
-                    bits,
-                    some,
-                    folder,
-                    threads,
-                    lambda share: report(0.1 * share, "rounding the layers' matrices"),
-                )
-            write_rounded(folder / ROUNDED, rounded)
+            rounding = rounding_of(
+                recipe,
+                model.weights,
+                pieces,
+                folder,
+                threads,
+                lambda share, what: report(0.1 * share, what),
+            )
+            write_rounding(folder / ROUNDED, rounding)
+        rounding = read_rounding(folder / ROUNDED)
         report(0.1, "writing the decoder's graphs")
         shutil.rmtree(graphs, ignore_errors=True)
-        write_decoder(model.weights, graphs, bits, after, longest, read_rounded(folder / ROUNDED))
-        parts = backbone(graphs, shape, after, threads)
+        write_decoder(model.weights, graphs, rounding.bits_of, after, longest, rounding.usable())
+        parts = open_graphs(graphs, shape, after, threads)
         likeliest = min(complete.likeliest, shape.vocab_size)
         label = by_graphs(parts, longest, likeliest)
         share = {name: sum(map(len, found)) for name, found in pieces.items()}
@@ -207,6 +235,7 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
             "after": after,
             "layers": shape.layers,
             "tokens": share["train"],
+            "eight": rounding.eight,
             "right": float((labels.likeliest[known, 0] == labels.gold[known]).mean()),
         }
     )

@@ -9,7 +9,7 @@ Writes architecture.json, tokenizer.json and tokens.json (the teacher's id of ea
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +19,21 @@ from codemill.compress.architecture import Architecture
 from codemill.compress.budget import Budget
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
-from codemill.compress.stages.complete.corpus import read_texts
+from codemill.compress.stages.complete.corpus import counted, read_texts
 from codemill.compress.stages.complete.labels import model_identity, open_decoder_of
 from codemill.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["VERSION", "read_ends", "read_shape", "stage"]
+    from codemill.compress.models.fewer_tokens import KeptTokens
 
-VERSION = 1
+__all__ = ["VERSION", "read_shape", "stage"]
+
+VERSION = 2
 _VOCABULARIES = (6144, 8192, 12_288, 16_384, 24_576, 32_768)
 _CONTEXT = 256
 """Tokens that a token attends to when operations are counted."""
-_COUNTED = 2000
-"""Texts that tell how often tokens are used."""
 _BESIDE = 40_000
 """Bytes of the manifest, and of graphs of exits and projections."""
 _BITS = {"int4": 4, "int8": 8, "fp32": 32}
@@ -104,11 +104,8 @@ class _Costs:
 
 
 def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
-    from tokenizers import Tokenizer
-
     from codemill.compress.models.bpe import length_growth
-    from codemill.compress.models.vocabulary import Pruned
-    from codemill.compress.models.wordpiece import count_tokens
+    from codemill.compress.models.fewer_tokens import DecoderTokens, write_tokens
     from codemill.compress.search.decoder import DecoderSpace
     from codemill.compress.search.genetic import search
 
@@ -120,15 +117,9 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
             f"teacher.model is a {shape.family}; students that complete are cut out of Llama-style decoders so far: "
             "take one, or student.init: whole"
         )
-    texts = read_texts(corpus, "train")[:_COUNTED]
     held_out = read_texts(corpus, "validation")
     report(0.0, "counting tokens")
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    ids = (*prompting.begin, *prompting.end, *(prompting.fill or ()))
-    # a padded table has ids without a token
-    named = {number: tokenizer.id_to_token(number) for number in dict.fromkeys(ids)}
-    marks = [name for name in named.values() if name is not None]
-    vocabulary = Pruned(tokenizer_json, count_tokens(tokenizer_json, texts), marks)
+    vocabulary = DecoderTokens(tokenizer_json, prompting, counted(corpus))
     sizes = tuple(
         size for size in recipe.search.vocab_sizes or _VOCABULARIES if size <= vocabulary.most
     )
@@ -166,10 +157,7 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
     best = result.best
     chosen = _with_layers(best.architecture, layers, shape.layers)
     kept = vocabulary.at(chosen.vocab_size)
-    text = _beginning(kept.tokenizer_json, [named[number] for number in prompting.begin])
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    ends = [kept.kept.index(number) for number in prompting.end if number in kept.kept]
-    (folder / "tokens.json").write_text(json.dumps({"kept": list(kept.kept), "end": ends}))
+    write_tokens(folder, replace(kept, tokenizer_json=_beginning(kept)))
     facts = {
         "architecture": chosen.to_json(),
         "size_bytes": best.size_bytes,
@@ -191,16 +179,17 @@ def _with_layers(architecture: Architecture, choices: Any, of: int) -> Architect
     return Architecture(**{**architecture.to_json(), "copied_layers": copied})
 
 
-def _beginning(tokenizer_json: str, begin: list[str | None]) -> str:
+def _beginning(kept: KeptTokens) -> str:
     """The tokenizer with what every prompt begins with, where it does not say so itself (GGUF)."""
     from tokenizers import Tokenizer, processors
 
     from codemill.compress.models.causal import begin_of
 
-    names = [name for name in begin if name is not None]
-    if not names or begin_of(tokenizer_json):
-        return tokenizer_json
-    tokenizer = Tokenizer.from_str(tokenizer_json)
+    begin = kept.prompting.begin
+    if not begin or begin_of(kept.tokenizer_json):
+        return kept.tokenizer_json
+    tokenizer = Tokenizer.from_str(kept.tokenizer_json)
+    names = [tokenizer.id_to_token(number) for number in begin]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[*names, "$A"],
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in dict.fromkeys(names)],
@@ -209,15 +198,7 @@ def _beginning(tokenizer_json: str, begin: list[str | None]) -> str:
     return found
 
 
-def read_ends(folder: Path) -> list[int]:
-    """The student's ids behind which nothing follows."""
-    found: list[int] = json.loads((folder / "tokens.json").read_text())["end"]
-    return found
-
-
-def read_shape(folder: Path) -> tuple[Architecture, str, list[int]]:
-    """The architecture, its tokenizer and the teacher's id of each token."""
+def read_shape(folder: Path) -> Architecture:
+    """The student's architecture."""
     facts = json.loads((folder / "architecture.json").read_text())
-    kept = json.loads((folder / "tokens.json").read_text())["kept"]
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    return Architecture.from_json(facts["architecture"]), text, kept
+    return Architecture.from_json(facts["architecture"])

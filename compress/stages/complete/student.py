@@ -21,8 +21,8 @@ from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.complete.corpus import read_texts
 from codemill.compress.stages.complete.exits import write_exits
-from codemill.compress.stages.complete.labels import STUDENT, after_of, model_identity, pieces_of
-from codemill.compress.stages.complete.search import read_ends, read_shape
+from codemill.compress.stages.complete.labels import STUDENT, after_of, model_identity
+from codemill.compress.stages.complete.search import read_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,8 +84,9 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     from codemill.compress.distill.team import Team
     from codemill.compress.distill.token_labels import label_pieces
     from codemill.compress.exits.decoder import DecoderExits, LastHead, shared_loss
-    from codemill.compress.models.causal import begin_of
+    from codemill.compress.models.causal import pieces_of
     from codemill.compress.models.decoders import gguf_in, load_whole, resolve_decoder
+    from codemill.compress.models.fewer_tokens import read_tokens
     from codemill.compress.models.llama import cut_decoder
     from codemill.runtime.atomic import write_atomically
 
@@ -94,27 +95,27 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         # all is there but for the end of a run that was killed
         shutil.rmtree(folder / "labels", ignore_errors=True)
         return
-    architecture, tokenizer_json, kept = read_shape(inputs["search"])
+    architecture, tokens = read_shape(inputs["search"]), read_tokens(inputs["search"])
     after = after_of(recipe, architecture.layers)
     path = resolve_decoder(recipe.model)
     packed = gguf_in(path)
     teacher: Any = (
         load_whole(path) if packed is None else load_whole(packed.parent, gguf_file=packed.name)
     )
-    student = cut_decoder(teacher, architecture, kept)
-    student.config.eos_token_id = read_ends(inputs["search"])
+    student = cut_decoder(teacher, architecture, tokens.ids)
+    student.config.eos_token_id = list(tokens.prompting.end)
     pieces = {
         name: pieces_of(
             read_texts(inputs["corpus"], name),
-            tokenizer_json,
+            tokens.tokenizer_json,
             complete.piece_tokens,
-            begin_of(tokenizer_json),
+            tokens.prompting.begin,
         )
         for name in ("train", "validation")
     }
     pieces["validation"] = pieces["validation"][:_VALIDATED]
-    likeliest = min(complete.likeliest, len(kept))
-    label = _by_teacher(teacher.to(compute.device), kept, likeliest, compute)
+    likeliest = min(complete.likeliest, len(tokens.ids))
+    label = _by_teacher(teacher.to(compute.device), tokens.ids, likeliest, compute)
     labels = {}
     for name, found in reversed(pieces.items()):
         labels[name] = label_pieces(
@@ -194,7 +195,7 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         Team(device=compute.device),
     )
     student.save_pretrained(folder / STUDENT)
-    (folder / STUDENT / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+    (folder / STUDENT / "tokenizer.json").write_text(tokens.tokenizer_json, encoding="utf-8")
     write_exits(exits, folder)
     facts = {
         "parameters": sum(value.numel() for value in student.parameters()),

@@ -99,6 +99,28 @@ def test_the_same_run_again_computes_nothing(whole: tuple[Recipe, Path, RunResul
 
 
 @pytest.mark.slow
+def test_a_whole_model_with_fewer_tokens_is_held_against_the_teacher(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    fewer = ("complete.vocab_size=300", "complete.rounding_loss=0", "exits.after=none")
+    recipe = recipe_of(*given, *fewer)
+    said = Quiet()
+    result = run(recipe, tmp_path / "work", tmp_path / "out", said)
+    manifest = read_manifest(result.bundle)
+    assert manifest.architecture["vocab_size"] == 300
+    assert manifest.architecture["layers"] == 4
+    assert manifest.provenance["eight_bits"]
+    report = result.report
+    assert isinstance(report, CompletionReport)
+    assert report.baseline == "teacher, full depth"
+    assert [stage.name for stage in stages_of(recipe)][:3] == ["corpus", "tokens", "labels"]
+    assert any("300 of 400 tokens kept" in line for line in said.said)
+    assert any("at 8 bits: " in line for line in said.said)
+    with load_completer(result.bundle) as model:
+        assert model.complete("import os\n", max_tokens=2).tokens
+
+
+@pytest.mark.slow
 def test_a_student_is_cut_out_and_learns_with_its_exits(
     given: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -140,6 +162,8 @@ def test_an_exit_above_the_model_is_said_before_anything_is_done(
         ("student.init=fresh", "takes `whole`"),
         ("exits.train=all", "exits.train: all"),
         ("complete.max_new_tokens=400", "more than half"),
+        ("student.init=teacher complete.vocab_size=300", "student's tokens are searched"),
+        ("student.init=teacher complete.rounding_loss=0.1", "planned"),
         ("complete.stop_right=2", "less than or equal to 1"),
     ],
 )
@@ -147,4 +171,4 @@ def test_recipes_that_say_what_cannot_be(
     given: tuple[Path, Path], setting: str, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        recipe_of(*given, setting)
+        recipe_of(*given, *setting.split(" "))

@@ -219,3 +219,31 @@ def test_exits_run_with_rounded_weights(tmp_path: Path) -> None:
     with codemill.load(written(tmp_path / "bundle", found, bounds, "int4")) as model:
         assert isinstance(model, Completer)
         assert min(model.complete(PROMPT, max_tokens=COUNT).layers_used) < 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_speculation_says_what_full_depth_says(tmp_path: Path, seed: int) -> None:
+    with codemill.load(written(tmp_path / "bundle", exits(seed), ((0.0, 0.0),) * 2)) as model:
+        assert isinstance(model, Completer)
+        whole = model.complete(PROMPT, max_tokens=COUNT, exits=False, drafts=False)
+        found = model.complete(PROMPT, max_tokens=COUNT, speculate=True, drafts=False)
+        assert found.tokens == whole.tokens
+        assert set(found.layers_used) == {3}
+        drawn = {"temperature": 0.8, "seed": seed, "drafts": False, "max_tokens": COUNT}
+        again = model.complete(PROMPT, speculate=True, **drawn)
+        assert again.tokens == model.complete(PROMPT, exits=False, **drawn).tokens
+
+
+def test_speculation_needs_exits(tmp_path: Path) -> None:
+    write_completion(
+        of_module(small_decoder("llama")),
+        tmp_path,
+        name="none",
+        tokenizer_json=tokenizer().to_str(),
+        prompting=Prompting(),
+        max_tokens=128,
+    )
+    with codemill.load(tmp_path) as model:
+        assert isinstance(model, Completer)
+        with pytest.raises(ValueError, match="bundle 'none' has none"):
+            model.complete(PROMPT, speculate=True)

@@ -8,7 +8,12 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from codemill.export.decoder.families import of_module
-from codemill.export.decoder.rounding import read_rounded, rounded_by_text, write_rounded
+from codemill.export.decoder.rounding import (
+    Rounding,
+    read_rounding,
+    rounded_by_text,
+    write_rounding,
+)
 from codemill.export.decoder.write import WEIGHTS, same_bits, write_decoder
 
 from .test_write import whole
@@ -27,8 +32,18 @@ def test_all_matrices_of_every_family_are_rounded(decoder: PreTrainedModel, tmp_
     }
     assert set(rounded) - {"head"} == layers
     assert ("head" in rounded) is not weights.shape.tied
-    write_rounded(tmp_path / "rounded.safetensors", rounded)
-    again = read_rounded(tmp_path / "rounded.safetensors")
+    rounding = Rounding(4, ("down", "words"), rounded)
+    write_rounding(tmp_path / "rounded.safetensors", rounding)
+    read = read_rounding(tmp_path / "rounded.safetensors")
+    assert (read.bits, read.eight) == (4, ("down", "words"))
+    assert set(read.usable()) == {name for name in rounded if not name.endswith("/down")}
+    assert [read.bits_of(name) for name in ("0/down", "exit/0/down", "words", "0/up")] == [
+        8,
+        4,
+        8,
+        4,
+    ]
+    again = read.blocks
     assert set(again) == set(rounded)
     write_decoder(weights, tmp_path / "a", same_bits(4), rounded=rounded)
     write_decoder(weights, tmp_path / "b", same_bits(4), rounded=again)

@@ -1,0 +1,140 @@
+"""How a decoder is rounded: by real text, and at 8 bits where rounding to 4 costs most, as measured.
+
+Matrices are told apart by kind: the words (with a head that is tied to them), a head of its own, and of all layers the
+`qkv`, `out`, `up` or `down`.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from codemill.export.decoder.rounding import Rounding, rounded_by_text
+from codemill.export.decoder.running import open_graphs, text_loss
+from codemill.export.decoder.shape import DecoderShape, DecoderWeights
+from codemill.export.decoder.weights import FULL
+from codemill.export.decoder.write import write_decoder
+
+__all__ = ["round_decoder"]
+
+Pieces = Sequence[NDArray[Any]]
+_ROUNDED_BY = 0.5
+"""Of the time, about, where kinds are chosen as well."""
+
+
+def round_decoder(
+    weights: DecoderWeights,
+    bits: int,
+    pieces: Pieces,
+    held_out: Pieces = (),
+    most_loss: float | None = None,
+    folder: Path | None = None,
+    threads: int | None = None,
+    report: Callable[[float, str], None] = lambda _, __: None,
+) -> Rounding:
+    """Round at `bits` by `pieces` (each as it is where there are none), ids [tokens] as of `held_out`.
+
+    most_loss: at 4 bits, the share by which perplexity on `held_out` may be above that at 8 bits. Kinds are kept at 8
+    bits, that which wins most a byte first, until it is met. None: none are. Takes disk for the decoder in float32.
+    """
+    if bits == FULL:
+        return Rounding(FULL)
+    chooses = bits == 4 and most_loss is not None and bool(held_out)
+    rounding = Rounding(bits)
+    if pieces:
+        share = _ROUNDED_BY if chooses else 1.0
+        blocks = rounded_by_text(
+            weights,
+            rounding.bits_of,
+            pieces,
+            folder,
+            threads,
+            lambda done: report(share * done, "rounding matrices by what they are multiplied with"),
+        )
+        rounding = replace(rounding, blocks=blocks)
+    if not chooses:
+        return rounding
+    assert most_loss is not None
+    losses = _Losses(weights, held_out, folder, threads)
+    return _mixed(rounding, losses, weights.shape, most_loss, report)
+
+
+class _Losses:
+    """What a decoder that is rounded so loses on some text."""
+
+    def __init__(
+        self, weights: DecoderWeights, held_out: Pieces, folder: Path | None, threads: int | None
+    ) -> None:
+        self._weights, self._held_out = weights, held_out
+        self._folder, self._threads = folder, threads
+
+    def of(self, rounding: Rounding) -> float:
+        longest = max(map(len, self._held_out))
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            graphs = Path(scratch)
+            write_decoder(
+                self._weights,
+                graphs,
+                rounding.bits_of,
+                max_tokens=longest,
+                rounded=rounding.usable(),
+            )
+            parts = open_graphs(graphs, self._weights.shape, (), self._threads)
+            try:
+                return text_loss(parts, self._held_out)
+            finally:
+                parts.close()
+
+
+def _mixed(
+    rounding: Rounding,
+    losses: _Losses,
+    shape: DecoderShape,
+    most_loss: float,
+    report: Callable[[float, str], None],
+) -> Rounding:
+    sizes = _elements(shape)
+    # all at 4 bits, all at 8, each kind, and each again beside those that are chosen
+    steps, done = 2 * len(sizes) + 2, 0
+
+    def loss(item: Rounding, what: str) -> float:
+        nonlocal done
+        share = _ROUNDED_BY + (1 - _ROUNDED_BY) * done / steps
+        report(share, f"measuring the loss with {what}")
+        done += 1
+        return losses.of(item)
+
+    allowed = loss(replace(rounding, bits=8, blocks={}), "8 bits") + math.log1p(most_loss)
+    now = loss(rounding, "4 bits")
+    if now <= allowed:
+        return rounding
+    gains = {
+        kind: (now - loss(replace(rounding, eight=(kind,)), f"{kind} at 8 bits")) / size
+        for kind, size in sizes.items()
+    }
+    for kind in sorted(gains, key=lambda kind: -gains[kind]):
+        rounding = replace(rounding, eight=(*rounding.eight, kind))
+        if loss(rounding, f"{', '.join(rounding.eight)} at 8 bits") <= allowed:
+            break
+    return rounding
+
+
+def _elements(shape: DecoderShape) -> dict[str, int]:
+    """Of all matrices of a kind."""
+    width, inner = shape.width, shape.intermediate_size
+    tables = {"words": shape.vocab_size * (width if shape.rank is None else shape.rank)}
+    if not shape.tied:
+        tables["head"] = shape.vocab_size * width
+    layers = {
+        "qkv": width * (shape.query_size + 2 * shape.kv_size),
+        "out": width * shape.query_size,
+        "up": width * inner * (1 + shape.gated),
+        "down": width * inner,
+    }
+    return tables | {kind: shape.layers * size for kind, size in layers.items()}

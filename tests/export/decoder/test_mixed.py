@@ -1,0 +1,75 @@
+"""Which matrices stay at 8 bits: none where nothing is lost, more where more is, until the loss is what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedModel
+
+from codemill.export.decoder import mixed
+from codemill.export.decoder.families import of_module
+from codemill.export.decoder.mixed import round_decoder
+from codemill.export.decoder.rounding import Rounding
+from codemill.export.decoder.running import open_graphs, text_loss
+from codemill.export.decoder.write import same_bits, write_decoder
+
+from .test_rounding import pieces
+
+
+def test_the_loss_of_graphs_is_that_of_transformers(
+    decoder: PreTrainedModel, tmp_path: Path
+) -> None:
+    import torch
+
+    weights = of_module(decoder)
+    write_decoder(weights, tmp_path, same_bits(32), max_tokens=24)
+    parts = open_graphs(tmp_path, weights.shape, (), 1)
+    found = text_loss(parts, pieces())
+    parts.close()
+    ids = torch.tensor(np.stack(pieces()))
+    with torch.inference_mode():
+        expected = float(decoder(input_ids=ids, labels=ids).loss)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_real_decoder_gets_what_it_asks_for(decoder: PreTrainedModel, tmp_path: Path) -> None:
+    weights = of_module(decoder)
+    said: list[str] = []
+    found = round_decoder(
+        weights, 4, pieces(), pieces(), 1e6, tmp_path, 1, lambda _, what: said.append(what)
+    )
+    assert found.eight == ()
+    assert found.bits == 4
+    assert found.usable()
+    assert said[-1].endswith("4 bits")
+    assert not list(tmp_path.iterdir())
+    assert round_decoder(weights, 32, pieces()) == Rounding(32)
+    # no text to round by, and none to judge by
+    assert round_decoder(weights, 4, ()) == Rounding(4)
+    assert round_decoder(weights, 4, (), (), 0.0) == Rounding(4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, None])
+def test_what_wins_most_a_byte_comes_first(
+    monkeypatch: pytest.MonkeyPatch, decoder: PreTrainedModel, count: int | None
+) -> None:
+    shape = of_module(decoder).shape
+    rates = {"words": 1, "head": 1.5, "qkv": 20, "out": 2, "up": 3, "down": 40}
+    # of each kind, what it costs at 4 bits: by its size, so that the order is the same for every family
+    costs = {kind: rates[kind] * size for kind, size in mixed._elements(shape).items()}
+    total = sum(costs.values())
+    order = sorted(costs, key=lambda kind: -rates[kind])
+
+    def of(_: object, rounding: Rounding) -> float:
+        lost = 0 if rounding.bits == 8 else sum(costs[k] for k in costs if k not in rounding.eight)
+        return 1 + lost / total
+
+    monkeypatch.setattr(mixed._Losses, "of", of)
+    kept = order[:count]
+    # what is lost with just so many kept, and for the last one a loss that cannot be met
+    allowed = 1e-12 if count is None else of(None, Rounding(4, tuple(kept))) - 1 + 1e-9
+    losses = mixed._Losses.__new__(mixed._Losses)
+    found = mixed._mixed(Rounding(4), losses, shape, float(np.expm1(allowed)), lambda *_: None)
+    assert found.eight == tuple(kept)
