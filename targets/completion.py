@@ -34,6 +34,7 @@ __all__ = [
     "rates_of",
     "read_completion_evaluation",
     "read_prompt",
+    "said_of",
     "scores",
     "write_completion_evaluation",
 ]
@@ -146,6 +147,12 @@ def rates_of(model: Completer, prefix: str, tokens: int) -> dict[str, Any]:
         "decode_s": decoded,
         "tokens": len(made.tokens),
     }
+
+
+def said_of(model: Completer, text: str) -> dict[str, int]:
+    """Of how many of a text's own tokens the model, shown those before, says the next."""
+    ids, said = model.predictions(text)
+    return {"right": int((said[:-1] == ids[1:]).sum()), "tokens": len(ids) - 1}
 
 
 @dataclass(frozen=True)

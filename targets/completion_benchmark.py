@@ -17,6 +17,7 @@ import numpy as np
 
 from codemill.errors import DataError
 from codemill.runtime.atomic import write_atomically
+from codemill.runtime.completion.decoding import COMPLETION
 from codemill.targets.codec import from_json, to_json
 from codemill.targets.completion import (
     Completed,
@@ -28,6 +29,7 @@ from codemill.targets.completion import (
 )
 from codemill.targets.engine import Engine, EngineProcess
 from codemill.targets.environment import Environment
+from codemill.targets.human_eval import NEW_TOKENS, STOPS, Problem, pass_at_1, read_problems
 from codemill.targets.json_file import read_json_file
 from codemill.targets.report import BundleSummary, Limit, Stage, TrainingPoint
 from codemill.targets.resampling import Interval
@@ -38,6 +40,7 @@ __all__ = [
     "CompletionResult",
     "ThresholdPoint",
     "benchmark_completion",
+    "is_completion_report",
     "read_completion_report",
     "write_completion_report",
 ]
@@ -47,6 +50,8 @@ _RESAMPLES = 2000
 _RATED = 12
 """Places at which reading a prompt and decoding are timed."""
 _DECODED = 64
+_READ = 24
+"""Places whose own tokens the last layer is asked about."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class CompletionEngine:
 class CompletionResult:
     """What was measured of one engine. Against the baseline: how many times as fast, and losses as shares of its own.
 
-    prefill and decode: tokens a second, the median of some prompts, without exits and drafts.
+    prefill and decode: tokens a second, the median of some prompts, without exits and drafts. next_token_accuracy: of
+    the last layer, over some of the files' own tokens. pass_at_1: of HumanEval, where it was asked for.
     """
 
     name: str
@@ -76,6 +82,8 @@ class CompletionResult:
     speedup: Interval | None
     exact_match_loss: Interval | None
     rouge_l_loss: Interval | None
+    next_token_accuracy: float | None = None
+    pass_at_1: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -133,15 +141,23 @@ def benchmark_completion(
     baseline: str,
     max_tokens: int,
     report: Callable[[float, str], None] = lambda _, __: None,
+    human_eval: bool = False,
 ) -> tuple[CompletionResult, ...]:
-    """Measure; the processes live throughout, one computes at a time, and the order changes with each place."""
+    """Measure; the processes live throughout, one computes at a time, and the order changes with each place.
+
+    human_eval: write HumanEval's functions too, and run them on their tests (`human_eval.py`).
+    """
+    problems = read_problems() if human_eval else []
     names = [item.name for item in engines]
     asked = {item.name: item for item in engines}
     completed: dict[str, list[Completed]] = {name: [] for name in names}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    functions: dict[str, list[str]] = {name: [] for name in names}
+    said = {name: np.zeros(2, int) for name in names}
     with contextlib.ExitStack() as stack:
         running = {item.name: stack.enter_context(EngineProcess(item.engine)) for item in engines}
-        count = len(evaluation.prefixes)
+        places = len(evaluation.prefixes)
+        count = places + len(problems)
         for number, prefix in enumerate(evaluation.prefixes):
             for name in in_turn(names, number):
                 answer = running[name].ask(
@@ -153,6 +169,11 @@ def benchmark_completion(
                     }
                 )
                 completed[name].append(from_json(Completed, answer))
+            if number < _READ:
+                text = prefix + evaluation.lines[number]
+                for name in in_turn(names, number):
+                    found = running[name].ask({"op": "said", "text": text})
+                    said[name] += np.array([found["right"], found["tokens"]])
             if number < _RATED:
                 for name in in_turn(names, number):
                     found = running[name].ask({"op": "rates", "prefix": prefix, "tokens": _DECODED})
@@ -162,7 +183,12 @@ def benchmark_completion(
                             found["tokens"] / found["decode_s"],
                         )
                     )
-            report((number + 1) / count, f"completed {number + 1:,} of {count:,} lines")
+            report((number + 1) / count, f"completed {number + 1:,} of {places:,} lines")
+        for number, problem in enumerate(problems):
+            for name in in_turn(names, number):
+                functions[name].append(_function(running[name], problem, asked[name].settings))
+            done = f"HumanEval: {number + 1} of {len(problems)} functions written"
+            report((places + number + 1) / count, done)
         peaks = {name: int(running[name].ask({"op": "info"})["peak_rss_bytes"]) for name in names}
         starts = {name: running[name].cold_start_ms for name in names}
     results = []
@@ -184,9 +210,21 @@ def benchmark_completion(
                 speedup=against[0],
                 exact_match_loss=against[1],
                 rouge_l_loss=against[2],
+                next_token_accuracy=float(said[item.name][0] / max(1, said[item.name][1])),
+                pass_at_1=pass_at_1(problems, functions[item.name]) if problems else None,
             )
         )
     return tuple(results)
+
+
+def _function(engine: EngineProcess, problem: Problem, settings: Mapping[str, Any]) -> str:
+    request = {
+        "op": "write",
+        "prefix": problem.prompt,
+        "settings": {**settings, "stop": STOPS},
+        "max_tokens": NEW_TOKENS,
+    }
+    return problem.prompt + str(engine.ask(request)["text"])
 
 
 def _against(
@@ -222,6 +260,15 @@ def write_completion_report(path: Path, report: CompletionReport) -> None:
     """Write report.json, by rename."""
     text = json.dumps(to_json(report), indent=1, allow_nan=False)
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+
+
+def is_completion_report(path: Path) -> bool:
+    """Whether a file says of itself that it is one; what is wrong with it `read_completion_report` says."""
+    try:
+        data = read_json_file(path, "a report", f"there is no report {path}")
+    except DataError:
+        return False
+    return isinstance(data, dict) and data.get("task") == COMPLETION
 
 
 def read_completion_report(path: Path) -> CompletionReport:

@@ -128,6 +128,14 @@ def _groups(report: CompletionReport) -> list[tuple[str, list[_Row]]]:
         row("edit similarity", lambda x: (f"{x.figures.edit_similarity:.3f}", None)),
         row("ROUGE-L", lambda x: (f"{x.figures.rouge_l:.3f}", None)),
         row("ROUGE-L lost", relative(lambda x: x.rouge_l_loss, "{:.1%}")),
+        row(
+            "next token right",
+            lambda x: (
+                "–" if x.next_token_accuracy is None else f"{x.next_token_accuracy:.1%}",
+                None,
+            ),
+        ),
+        row("pass@1, HumanEval", relative(lambda x: x.pass_at_1, "{:.1%}")),
         row("BLEU", lambda x: (f"{x.figures.bleu:.3f}", None)),
     ]
     tokens = [

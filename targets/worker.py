@@ -6,6 +6,8 @@
     -> {"op": "predict", "rows": [["..."], ["...", "..."]], "out": "path.npz"}     <- {"rows": 1000, "ms": 5123.0}
     -> {"op": "complete", "prefix": ..., "settings": {...}, "max_tokens": 32}   <- as `Completed` of completion.py
     -> {"op": "rates", "prefix": ..., "tokens": 64}              <- {"prompt_tokens": 400, "prefill_s": 0.5, ...}
+    -> {"op": "write", "prefix": ..., "settings": {...}, "max_tokens": 256}         <- {"text": "..."}
+    -> {"op": "said", "text": ...}                              <- {"right": 200, "tokens": 400}
     -> {"op": "count", "texts": [...]}                           <- {"tokens": [...] or null}
     -> {"op": "info"}       <- {"engine": ..., "peak_rss_bytes": ..., "load_ms": ..., ...}
     -> {"op": "close"}      (or the end of stdin)
@@ -144,7 +146,7 @@ def _answer(engine: Loaded, info: dict[str, Any], request: dict[str, Any]) -> di
             return _time(engine, request)
         case "predict":
             return _predict(engine.predict, request["rows"], request["out"])
-        case "complete" | "rates":
+        case "complete" | "rates" | "said" | "write":
             return _complete(engine.completer, request)
         case "encode":
             return _encode(engine.encode, request["texts"], request["out"])
@@ -227,12 +229,20 @@ def _predict(predict: Predict | None, rows: list[list[str]], out: str) -> dict[s
 def _complete(model: Completer | None, request: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from codemill.targets.completion import complete_one, rates_of
+    from codemill.targets.completion import complete_one, rates_of, said_of
 
     if model is None:
         raise ValueError("this engine does not complete")
+    if request["op"] == "said":
+        return said_of(model, request["text"])
     if request["op"] == "rates":
         return rates_of(model, request["prefix"], request["tokens"])
+    if request["op"] == "write":
+        found = model.complete(
+            request["prefix"], max_tokens=request["max_tokens"], **request["settings"]
+        )
+        model.forget()
+        return {"text": found.text}
     made = complete_one(model, request["prefix"], request["settings"], request["max_tokens"])
     # what is kept of other texts is no part of what completing takes
     model.forget()

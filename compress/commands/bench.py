@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,13 +24,14 @@ from codemill.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from codemill.runtime import Manifest
-    from codemill.targets.benchmark import Progress
+    from codemill.targets.completion_benchmark import CompletionReport
     from codemill.targets.engine import Engine
     from codemill.targets.evaluation import Evaluation, LabelledEvaluation
     from codemill.targets.report import Report
 
 _EVALUATION = "evaluation.jsonl.gz"
-_REPORTS = ("report.json", "report.html")
+_ROUNDS = 3
+REPORTS = ("report.json", "report.html")
 
 
 @click.command("bench")
@@ -41,20 +40,35 @@ _REPORTS = ("report.json", "report.html")
     "--against",
     metavar="MODEL",
     help="A model to compare with, run in PyTorch (a folder, owner/name or package:NAME), "
-    "or another bundle. A bundle that labels is compared with another bundle.",
+    "or another bundle. A bundle that labels or completes is compared with another bundle.",
 )
 @click.option("--variant", help="The bundle's variant to run; by default the best one here.")
 @click.option(
     "--evaluation",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Queries and functions, or labelled rows, to measure on. "
+    help="Queries and functions, labelled rows, or places and the lines there, to measure on. "
     f"[default: {_EVALUATION} in the bundle's folder]",
 )
 @click.option(
     "--threads", type=click.IntRange(1, 1024), help="Of each engine. [default: the physical cores]"
 )
-@click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1000),
+    help="Fresh processes of each engine; of a bundle that completes there is one. [default: 3]",
+)
+@click.option(
+    "--places",
+    type=click.IntRange(1),
+    help="Of a bundle that completes: so many of the evaluation's places. [default: all]",
+)
+@click.option(
+    "--human-eval",
+    is_flag=True,
+    help="Of a bundle that completes: write HumanEval's 164 functions too, and run them on their tests, each in a "
+    "process with limits (Python that a model wrote is run on this machine).",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="A folder for report.json and .html.")
 @json_option
 def bench_command(
@@ -63,17 +77,23 @@ def bench_command(
     variant: str | None,
     evaluation: Path | None,
     threads: int | None,
-    rounds: int,
+    rounds: int | None,
+    places: int | None,
+    human_eval: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Measure BUNDLE on this machine.
 
-    Latency, cold start, memory and quality of the bundle, and of what it is compared with. Every
-    engine runs in processes of its own, alternating. Leave the machine alone meanwhile.
+    Latency, cold start, memory and quality of the bundle, and of what it is compared with; of one that completes, time
+    and quality of completed lines. Every engine runs in processes of its own, alternating. Leave the machine alone
+    meanwhile.
     """
     require_extra("bench", "`compress bench`")
+    from codemill.compress.commands.bench_completion import bench_completion
+    from codemill.compress.progress import shown_stage
     from codemill.runtime.bundle import digest, read_manifest
+    from codemill.runtime.completion.completer import completes
     from codemill.runtime.machine import physical_cores
     from codemill.targets import BundleSummary, bundle_engine, make_report
     from codemill.targets.benchmark import benchmark
@@ -83,15 +103,34 @@ def bench_command(
     manifest = read_manifest(folder_of(bundle))
     # said to both: left to themselves, PyTorch and ONNX Runtime count cores differently
     threads = threads or physical_cores()
-    engines = [bundle_engine(bundle, variant=variant, threads=threads)]
+    completing = completes(manifest)
+    if completing and rounds is not None:
+        raise click.UsageError(
+            "--rounds: a bundle that completes is measured in one process; give --places"
+        )
+    for option, given in (("--places", places is not None), ("--human-eval", human_eval)):
+        if given and not completing:
+            raise click.UsageError(f"{option} is of a bundle that completes")
     if out is not None:
         _check_out(out)
-    asked = _asked(manifest, _evaluation_of(bundle) if evaluation is None else evaluation)
+    file = _evaluation_of(bundle, completing) if evaluation is None else evaluation
+    if completing:
+        bench_completion(
+            bundle, manifest, file, against, variant, threads, places, human_eval, out, as_json
+        )
+        return
+    engines = [bundle_engine(bundle, variant=variant, threads=threads)]
+    asked = _asked(manifest, file)
     if against is not None:
         _check_comparable(manifest, against)
         engines.insert(0, _reference(against, threads))
-    with _shown() as progress:
-        found = benchmark(engines, asked, rounds=rounds, progress=progress)
+    with shown_stage("measuring") as said:
+        found = benchmark(
+            engines,
+            asked,
+            rounds=rounds or _ROUNDS,
+            progress=lambda now: said(now.fraction, now.message),
+        )
     # bundle_engine names the variant it chose
     chosen = engines[-1].argv[engines[-1].argv.index("--variant") + 1]
     report = make_report(
@@ -153,10 +192,19 @@ def report_command(reports: tuple[str, ...], out: Path, analysis: str | None) ->
     from codemill.compress.places import check_file_out, write_out
     from codemill.targets import read_report
     from codemill.targets.analysis import read_analysis
+    from codemill.targets.completion_benchmark import is_completion_report, read_completion_report
 
     check_file_out(out)
     if any(out.resolve() == Path(path).resolve() for path in reports):
         raise InputError(f"--out {out} is one of the reports; choose another --out for the page")
+    if any(is_completion_report(Path(path)) for path in reports):
+        if len(reports) > 1 or analysis is not None:
+            raise InputError(
+                f"{' '.join(reports)}: a report of completion is drawn alone; give it without others"
+            )
+        write_out(out, completion_page(read_completion_report(Path(reports[0]))))
+        click.echo(f"wrote {out}", err=True)
+        return
     shown = [read_report(path) for path in reports]
     if analysis is not None:
         if len(shown) > 1:
@@ -171,7 +219,7 @@ def _check_out(out: Path) -> None:
     from codemill.compress.places import check_file_out, check_folder
 
     check_folder(out)
-    for name in _REPORTS:
+    for name in REPORTS:
         check_file_out(out / name)
 
 
@@ -185,12 +233,25 @@ def _page(reports: Sequence[Report]) -> bytes:
         return render(reports, Path(folder) / "report.html").read_bytes()
 
 
-def _evaluation_of(bundle: Path) -> Path:
+def completion_page(report: CompletionReport) -> bytes:
+    """The page of a bundle that completes, as `_page` of the others."""
+    from codemill.targets.completion_page import render_completion
+
+    with tempfile.TemporaryDirectory(prefix="codemill-") as folder:
+        return render_completion(report, Path(folder) / "report.html").read_bytes()
+
+
+def _evaluation_of(bundle: Path, completing: bool) -> Path:
     path = bundle / _EVALUATION
     if bundle.exists() and not path.is_file():
+        kind = (
+            "`prefix` and `line`"
+            if completing
+            else "`query` and `code`, or with labels, texts and rows"
+        )
         raise DataError(
             f"{bundle} has no {_EVALUATION} to measure quality on (a .mill never has: it does not "
-            "ship); give one with --evaluation: JSON lines with `query` and `code`, or with labels, texts and rows"
+            f"ship); give one with --evaluation: JSON lines with {kind}"
         )
     return path
 
@@ -255,19 +316,6 @@ def _reference(model: str, threads: int) -> Engine:
     return replace(teacher_engine(model, name, threads=threads), role="reference")
 
 
-@contextlib.contextmanager
-def _shown() -> Iterator[Callable[[Progress], None]]:
-    """A benchmark's progress on stderr."""
-    from codemill.compress.progress import shown_progress
-
-    started = time.monotonic()
-    with shown_progress() as shown:
-        report = shown.stage("measuring", 1, 1, False)
-
-        yield lambda now: report(now.fraction, now.message)
-        shown.finished("measuring", time.monotonic() - started)
-
-
 def _write(report: Report, out: Path) -> list[Path]:
     from codemill.compress.places import write_out
     from codemill.targets import write_report
@@ -279,4 +327,4 @@ def _write(report: Report, out: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
     write_out(out / "report.html", page)
-    return [out / name for name in _REPORTS]
+    return [out / name for name in REPORTS]

@@ -18,9 +18,10 @@ from codemill.runtime.completion.decoding import COMPLETION, Decoding, Exit, dec
 from codemill.runtime.completion.document import KEPT_END, Document
 from codemill.runtime.completion.ending import Growing, Mode
 from codemill.runtime.completion.lookup import Costs, Drafts
-from codemill.runtime.completion.loop import Cancel, Ended, Settings, Taken, generate
+from codemill.runtime.completion.loop import Cancel, Ended, Settings, Taken, generate, likeliest
 from codemill.runtime.completion.parts import Backend, open_parts
 from codemill.runtime.completion.sampling import Sampler
+from codemill.runtime.completion.speculation import Speculation
 from codemill.runtime.loaded import LoadedModel
 from codemill.runtime.opening import open_variant
 from codemill.runtime.texts import encode_whole
@@ -112,6 +113,7 @@ class Completer(LoadedModel):
         # the one used last comes last
         self._kept: list[Document] = []
         self._costs = Costs()
+        self._speculation = Speculation(len(backend.decoding.exits))
         self._buffers: dict[str, NDArray[np.int64]] = {}
         self._lock = Lock()
         # of streams that were never closed: whoever collects garbage may hold the lock
@@ -142,6 +144,7 @@ class Completer(LoadedModel):
         seed: int | None = None,
         exits: bool | Sequence[tuple[float | None, float | None]] = True,
         drafts: bool = True,
+        speculate: bool = False,
         buffers: Sequence[str] = (),
         cancel: Cancel | None = None,
     ) -> Completion:
@@ -151,11 +154,12 @@ class Completer(LoadedModel):
         that end it. temperature 0 takes the likeliest token each time; otherwise `top_p` and `seed` say how one is
         drawn. exits: whether tokens may leave early, and what is uncertain be given up; or, for each exit, bounds in
         the place of the bundle's: from which probabilities on it is left, and given up, None: never. drafts: whether
-        tokens are looked up in the prompt and in `buffers` (texts of other open files, the nearest first). cancel: a
-        threading.Event; it takes effect within a token.
+        tokens are looked up in the prompt and in `buffers` (texts of other open files, the nearest first). speculate:
+        exits say what may follow, and the layers above check it at once: the text of full depth, and nothing leaves
+        early; it pays in fp32, where it does. cancel: a threading.Event; it takes effect within a token.
 
-        Raises ValueError for values out of range, and for a suffix where the bundle does not fill; BundleError where a
-        graph fails; RuntimeError once closed.
+        Raises ValueError for values out of range, for a suffix where the bundle does not fill, and for speculate where
+        it has no exits; BundleError where a graph fails; RuntimeError once closed.
         """
         stream = self.stream(
             prefix,
@@ -168,6 +172,7 @@ class Completer(LoadedModel):
             seed=seed,
             exits=exits,
             drafts=drafts,
+            speculate=speculate,
             buffers=buffers,
             cancel=cancel,
         )
@@ -189,13 +194,12 @@ class Completer(LoadedModel):
         seed: int | None = None,
         exits: bool | Sequence[tuple[float | None, float | None]] = True,
         drafts: bool = True,
+        speculate: bool = False,
         buffers: Sequence[str] = (),
         cancel: Cancel | None = None,
     ) -> Stream:
         """`complete`, a piece of text at a time, each as soon as it is certain."""
-        backend = self._backend
-        if backend is None:
-            raise RuntimeError(f"the bundle {self.manifest.name!r} is closed")
+        backend = self._open_backend()
         for name, text in (("prefix", prefix), ("suffix", suffix)):
             if not isinstance(text, str):
                 raise TypeError(f"{name} should be str, found {type(text).__name__}")
@@ -211,19 +215,33 @@ class Completer(LoadedModel):
             raise ValueError(
                 f"max_tokens should be a whole number from 1 to {most}, found {max_tokens!r}"
             )
+        if speculate and not decoding.exits:
+            raise ValueError(f"speculate is by exits, and bundle {self.manifest.name!r} has none")
         prompt, truncated = self._prompt(prefix, suffix, decoding.max_tokens - max_tokens)
         settings = Settings(
             choose=Sampler(temperature, top_p, seed),
             max_tokens=max_tokens,
-            exits=_bounds(decoding, exits),
+            exits=() if speculate else _bounds(decoding, exits),
             drafts=Drafts(self._costs) if drafts else None,
             costs=self._costs,
+            speculation=self._speculation if speculate else None,
             others=[self._buffer(text) for text in buffers[:_BUFFERS]] if drafts else (),
             cancel=cancel,
         )
         growing = Growing(self._tokenizer, prompt, prefix, stop, mode)
         document = self._take(backend, prompt)
         return Stream(self, backend, document, prompt, truncated, settings, growing)
+
+    def predictions(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids of a text's tokens, and after each the one that all layers find likeliest: int64 [n] both.
+
+        What the bundle begins a prompt with comes first; of a text that is too long, its end is read. Nothing is kept.
+        Raises RuntimeError once closed.
+        """
+        backend = self._open_backend()
+        ids, _ = self._prompt(text, "", self._decoding.max_tokens)
+        whole = np.asarray(ids, dtype=np.int64)
+        return whole, likeliest(backend, whole)
 
     def forget(self) -> None:
         """Free the keys and values of all texts that no completion is using now."""
@@ -239,6 +257,11 @@ class Completer(LoadedModel):
             backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
+
+    def _open_backend(self) -> Backend:
+        if self._backend is None:
+            raise RuntimeError(f"the bundle {self.manifest.name!r} is closed")
+        return self._backend
 
     def _prompt(self, prefix: str, suffix: str, most: int) -> tuple[list[int], bool]:
         """Ids of what the model reads, `most` at most, and whether something was left out."""

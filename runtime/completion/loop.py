@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from codemill.runtime.completion import lookup
 from codemill.runtime.completion.decoding import Exit
 from codemill.runtime.completion.document import Document, Left
+from codemill.runtime.completion.speculation import Speculation
 
 if TYPE_CHECKING:
     from codemill.runtime.completion.parts import Backend
 
-__all__ = ["Cancel", "Ended", "Settings", "Taken", "generate"]
+__all__ = ["Cancel", "Ended", "Settings", "Taken", "generate", "likeliest"]
 
 _CHUNK = 128
 """Tokens of a prompt that are run at once: a cancel is looked for between two."""
@@ -52,7 +53,8 @@ class Taken:
 class Settings:
     """How to go on. choose: a token of logits [vocab]; exits: bounds of each exit, empty: none is used.
 
-    move: ends of a changed text are moved, not computed again. drafts: None: none are looked for.
+    move: ends of a changed text are moved, not computed again. drafts: None: none are looked for. speculation: None:
+    exits draft nothing; else there are exits in the backend, and `exits` is empty.
     """
 
     choose: Callable[[Row], int]
@@ -61,6 +63,7 @@ class Settings:
     move: bool = True
     drafts: lookup.Drafts | None = None
     costs: lookup.Costs | None = None
+    speculation: Speculation | None = None
     others: Sequence[NDArray[np.int64]] = ()
     cancel: Cancel | None = None
 
@@ -108,6 +111,19 @@ def generate(
         steps.settle()
 
 
+def likeliest(backend: Backend, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """After each of a text's tokens, the one that all layers find likeliest: int64 [n]."""
+    cache = backend.cache()
+    cache.grow(len(ids))
+    found = []
+    for start in range(0, len(ids), _CHUNK):
+        states: NDArray[np.int64] | Row = ids[start : start + _CHUNK]
+        for number in range(len(backend.decoding.ends)):
+            states = backend.segment(number, states, cache, start)
+        found.append(backend.logits(states).argmax(-1))  # type: ignore[arg-type]
+    return np.concatenate(found).astype(np.int64)
+
+
 class _Steps:
     """The state of one completion: what is in the cache, and which checked tokens are still to be given."""
 
@@ -147,6 +163,10 @@ class _Steps:
         document.cache.grow(past + 1 + len(draft))
         if draft:
             return self._check(token, draft)
+        if settings.speculation is not None:
+            exit, length = settings.speculation.plan(left - 1)
+            if length:
+                return self._speculate(settings.speculation, token, exit, length)
         started = time.perf_counter()
         found = self._early(token, past)
         if found is None:
@@ -154,8 +174,12 @@ class _Steps:
         state, layers = found
         document.tokens.append(token)
         chosen = settings.choose(self._backend.logits(state)[0])
-        if settings.costs is not None and layers == self._backend.decoding.layers:
-            settings.costs.saw(1, time.perf_counter() - started)
+        if layers == self._backend.decoding.layers:
+            seconds = time.perf_counter() - started
+            if settings.costs is not None:
+                settings.costs.saw(1, seconds)
+            if settings.speculation is not None:
+                settings.speculation.saw_one(seconds)
         return chosen, layers, 0
 
     def next_checked(self) -> int:
@@ -177,32 +201,64 @@ class _Steps:
 
     def _check(self, token: int, draft: list[int]) -> tuple[int, int, int]:
         """Run a token and its draft at once; the tokens that are right, and one more, are known then."""
-        backend, document, settings = self._backend, self._document, self._settings
-        past = len(document.tokens)
+        settings = self._settings
         started = time.perf_counter()
-        state = self._through(np.array([token, *draft], np.int64), past)
-        logits = backend.logits(state)
+        state = self._through(np.array([token, *draft], np.int64), len(self._document.tokens))
+        logits = self._backend.logits(state)
         if settings.costs is not None:
             settings.costs.saw(1 + len(draft), time.perf_counter() - started)
+        found = self._take(token, draft, logits)
+        assert settings.drafts is not None
+        settings.drafts.saw(len(draft), found[2])
+        return found
+
+    def _speculate(
+        self, speculation: Speculation, token: int, exit: int, length: int
+    ) -> tuple[int, int, int]:
+        """Draft by the layers up to an exit, and run the others over a token and its draft at once."""
+        backend, document = self._backend, self._document
+        cache, past = document.cache, len(document.tokens)
+        cache.grow(past + 1 + length)
+        self._fill()
+        started = time.perf_counter()
+        draft: list[int] = []
+        hidden: list[Row] = []
+        for at in range(length + 1):
+            ids = np.array([draft[-1] if draft else token], np.int64)
+            states = self._segments(ids, past + at, 0, exit + 1)
+            hidden.append(states[0].copy())
+            if at < length:
+                # the likeliest, however tokens are chosen: it is only a draft
+                draft.append(int(backend.logits(backend.judge(exit, states)[0])[0].argmax()))
+        drafted = time.perf_counter()
+        whole = self._segments(np.stack(hidden), past, exit + 1, len(backend.decoding.ends))
+        found = self._take(token, draft, backend.logits(whole))
+        ended = time.perf_counter()
+        speculation.saw(exit, length, found[2], drafted - started, ended - drafted)
+        return found
+
+    def _take(self, token: int, draft: Sequence[int], logits: Row) -> tuple[int, int, int]:
+        """What a draft is right about, by the logits [1 + draft, vocab] of the token and the draft."""
+        document, settings = self._document, self._settings
         chosen: list[int] = []
         for row, drafted in zip(logits, [*draft, None], strict=True):
             chosen.append(settings.choose(row))
             if chosen[-1] != drafted:
                 break
         right = len(chosen) - 1
-        assert settings.drafts is not None
-        settings.drafts.saw(len(draft), right)
         document.tokens += [token, *draft[:right]]
         self._checked = chosen[1:]
-        return chosen[0], backend.decoding.layers, right
+        return chosen[0], self._backend.decoding.layers, right
 
     def _through(self, ids: NDArray[np.int64], past: int) -> Row:
         """What the head takes for these tokens, [n, width], through all layers."""
-        backend, document = self._backend, self._document
         self._fill()
-        found: NDArray[np.int64] | Row = ids
-        for number in range(len(backend.decoding.ends)):
-            found = backend.segment(number, found, document.cache, past)
+        return self._segments(ids, past, 0, len(self._backend.decoding.ends))
+
+    def _segments(self, inputs: NDArray[np.int64] | Row, past: int, start: int, end: int) -> Row:
+        found = inputs
+        for number in range(start, end):
+            found = self._backend.segment(number, found, self._document.cache, past)
         states: Row = found  # type: ignore[assignment]
         return states
 

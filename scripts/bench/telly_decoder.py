@@ -67,9 +67,10 @@ def _train(way: str, asked: dict[str, Any]) -> dict[str, Any]:
 
     def loss(texts: list[Any]) -> torch.Tensor:
         ids, mask = pad(texts)
-        hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        logits = model.lm_head(hidden[:, :-1]).flatten(0, 1)
-        return functional.cross_entropy(logits, ids[:, 1:].flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=asked["bf16"]):
+            hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            logits = model.lm_head(hidden[:, :-1]).flatten(0, 1)
+        return functional.cross_entropy(logits.float(), ids[:, 1:].flatten())
 
     paused = 0.0
 

@@ -65,3 +65,11 @@ def test_what_it_cannot_be_measured_on_or_against_is_said_before_anything_is(
     ):
         ended = compress("bench", labels, *arguments)
         assert (ended.code, said in ended.err) == (1, True), ended.err
+
+
+@pytest.mark.parametrize("option", [("--places", "3"), ("--human-eval",)])
+def test_options_of_completion_are_refused(
+    compress: Compress, labels: Path, option: tuple[str, ...]
+) -> None:
+    ended = compress("bench", labels, *option)
+    assert (ended.code, "is of a bundle that completes" in ended.err) == (2, True), ended.err

@@ -27,16 +27,17 @@ TEXTS = ["parse a json file", "", "close", "read " * 40, "sort the list of data"
 # what one bundle may take on top of what the libraries do; its graph and tokenizer are some kilobytes
 MEMORY_BYTES = 512 * 2**20
 _LONGEST_MESSAGE = 5000
+_COMPLETED = 4
+"""Tokens of a completion."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How loading one bundle ended.
 
-    `kind`: "refused" (a CodemillError), "same" (the embeddings or probabilities of the reference), "other" (another
-    model, under another digest); everything else is a finding: "escaped" (another exception),
-    "wrong" (another model under the reference's digest), "stray" (something outside was touched),
-    "died", "hung".
+    `kind`: "refused" (a CodemillError), "same" (the embeddings, probabilities or tokens of the reference), "other"
+    (another model, under another digest); everything else is a finding: "escaped" (another exception), "wrong"
+    (another model under the reference's digest), "stray" (something outside was touched), "died", "hung".
     """
 
     kind: str
@@ -222,14 +223,16 @@ def _main(reference: str, canary: str, memory_bytes: str) -> None:
     import numpy as np
 
     from codemill.errors import CodemillError
-    from codemill.runtime import Classifier, Encoder, load
+    from codemill.runtime import Classifier, Completer, Encoder, load
 
-    def answers(model: Encoder | Classifier) -> Any:
+    def answers(model: Encoder | Classifier | Completer) -> Any:
+        if isinstance(model, Completer):
+            return _completed(model)
+        model.count_tokens(TEXTS)
         return model.probabilities(TEXTS) if isinstance(model, Classifier) else model.encode(TEXTS)
 
     with load(reference, threads=1) as model:
         expected, expected_digest = answers(model), model.digest
-        model.count_tokens(TEXTS)
     cache = Path(os.environ["CODEMILL_CACHE"])
     watch = _Watch(Path(canary))
 
@@ -237,7 +240,6 @@ def _main(reference: str, canary: str, memory_bytes: str) -> None:
         try:
             with load(path, threads=1) as model:
                 found, digest = answers(model), model.digest
-                model.count_tokens(TEXTS)
                 repr(model)
         except CodemillError as error:
             # what is said has to fit a terminal
@@ -270,6 +272,20 @@ def _main(reference: str, canary: str, memory_bytes: str) -> None:
             shutil.rmtree(cache / "bundles")
         answer = Outcome("stray" if strays else kind, error, message, strays, _memory("VmHWM"))
         print(json.dumps(vars(answer)), flush=True)
+
+
+def _completed(model: Any) -> Any:
+    """Tokens of each text's completion, as float32 [texts, tokens]: as it ships, and through every exit."""
+    import numpy as np
+
+    found = np.full((2 * len(TEXTS), _COMPLETED), -1, np.float32)
+    exits = [(0.0, None)] * len(model.manifest.exits)
+    for number, text in enumerate(TEXTS * 2):
+        settings: Any = {"exits": exits} if number >= len(TEXTS) else {}
+        made = model.complete(text, max_tokens=_COMPLETED, **settings)
+        found[number, : len(made.tokens)] = made.tokens
+        len(made.text)
+    return found
 
 
 def _memory(name: str) -> int:

@@ -16,6 +16,7 @@ from codemill.runtime.completion.decoding import Decoding, Exit, Rotary
 from codemill.runtime.completion.document import Document
 from codemill.runtime.completion.lookup import Costs, Drafts
 from codemill.runtime.completion.loop import Settings, Taken, generate
+from codemill.runtime.completion.speculation import Speculation
 
 VOCAB, END = 50, 49
 STOP, EXIT, GO_ON = [1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]
@@ -319,3 +320,92 @@ def test_an_end_is_computed_again_where_it_cannot_be_moved(
     backend.calls.clear()
     run(backend, [1, 2, 40, *end], document, max_tokens=1, move=move)
     assert backend.calls[0] == ("segment", 0, [40, *end], 2)
+
+
+class Doubtful(Counting):
+    """Its exits are wrong about some of the tokens they say: those behind the tokens in `wrong`."""
+
+    wrong: frozenset[int] = frozenset()
+
+    def judge(
+        self, exit: int, hidden: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        state, chances = super().judge(exit, hidden)
+        return (state + 1 if int(state[0, 0]) in self.wrong else state), chances
+
+
+def speculating(lengths: Sequence[int], wrong: Sequence[int] = ()) -> tuple[Any, Any]:
+    """A backend with exits after 2 and 4 layers, and a plan that drafts so many tokens by the second in turn."""
+    backend = Doubtful(decoding([Exit(2, None, None), Exit(4, None, None)]))
+    backend.wrong = frozenset(wrong)
+    plan = Speculation(2)
+    waiting = list(lengths)
+    plan.plan = lambda most: (1, min(most, waiting.pop(0) if waiting else 0))  # type: ignore[method-assign]
+    return backend, plan
+
+
+def test_exits_draft_and_the_layers_above_check_all_at_once() -> None:
+    backend, plan = speculating([3])
+    taken, ended, document = run(backend, [10], max_tokens=6, exits=(), speculation=plan)
+    assert [item.id for item in taken] == [11, 12, 13, 14, 15, 16]
+    assert [item.drafted for item in taken] == [False, True, True, True, False, False]
+    assert {item.layers for item in taken} == {6}
+    assert ended == "length"
+    upper = [call for call in backend.calls if call[:2] == ("segment", 2)]
+    # the prompt, the token with its draft, and the last one
+    assert [call[2] for call in upper] == [[10], [11, 12, 13, 14], [15]]
+    assert document.tokens == [10, 11, 12, 13, 14, 15]
+    assert keys(document, 0) == keys(document, 5) == document.tokens
+
+
+def test_what_an_exit_is_wrong_about_changes_nothing() -> None:
+    backend, plan = speculating([3, 2, 3], wrong=[12, 15])
+    taken, _, document = run(backend, [10], max_tokens=8, exits=(), speculation=plan)
+    assert [item.id for item in taken] == list(range(11, 19))
+    # behind 12 it says 14, and all that follows is thrown away
+    assert [item.drafted for item in taken][:3] == [False, True, False]
+    assert document.tokens == list(range(10, 18))
+    assert keys(document, 0) == keys(document, 5) == document.tokens
+
+
+def test_a_draft_is_no_longer_than_what_is_wanted() -> None:
+    backend, plan = speculating([6])
+    taken, ended, _ = run(backend, [10], max_tokens=3, exits=(), speculation=plan)
+    assert ([item.id for item in taken], ended) == ([11, 12, 13], "length")
+    assert max(len(call[2]) for call in backend.calls if call[0] == "segment") == 2
+
+
+def test_what_left_early_before_is_filled_before_it_is_drafted_on() -> None:
+    backend = Counting(decoding([Exit(2, 0.5, 0.5)]), [EXIT])
+    _, _, document = run(backend, [10], max_tokens=2)
+    assert document.left
+    plan = Speculation(1)
+    plan.plan = lambda most: (0, min(most, 2))  # type: ignore[method-assign]
+    taken, _, document = run(
+        backend, [10, 11, 12], document, max_tokens=4, exits=(), speculation=plan
+    )
+    assert [item.id for item in taken] == [13, 14, 15, 16]
+    assert keys(document, 5) == document.tokens
+
+
+def test_speculation_goes_by_what_it_saw() -> None:
+    plan = Speculation(2)
+    # nothing is known of a token's time yet
+    assert plan.plan(5) == (0, 0)
+    plan.saw_one(1.0)
+    for exit, right in ((0, 0), (1, 2)):
+        for _ in range(4):
+            assert plan.plan(5) == (exit, 2)
+            plan.saw(exit, 2, right, 3 * 0.2, 0.7)
+    # the second is right, and cheap
+    exit, length = plan.plan(5)
+    assert exit == 1
+    assert length >= 2
+    assert plan.plan(1) == (1, 1)
+    assert plan.plan(0) == (0, 0)
+    for _ in range(60):
+        plan.saw(0, 2, 0, 3 * 0.2, 0.7)
+        plan.saw(1, 2, 0, 3 * 0.2, 0.7)
+    assert plan.plan(5) == (0, 0)
+    # now and then one is tried again
+    assert {plan.plan(5) for _ in range(600)} == {(0, 0), (0, 2), (1, 2)}

@@ -1,0 +1,131 @@
+"""`compress bench` of a bundle that completes: lines completed at the places of a file, engines in turns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from codemill import __version__
+from codemill.compress.commands.bundle import folder_of
+from codemill.compress.commands.output import print_json, table
+from codemill.errors import InputError
+
+if TYPE_CHECKING:
+    from codemill.runtime import Manifest
+    from codemill.targets.completion_benchmark import CompletionEngine, CompletionReport
+
+__all__ = ["bench_completion"]
+
+_NEW_TOKENS = 32
+_FULL, _SHIPPED = "full depth", "as it ships"
+
+
+def bench_completion(
+    bundle: Path,
+    manifest: Manifest,
+    evaluation: Path,
+    against: str | None,
+    variant: str | None,
+    threads: int,
+    places: int | None,
+    human_eval: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure, print, and write into `out`. Raises InputError for what cannot be compared."""
+    from codemill.compress.progress import shown_stage
+    from codemill.runtime.bundle import digest
+    from codemill.targets import BundleSummary
+    from codemill.targets.codec import to_json
+    from codemill.targets.completion import read_completion_evaluation
+    from codemill.targets.completion_benchmark import CompletionReport, benchmark_completion
+    from codemill.targets.completion_page import completion_rows
+    from codemill.targets.environment import this_environment
+
+    asked = read_completion_evaluation(evaluation)
+    if places is not None:
+        asked = replace(asked, prefixes=asked.prefixes[:places], lines=asked.lines[:places])
+    environment = this_environment()
+    engines = _engines(bundle, manifest, "bundle", variant, threads)
+    own, baseline = engines[-1], engines[0].name
+    if against is not None:
+        engines = [*_reference(against, threads), *engines]
+        baseline = engines[0].name
+    with shown_stage("measuring") as said:
+        results = benchmark_completion(engines, asked, baseline, _NEW_TOKENS, said, human_eval)
+    chosen = own.engine.argv[own.engine.argv.index("--variant") + 1]
+    report = CompletionReport(
+        schema=1,
+        codemill=__version__,
+        created_at=environment.measured_at,
+        title=manifest.name,
+        task=manifest.task,
+        bundle=BundleSummary(
+            name=manifest.name,
+            digest=digest(manifest),
+            variant=chosen,
+            size_bytes=own.engine.size_bytes,
+            architecture=dict(manifest.architecture),
+        ),
+        bundle_engine=own.name,
+        baseline=baseline,
+        evaluation=asked.name,
+        engines=results,
+        environment=environment,
+        provenance=dict(manifest.provenance),
+    )
+    written = _write(report, out) if out is not None else []
+    if as_json:
+        print_json({**to_json(report), "files": [str(path) for path in written]})
+        return
+    click.echo(table(completion_rows(report), heading=True))
+    for path in written:
+        click.echo(f"wrote {path}", err=True)
+
+
+def _engines(
+    bundle: Path, manifest: Manifest, name: str, variant: str | None, threads: int
+) -> list[CompletionEngine]:
+    """A bundle at full depth without drafts, and with all that it ships with."""
+    from codemill.targets.completion_benchmark import CompletionEngine
+    from codemill.targets.engine import bundle_engine
+
+    engine = bundle_engine(bundle, variant, threads, name=name)
+    leaves = any(item["exit"] is not None or item["stop"] is not None for item in manifest.exits)
+    what = f"{_SHIPPED}: {'exits, drafts' if leaves else 'drafts'}"
+    return [
+        CompletionEngine(f"{name}, {_FULL}", engine, {"exits": False, "drafts": False}),
+        CompletionEngine(f"{name}, {what}", engine, {"exits": True, "drafts": True}),
+    ]
+
+
+def _reference(against: str, threads: int) -> list[CompletionEngine]:
+    from codemill.runtime.bundle import read_manifest
+    from codemill.runtime.completion.completer import completes
+
+    path = Path(against)
+    manifest = read_manifest(folder_of(path))
+    if not completes(manifest):
+        raise InputError(
+            f"--against {against}: it is made for {manifest.task!r}, and this bundle completes; give another that does"
+        )
+    found = _engines(path, manifest, path.name, None, threads)
+    return [replace(item, engine=replace(item.engine, role="reference")) for item in found]
+
+
+def _write(report: CompletionReport, out: Path) -> list[Path]:
+    from codemill.compress.commands.bench import REPORTS, completion_page
+    from codemill.compress.places import write_out
+    from codemill.targets.completion_benchmark import write_completion_report
+
+    page = completion_page(report)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_completion_report(out / REPORTS[0], report)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
+    write_out(out / REPORTS[1], page)
+    return [out / name for name in REPORTS]

