@@ -6,7 +6,8 @@ Weights of a folder are read a tensor at a time, so that a large model is never 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ _FILLS = (
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),
 )
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 _SHORTEST = 16
 """Tokens of a piece that is worth its run."""
 _ENDS = (
@@ -93,7 +95,9 @@ def open_causal(folder: Path) -> CausalModel:
         )
     files = ExitStack()
     try:
-        weights = weights_of(config, _tensors(folder, files))
+        tensors, names = _tensors(folder, files)
+        weights = weights_of(config, tensors)
+        _check_layers(folder, names, weights.shape.layers)
         rows = len(weights.words())
         if rows != config.vocab_size:
             raise ModelError(
@@ -151,8 +155,20 @@ def _config(folder: Path) -> Any:
         raise ModelError(f"config.json in {folder} cannot be read: {why}") from error
 
 
-def _tensors(folder: Path, files: ExitStack) -> Callable[[str], np.ndarray | None]:
-    """Tensors of the folder's weight files by name, each read when asked for; safetensors where there are any."""
+def _check_layers(folder: Path, names: Iterable[str], layers: int) -> None:
+    """ModelError where weights of more layers are there than the config has: half a model would be exported."""
+    numbers = {int(found[1]) for name in names if (found := _LAYER.search(name))}
+    if numbers and max(numbers) >= layers:
+        raise ModelError(
+            f"config.json in {folder} says {layers} layers, and its weights have {max(numbers) + 1}; correct the "
+            "number, or save the model anew (save_pretrained)"
+        )
+
+
+def _tensors(
+    folder: Path, files: ExitStack
+) -> tuple[Callable[[str], np.ndarray | None], Collection[str]]:
+    """Tensors of the folder's weight files by name, each read when asked for, and all names; safetensors if any."""
     import torch
 
     paths = weight_files(folder)
@@ -184,7 +200,7 @@ def _tensors(folder: Path, files: ExitStack) -> Callable[[str], np.ndarray | Non
                 return found
         return None
 
-    return tensor
+    return tensor, readers.keys()
 
 
 def begin_of(tokenizer_json: str) -> tuple[int, ...]:

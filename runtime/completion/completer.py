@@ -205,6 +205,8 @@ class Completer(LoadedModel):
                 raise TypeError(f"{name} should be str, found {type(text).__name__}")
         if isinstance(buffers, str) or not all(isinstance(text, str) for text in buffers):
             raise TypeError("buffers should be a list of str")
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise TypeError(f"cancel should be a threading.Event or None, found {cancel!r}")
         decoding = self._decoding
         most = decoding.max_tokens - len(decoding.begin) - _LEAST_PROMPT
         if (
@@ -346,6 +348,10 @@ def _bounds(
     """The exits with the bounds that are asked for."""
     if isinstance(asked, bool):
         return decoding.exits if asked else ()
+    if not isinstance(asked, Sequence) or isinstance(asked, str):
+        raise ValueError(
+            f"exits should be True, False or a pair of bounds for each exit, found {asked!r}"
+        )
     places = [item.layer for item in decoding.exits]
     if len(asked) != len(places):
         raise ValueError(
@@ -353,12 +359,13 @@ def _bounds(
             f"{len(asked)}"
         )
     for pair in asked:
-        if isinstance(pair, (int, float)) or pair is None or len(pair) != 2:
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise ValueError(
                 f"exits should hold a pair (leave, give up) for each exit, found {pair!r}"
             )
         for value in pair:
-            if value is not None and not 0 <= value <= 1:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and 0 <= value <= 1):
                 raise ValueError(
                     f"a bound of an exit should be a probability from 0 to 1, or None for never, found {value!r}"
                 )

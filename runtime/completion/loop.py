@@ -8,7 +8,7 @@ runs a segment, or what tokens mean.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Cancel", "Ended", "Settings", "Taken", "generate", "likeliest"]
 
-_CHUNK = 128
-"""Tokens of a prompt that are run at once: a cancel is looked for between two."""
+_CHUNK, _FEWEST = 128, 32
+"""Tokens of a prompt that are run at once, at most and at least: a cancel is looked for between two."""
+_SCORES = 2**18
+"""Of a head, at once: what attention over a long text takes memory for."""
 
 Row = NDArray[np.float32]
 Ended = Literal["length", "end", "uncertain", "cancelled"]
@@ -116,12 +118,20 @@ def likeliest(backend: Backend, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     cache = backend.cache()
     cache.grow(len(ids))
     found = []
-    for start in range(0, len(ids), _CHUNK):
-        states: NDArray[np.int64] | Row = ids[start : start + _CHUNK]
+    for start, end in _chunks(0, len(ids)):
+        states: NDArray[np.int64] | Row = ids[start:end]
         for number in range(len(backend.decoding.ends)):
             states = backend.segment(number, states, cache, start)
         found.append(backend.logits(states).argmax(-1))  # type: ignore[arg-type]
     return np.concatenate(found).astype(np.int64)
+
+
+def _chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Parts of [start, end) that are run at once: shorter ones the more there is before them."""
+    while start < end:
+        count = max(_FEWEST, min(_CHUNK, _SCORES // (start + _CHUNK)))
+        yield start, min(start + count, end)
+        start += count
 
 
 class _Steps:
@@ -142,13 +152,12 @@ class _Steps:
         document.cache.grow(len(prompt))
         state: Row | None = None
         for start, end in spans:
-            for first in range(start, end, _CHUNK):
+            for first, last in _chunks(start, end):
                 cancel = self._settings.cancel
                 if cancel is not None and cancel.is_set():
                     document.rewind(first)
                     self._whole = True
                     return None
-                last = min(first + _CHUNK, end)
                 state = self._through(np.asarray(prompt[first:last], np.int64), first)[-1:].copy()
                 if last > len(document.tokens):
                     document.tokens.extend(prompt[len(document.tokens) : last])

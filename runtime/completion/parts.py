@@ -16,6 +16,7 @@ from codemill.errors import BundleError
 from codemill.runtime.bundle import plain
 from codemill.runtime.completion.cache import Cache
 from codemill.runtime.completion.decoding import DECISIONS, Decoding
+from codemill.runtime.pages import let_go_of_mapped
 from codemill.runtime.session import Binding, OnnxSession
 
 if TYPE_CHECKING:
@@ -223,6 +224,8 @@ def open_parts(opened: Opened, decoding: Decoding, threads: int | None) -> OnnxP
             opened.folder / path, provider=opened.variant.provider, threads=threads
         )
         sessions.append(session)
+        # after each, so that no more than one graph's weights are there twice
+        let_go_of_mapped(opened.folder)
         return session
 
     count = len(decoding.exits)

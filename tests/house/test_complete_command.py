@@ -279,6 +279,11 @@ def test_values_out_of_range_are_refused(model: Completer) -> None:
             model.complete("x", **values)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="prefix should be str"):
         model.complete(b"x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"cancel should be a threading\.Event"):
+        model.complete("x", cancel=True)  # type: ignore[arg-type]
+    for exits in (1, "no", None):
+        with pytest.raises(ValueError, match="exits should be True"):
+            model.complete("x", exits=exits)  # type: ignore[arg-type]
 
 
 def test_a_closed_model_says_so(bundle: Path) -> None:
@@ -477,6 +482,7 @@ def damaged(decoder: Path, folder: Path, **values: Any) -> Path:
     [
         ({"vocab_size": 400}, "says vocab_size 400, the table has 260 rows"),
         ({"vocab_size": 258}, "token ids up to 259, the model's table 258 rows"),
+        ({"num_hidden_layers": 1}, "says 1 layers, and its weights have 2"),
         ({"partial": 1, "head_dim": 12}, "failed while running|should|shape"),
     ],
 )
