@@ -163,7 +163,7 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
 def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
     """The same of a recipe that completes: its decoder is opened, its weights are not read."""
     from codemill.compress.models.fewer_tokens import DecoderTokens
-    from codemill.compress.stages.complete.labels import after_of, is_cut, open_decoder_of
+    from codemill.compress.stages.complete.labels import after_of, learns, open_decoder_of
 
     with open_decoder_of(recipe.model) as model:
         shape = model.weights.shape
@@ -175,14 +175,27 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
     tables = (1 if shape.tied else 2) * shape.vocab_size
     parameters = shape.width * (tables + shape.layers * products)
     complete = recipe.complete
-    cut = is_cut(recipe)
+    cut = learns(recipe)
+    above = complete.tune_above
+    if above is not None and above >= shape.layers:
+        raise RecipeError(
+            f"complete.tune_above is {above}, and the decoder has {shape.layers} layers: none would learn"
+        )
     if cut and shape.family != "llama":
         raise RecipeError(
-            f"teacher.model is a {shape.family}; students that complete are cut out of Llama-style decoders so far: "
-            "take one, or student.init: whole"
+            f"teacher.model is a {shape.family}; what learns to complete is a Llama-style decoder so far: take "
+            "one, or student.init: whole without complete.tune_above"
         )
     after = after_of(recipe, shape.layers)
-    row = 2 * len(after) * shape.width + (2 if cut else 1) * complete.likeliest * _LABEL_ROW_BYTES
+    if above is not None and after and after[0] < above:
+        raise RecipeError(
+            f"exits.after begins at layer {after[0]}, below complete.tune_above ({above}), where nothing learns; raise "
+            "the one or lower the other"
+        )
+    row = (
+        2 * (len(after) + (above is not None)) * shape.width
+        + (2 if cut else 1) * complete.likeliest * _LABEL_ROW_BYTES
+    )
     copies = _OPTIMIZER_COPIES if cut else 1
     memory = _BASE_MEMORY_BYTES + 4 * parameters * (copies + 1)
     disk = max(0, complete.tokens * row + 8 * parameters - held_bytes)

@@ -595,6 +595,13 @@ class Complete(_Section):
         description="so many of the decoder's tokens, those that the code learned from uses most, are kept where it "
         "stays whole otherwise (student.init: whole); null: all",
     )
+    tune_above: int | None = Field(
+        None,
+        ge=1,
+        le=_MANY,
+        description="of a decoder that stays whole: so many layers stay as they are, those above learn with their "
+        "exits; null: all stay",
+    )
     tokens: int = Field(
         500_000, ge=1000, le=10**12, description="of code to learn from, each labelled once"
     )
@@ -944,15 +951,14 @@ class Recipe(_Section):
         found = [name for name, given in others.items() if given]
         if found:
             raise ValueError(f"{' and '.join(found)}: not with task: completion; leave out")
-        if self.complete.vocab_size is not None and self.student.init != "whole":
-            raise ValueError(
-                "complete.vocab_size is of student.init: whole; a student's tokens are searched: search.vocab_sizes"
-            )
-        if self.complete.rounding_loss is not None and self.student.init != "whole":
-            raise ValueError(
-                "complete.rounding_loss is of student.init: whole; a student's size is planned with all matrices at "
-                "complete.precision"
-            )
+        instead = {
+            "vocab_size": "a student's tokens are searched: search.vocab_sizes",
+            "tune_above": "all of a student's layers learn",
+            "rounding_loss": "a student's size is planned with all matrices at complete.precision",
+        }
+        for key, why in instead.items():
+            if getattr(self.complete, key) is not None and self.student.init != "whole":
+                raise ValueError(f"complete.{key} is of student.init: whole; {why}")
         if self.complete.max_new_tokens > self.student.max_tokens // 2:
             raise ValueError(
                 f"complete.max_new_tokens is {self.complete.max_new_tokens}, more than half of student.max_tokens, "

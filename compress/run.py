@@ -112,10 +112,12 @@ def _classifier_stages(recipe: Recipe, compute: Compute, machine: str) -> list[S
 def _completion_stages(recipe: Recipe, compute: Compute, machine: str) -> list[Stage]:
     threads = compute.threads
     stages = [complete_corpus.stage(recipe)]
-    if complete_labels.is_cut(recipe):
-        stages += [complete_search.stage(recipe), complete_student.stage(recipe, compute)]
-    elif recipe.complete.vocab_size is not None:
+    if recipe.student.init != "whole":
+        stages.append(complete_search.stage(recipe))
+    elif complete_labels.chooses_tokens(recipe):
         stages.append(complete_tokens.stage(recipe))
+    if complete_labels.learns(recipe):
+        stages.append(complete_student.stage(recipe, compute))
     stages += [complete_labels.stage(recipe, compute), complete_exits.stage(recipe, compute)]
     stages.append(complete_bundle.stage(recipe, threads, machine, _shaping(stages)))
     stages.append(complete_bench.stage(recipe, threads, machine, [stage.name for stage in stages]))

@@ -22,7 +22,7 @@ from codemill.compress.stages.complete.bundle import THRESHOLDS, evaluation_of, 
 from codemill.compress.stages.complete.corpus import read_texts
 from codemill.compress.stages.complete.labels import (
     decoder_from,
-    is_cut,
+    learns,
     open_decoder_of,
     rounding_of,
 )
@@ -198,6 +198,6 @@ def _limits(recipe: Recipe, size: int, results: Sequence[Any], headline: str) ->
 
 
 def _training(recipe: Recipe, inputs: Folders) -> list[TrainingPoint]:
-    path = inputs["student"] / "student.json" if is_cut(recipe) else inputs["exits"] / "exits.json"
+    path = inputs["student"] / "student.json" if learns(recipe) else inputs["exits"] / "exits.json"
     points = json.loads(path.read_text()).get("points", ())
     return [TrainingPoint(point["step"], point["loss"], point["metric"]) for point in points]

@@ -16,7 +16,7 @@ import numpy as np
 from codemill.compress.compute import Compute
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
-from codemill.compress.stages.complete.labels import decoder_from, is_cut, open_decoder
+from codemill.compress.stages.complete.labels import decoder_from, learns, open_decoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "read_exits", "stage", "write_exits"]
 
-VERSION = 1
+VERSION = 2
 _FACTS, _WEIGHTS = "exits.json", "exits.safetensors"
 _DISTIL = ("warmup", "validations", "patience")
 _VALIDATED = 4096
@@ -35,6 +35,8 @@ _VALIDATED = 4096
 _CONTROLLED = 65_536
 """Tokens that the controller learns from: it is three rows."""
 _RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+_FEW, _FEW_AT = 0.3, 0.01
+"""Share of tokens that should leave early, at this rate of changed ones, before a backbone may stay as it is."""
 _ROWS = 1024
 
 
@@ -77,7 +79,10 @@ def _findings(folder: Path) -> str:
     leaving = ", ".join(
         f"{share:.1%} at {rate:g} of tokens changed" for rate, share in found["coverage"]
     )
-    return f"exits say what the last layer says of {agreed}; leaving early: {leaving}"
+    few = ""
+    if not found["learned"] and dict(found["coverage"])[_FEW_AT] < _FEW:
+        few = "; that is few: complete.tune_above lets the upper layers learn with them"
+    return f"exits say what the last layer says of {agreed}; leaving early: {leaving}{few}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         last = LastHead.of(model.weights)
     train, held_out = (read_token_labels(labels / name) for name in ("train", "validation"))
     exits = DecoderExits(last, after, complete.adapter_size or width, recipe.seed)
-    if is_cut(recipe):
+    if learns(recipe):
         # learned with the student already; here, what rounding its weights has changed
         exits.load_state_dict(load_file(inputs["student"] / _WEIGHTS))
     generator = torch.Generator()
@@ -176,6 +181,7 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     )
     found = {
         "layers": after,
+        "learned": learns(recipe),
         "agrees": agrees.mean(1).tolist(),
         "right": right[:, known].mean(1).tolist(),
         "final_right": float((final == held_out.gold)[known].mean()),

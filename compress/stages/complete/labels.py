@@ -32,8 +32,9 @@ __all__ = [
     "STUDENT",
     "VERSION",
     "after_of",
+    "chooses_tokens",
     "decoder_from",
-    "is_cut",
+    "learns",
     "model_identity",
     "open_decoder",
     "open_decoder_of",
@@ -51,7 +52,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
     """Depends on the decoder, the corpus, the precision and where the exits are."""
     complete = recipe.complete
     settings = {
-        "model": None if is_cut(recipe) else model_identity(recipe),
+        "model": None if learns(recipe) else model_identity(recipe),
         "precision": complete.precision,
         "after": recipe.exits.after,
         "tokens": complete.piece_tokens,
@@ -85,26 +86,33 @@ def _findings(folder: Path) -> str:
     )
 
 
-def is_cut(recipe: Recipe) -> bool:
-    """Whether what completes is a student, and not the teacher as it is."""
-    return recipe.student.init != "whole"
+def learns(recipe: Recipe) -> bool:
+    """Whether what completes learns: a student, or a teacher that stays whole in its upper layers."""
+    return recipe.student.init != "whole" or recipe.complete.tune_above is not None
+
+
+def chooses_tokens(recipe: Recipe) -> bool:
+    """Whether a stage of its own says which tokens a decoder that stays whole keeps: all, where it only learns."""
+    complete = recipe.complete
+    whole = recipe.student.init == "whole"
+    return whole and (complete.vocab_size is not None or complete.tune_above is not None)
 
 
 def decoder_from(recipe: Recipe) -> tuple[str, ...]:
     """The stage that the decoder is made in, if any."""
-    if is_cut(recipe):
+    if learns(recipe):
         return ("student",)
-    return () if recipe.complete.vocab_size is None else ("tokens",)
+    return ("tokens",) if chooses_tokens(recipe) else ()
 
 
 def open_decoder(recipe: Recipe, inputs: Folders) -> CausalModel:
     """The decoder that completes, its weights read when asked for: the student, or the teacher with its tokens."""
-    if is_cut(recipe):
+    if learns(recipe):
         from codemill.compress.models.causal import open_causal
 
         return open_causal(inputs["student"] / STUDENT)
     model = open_decoder_of(recipe.model)
-    if recipe.complete.vocab_size is None:
+    if not chooses_tokens(recipe):
         return model
     from codemill.compress.models.fewer_tokens import read_tokens, with_fewer_tokens
 

@@ -1,8 +1,10 @@
 """Stage `student` of completion: cut out of the teacher, distilled on its likeliest tokens, its exits with it.
 
-The teacher reads the student's own tokens, which are some of its own, and labels each of them once. Exits learn
-together with the layers, so that leaving early is natural to them (LITE, 2310.18581; GREEN-CODE, 2501.11006). Writes
-student/ (a Llama of transformers with its tokenizer), exits.safetensors and student.json.
+Or the teacher itself, whose upper layers learn so (`complete.tune_above`): what its lower ones give is kept with the
+labels, and training starts from there. The teacher reads the student's own tokens, which are some of its own, and
+labels each of them once. Exits learn together with the layers, so that leaving early is natural to them (LITE,
+2310.18581; GREEN-CODE, 2501.11006). Writes student/ (a Llama of transformers with its tokenizer), exits.safetensors and
+student.json.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +28,14 @@ from codemill.compress.stages.complete.search import read_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import LlamaConfig
 
+    from codemill.compress.architecture import Architecture
     from codemill.compress.distill.token_labels import Labeller, TokenLabels
 
 __all__ = ["VERSION", "stage"]
 
-VERSION = 1
+VERSION = 2
 _FACTS = "student.json"
 _AT_ONCE = 16
 """Pieces that the teacher reads at once."""
@@ -52,7 +56,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "distill": {name: getattr(recipe.distill, name) for name in _DISTIL},
         "complete": [
             *(complete.adapter_size, complete.gold, complete.batch_tokens),
-            *(complete.piece_tokens, complete.likeliest),
+            *(complete.piece_tokens, complete.likeliest, complete.tune_above),
         ],
         "seed": recipe.seed,
         "compute": asdict(compute),
@@ -62,9 +66,8 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         _train(recipe, compute, inputs, folder, report)
 
     libraries = ("torch", "transformers", "tokenizers")
-    return Stage(
-        "student", VERSION, ("corpus", "search"), settings, libraries, work, findings=_findings
-    )
+    needed = ("corpus", "tokens" if complete.tune_above is not None else "search")
+    return Stage("student", VERSION, needed, settings, libraries, work, findings=_findings)
 
 
 def _findings(folder: Path) -> str:
@@ -95,14 +98,18 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         # all is there but for the end of a run that was killed
         shutil.rmtree(folder / "labels", ignore_errors=True)
         return
-    architecture, tokens = read_shape(inputs["search"]), read_tokens(inputs["search"])
-    after = after_of(recipe, architecture.layers)
+    above = complete.tune_above or 0
+    tokens = read_tokens(inputs["tokens" if above else "search"])
     path = resolve_decoder(recipe.model)
     packed = gguf_in(path)
     teacher: Any = (
         load_whole(path) if packed is None else load_whole(packed.parent, gguf_file=packed.name)
     )
-    student = cut_decoder(teacher, architecture, tokens.ids)
+    architecture = (
+        _whole(teacher.config, len(tokens.ids)) if above else read_shape(inputs["search"])
+    )
+    after = after_of(recipe, architecture.layers)
+    student: Any = cut_decoder(teacher, architecture, tokens.ids)
     student.config.eos_token_id = list(tokens.prompting.end)
     pieces = {
         name: pieces_of(
@@ -115,8 +122,9 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     }
     pieces["validation"] = pieces["validation"][:_VALIDATED]
     likeliest = min(complete.likeliest, len(tokens.ids))
-    label = _by_teacher(teacher.to(compute.device), tokens.ids, likeliest, compute)
+    label = _by_teacher(teacher.to(compute.device), tokens.ids, likeliest, above, compute)
     labels = {}
+    width = architecture.hidden_size
     for name, found in reversed(pieces.items()):
         labels[name] = label_pieces(
             label,
@@ -124,14 +132,19 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
             folder / "labels" / name,
             lambda share, what: report(_LABEL_SHARE * share, what),
             likeliest=likeliest,
+            exits=int(above > 0),
+            width=width,
             at_once=_AT_ONCE,
         )
     del teacher, label
-    width = architecture.hidden_size
     head = student.lm_head.weight
     last = LastHead(student.model.norm.weight, None, head, None, student.config.rms_norm_eps, "rms")
     exits = DecoderExits(last, after, complete.adapter_size or width, recipe.seed)
     exits.controller.requires_grad_(False)
+    if above:
+        # the head too, where it is the words' own table
+        for part in (student.model.embed_tokens, *student.model.layers[:above]):
+            part.requires_grad_(False)
     both = torch.nn.ModuleDict({"student": student, "exits": exits}).to(compute.device)
     starts = {name: np.cumsum([0, *map(len, found)]) for name, found in pieces.items()}
     generator = torch.Generator()
@@ -145,12 +158,18 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
             [torch.ones(len(item), dtype=torch.bool) for item in found], batch_first=True
         ).to(head.device)
         # padding is behind, where causal attention never looks
-        given = student.model(input_ids=ids, use_cache=False, output_hidden_states=True)
-        states = [given.last_hidden_state[real]]
-        states += [
-            exits.state(at, given.hidden_states[layer][real]) for at, layer in enumerate(after)
-        ]
-        return states, rows
+        if above:
+            x = torch.zeros(*ids.shape, width, device=ids.device)
+            x[real] = torch.from_numpy(labels[name].hidden[rows, 0].astype(np.float32)).to(x.device)
+        else:
+            x = student.model.embed_tokens(ids)
+        angles = student.model.rotary_emb(x, torch.arange(ids.shape[1], device=ids.device)[None])
+        at_exits = []
+        for number in range(above, architecture.layers):
+            if number in after:
+                at_exits.append(exits.state(after.index(number), x[real]))
+            x = student.model.layers[number](x, position_embeddings=angles)
+        return [student.model.norm(x)[real], *at_exits], rows
 
     def loss_of(batch: np.ndarray) -> Tensor:
         generator.manual_seed(recipe.seed + int(batch[0]) * 31 + int(batch[-1]))
@@ -210,13 +229,23 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     shutil.rmtree(folder / "labels")
 
 
+def _whole(config: LlamaConfig, vocab_size: int) -> Architecture:
+    """All layers of a decoder, with so many tokens."""
+    from codemill.compress.models.llama import decoder_architecture
+
+    whole = decoder_architecture(config)
+    return replace(whole, vocab_size=vocab_size, copied_layers=tuple(range(whole.layers)))
+
+
 def _right(labels: TokenLabels) -> float:
     known = labels.gold >= 0
     return float((labels.likeliest[known, 0] == labels.gold[known]).mean())
 
 
-def _by_teacher(teacher: Any, kept: Sequence[int], likeliest: int, compute: Compute) -> Labeller:
-    """By the teacher in torch, of whose tokens the student has `kept`."""
+def _by_teacher(
+    teacher: Any, kept: Sequence[int], likeliest: int, above: int, compute: Compute
+) -> Labeller:
+    """By the teacher in torch, of whose tokens the student has `kept`; with what its lowest `above` layers give."""
     import torch
 
     ids = torch.tensor(list(kept), device=teacher.device)
@@ -225,15 +254,19 @@ def _by_teacher(teacher: Any, kept: Sequence[int], likeliest: int, compute: Comp
 
     @torch.inference_mode()
     def label(pieces: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        def rows_of(states: Tensor) -> Tensor:
+            return torch.cat([states[row, : len(piece)] for row, piece in enumerate(pieces)])
+
         found = [ids[torch.from_numpy(piece.astype(np.int64)).to(ids.device)] for piece in pieces]
         padded = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=compute.bf16):
-            states = stack(input_ids=padded, use_cache=False).last_hidden_state
-            real = torch.cat([states[row, : len(piece)] for row, piece in enumerate(pieces)])
+            given = stack(input_ids=padded, use_cache=False, output_hidden_states=above > 0)
+        real = rows_of(given.last_hidden_state)
+        lower = rows_of(given.hidden_states[above]) if above else real[:0]
         # scores in full: two that are near in bfloat16 may be apart
         values, tops = torch.nn.functional.linear(real.float(), matrix).topk(likeliest)
         return {
-            "hidden": np.empty((len(real), 0, 0), np.float32),
+            "hidden": lower.reshape(len(real), int(above > 0), real.shape[1]).float().cpu().numpy(),
             "likeliest": tops.cpu().numpy(),
             "logits": values.float().cpu().numpy(),
         }

@@ -1,4 +1,4 @@
-"""Stage `tokens` of completion: which of its tokens a decoder keeps that stays whole otherwise.
+"""Stage `tokens` of completion: which of its tokens a decoder keeps whose layers are all kept.
 
 Writes tokenizer.json and tokens.json (`fewer_tokens.py`), and growth.json.
 """
@@ -40,12 +40,10 @@ def _write(recipe: Recipe, corpus: Path, folder: Path) -> None:
     from codemill.compress.models.bpe import length_growth
     from codemill.compress.models.fewer_tokens import DecoderTokens, write_tokens
 
-    size = recipe.complete.vocab_size
-    assert size is not None
     with open_decoder_of(recipe.model) as model:
         text, prompting = model.tokenizer_json, model.prompting
     tokens = DecoderTokens(text, prompting, counted(corpus))
-    kept = tokens.at(min(size, tokens.most))
+    kept = tokens.at(min(recipe.complete.vocab_size or tokens.most, tokens.most))
     write_tokens(folder, kept)
     growth = length_growth(text, kept.tokenizer_json, read_texts(corpus, "validation"))
     facts = {"kept": len(kept.ids), "of": tokens.most, "growth": growth}

@@ -7,9 +7,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from codemill.compress import pipeline
+from codemill.compress.models.causal import open_causal
 from codemill.compress.recipe import Recipe
 from codemill.compress.run import RunResult, plan, run, stages_of
 from codemill.errors import RecipeError, RefusedError
@@ -121,6 +123,36 @@ def test_a_whole_model_with_fewer_tokens_is_held_against_the_teacher(
 
 
 @pytest.mark.slow
+def test_the_upper_layers_of_a_whole_model_learn_with_its_exits(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe = recipe_of(*given, "complete.tune_above=1", "distill.learning_rate=0.01")
+    said = Quiet()
+    result = run(recipe, tmp_path / "work", tmp_path / "out", said)
+    assert [stage.name for stage in stages_of(recipe)][:4] == [
+        *("corpus", "tokens", "student", "labels")
+    ]
+    assert any("400 of 400 tokens kept" in line for line in said.said)
+    folder = next((tmp_path / "work").glob("student-*")) / "student"
+    with open_causal(given[0]) as before, open_causal(folder) as after:
+        assert after.weights.shape.vocab_size == 400
+        # tokens are in another order
+        for number, same in enumerate((True, False, False, False)):
+            old, new = before.weights.layer(number), after.weights.layer(number)
+            assert np.array_equal(old.down.weight, new.down.weight) is same
+        assert sorted(map(tuple, before.weights.words().tolist())) == sorted(
+            map(tuple, after.weights.words().tolist())
+        )
+    manifest = read_manifest(result.bundle)
+    assert [item["layer"] for item in manifest.exits] == [1, 3]
+    report = result.report
+    assert isinstance(report, CompletionReport)
+    assert report.baseline == "teacher, full depth"
+    assert report.training
+    assert not list(folder.parent.glob("labels"))
+
+
+@pytest.mark.slow
 def test_a_student_is_cut_out_and_learns_with_its_exits(
     given: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -154,6 +186,20 @@ def test_an_exit_above_the_model_is_said_before_anything_is_done(
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("complete.tune_above=4",), "the decoder has 4 layers: none would learn"),
+        (("complete.tune_above=2",), r"exits\.after begins at layer 1, below complete\.tune_above"),
+    ],
+)
+def test_layers_that_cannot_learn_are_said_before_anything_is_done(
+    given: tuple[Path, Path], tmp_path: Path, settings: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        plan(recipe_of(*given, *settings), tmp_path)
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("teacher.model=null", "needs teacher.model"),
@@ -164,6 +210,7 @@ def test_an_exit_above_the_model_is_said_before_anything_is_done(
         ("complete.max_new_tokens=400", "more than half"),
         ("student.init=teacher complete.vocab_size=300", "student's tokens are searched"),
         ("student.init=teacher complete.rounding_loss=0.1", "planned"),
+        ("student.init=teacher complete.tune_above=2", "layers learn"),
         ("complete.stop_right=2", "less than or equal to 1"),
     ],
 )
