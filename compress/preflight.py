@@ -24,7 +24,14 @@ from codemill.compress.recipe import Recipe
 from codemill.compress.search.cost import gflops, size_bytes
 from codemill.compress.stages.classify.corpus import source_of
 from codemill.compress.stages.search import NO_TEACHER, check_estimates, space_of
-from codemill.errors import CodemillError, DataError, MachineError, RecipeError, RefusedError
+from codemill.errors import (
+    CodemillError,
+    DataError,
+    MachineError,
+    ModelError,
+    RecipeError,
+    RefusedError,
+)
 from codemill.runtime.machine import this_machine
 from codemill.targets.evaluation import texts_of_length
 from codemill.targets.profile import availability, target_named
@@ -169,13 +176,21 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
         shape = model.weights.shape
         if recipe.complete.vocab_size is not None:
             # a tokenizer of another kind, or a number that does not hold its bytes, is said now
-            tokens = DecoderTokens(model.tokenizer_json, model.prompting, [])
-            tokens.at(min(recipe.complete.vocab_size, tokens.most))
+            try:
+                tokens = DecoderTokens(model.tokenizer_json, model.prompting, [])
+                tokens.at(min(recipe.complete.vocab_size, tokens.most))
+            except ModelError as error:
+                raise RecipeError(f"complete.vocab_size: {error}") from error
     products = 2 * (shape.query_size + shape.kv_size) + (2 + shape.gated) * shape.intermediate_size
     tables = (1 if shape.tied else 2) * shape.vocab_size
     parameters = shape.width * (tables + shape.layers * products)
     complete = recipe.complete
     cut = learns(recipe)
+    if complete.piece_tokens > shape.max_tokens:
+        raise RecipeError(
+            f"complete.piece_tokens is {complete.piece_tokens}, and the decoder takes {shape.max_tokens} tokens; "
+            "lower it"
+        )
     above = complete.tune_above
     if above is not None and above >= shape.layers:
         raise RecipeError(

@@ -124,6 +124,7 @@ Size = Annotated[int, BeforeValidator(_size), Field(gt=0, le=10**15)]
 _INSTALLED = "installed"
 _MANY = 10**9
 """More pairs, and more of any limit, than there is."""
+_SHORTEST_CONTEXT = 128
 _LONGEST = 100_000
 """More tokens, and more functions a call, than any encoder takes."""
 
@@ -959,6 +960,15 @@ class Recipe(_Section):
         for key, why in instead.items():
             if getattr(self.complete, key) is not None and self.student.init != "whole":
                 raise ValueError(f"complete.{key} is of student.init: whole; {why}")
+        if self.complete.rounding_loss is not None and self.complete.precision != "int4":
+            raise ValueError(
+                f"complete.rounding_loss is of int4, and complete.precision is {self.complete.precision}; leave it out"
+            )
+        if self.student.max_tokens < _SHORTEST_CONTEXT:
+            raise ValueError(
+                f"student.max_tokens is {self.student.max_tokens}; a model that completes needs {_SHORTEST_CONTEXT} or "
+                "more, prompt and completion together"
+            )
         if self.complete.max_new_tokens > self.student.max_tokens // 2:
             raise ValueError(
                 f"complete.max_new_tokens is {self.complete.max_new_tokens}, more than half of student.max_tokens, "

@@ -29,7 +29,14 @@ from codemill.targets.completion import (
 )
 from codemill.targets.engine import Engine, EngineProcess
 from codemill.targets.environment import Environment
-from codemill.targets.human_eval import NEW_TOKENS, STOPS, Problem, pass_at_1, read_problems
+from codemill.targets.human_eval import (
+    NEW_TOKENS,
+    STOPS,
+    Problem,
+    check_fence,
+    pass_at_1,
+    read_problems,
+)
 from codemill.targets.json_file import read_json_file
 from codemill.targets.report import BundleSummary, Limit, Stage, TrainingPoint
 from codemill.targets.resampling import Interval
@@ -40,6 +47,7 @@ __all__ = [
     "CompletionResult",
     "ThresholdPoint",
     "benchmark_completion",
+    "fewest_tokens",
     "is_completion_report",
     "read_completion_report",
     "write_completion_report",
@@ -50,6 +58,8 @@ _RESAMPLES = 2000
 _RATED = 12
 """Places at which reading a prompt and decoding are timed."""
 _DECODED = 64
+_PROMPT = 64
+"""Tokens of a prompt, at least, that are worth measuring behind."""
 _READ = 24
 """Places whose own tokens the last layer is asked about."""
 
@@ -148,7 +158,11 @@ def benchmark_completion(
     human_eval: write HumanEval's functions too, and run them on their tests (`human_eval.py`).
     """
     problems = read_problems() if human_eval else []
+    if problems:
+        check_fence()
     names = [item.name for item in engines]
+    if len(set(names)) < len(names):
+        raise ValueError(f"engines should have names of their own, found {names}")
     asked = {item.name: item for item in engines}
     completed: dict[str, list[Completed]] = {name: [] for name in names}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
@@ -169,11 +183,6 @@ def benchmark_completion(
                     }
                 )
                 completed[name].append(from_json(Completed, answer))
-            if number < _READ:
-                text = prefix + evaluation.lines[number]
-                for name in in_turn(names, number):
-                    found = running[name].ask({"op": "said", "text": text})
-                    said[name] += np.array([found["right"], found["tokens"]])
             if number < _RATED:
                 for name in in_turn(names, number):
                     found = running[name].ask({"op": "rates", "prefix": prefix, "tokens": _DECODED})
@@ -184,12 +193,18 @@ def benchmark_completion(
                         )
                     )
             report((number + 1) / count, f"completed {number + 1:,} of {places:,} lines")
+        # before what only measuring takes memory for
+        peaks = {name: int(running[name].ask({"op": "info"})["peak_rss_bytes"]) for name in names}
+        for number, prefix in enumerate(evaluation.prefixes[:_READ]):
+            text = prefix + evaluation.lines[number]
+            for name in in_turn(names, number):
+                found = running[name].ask({"op": "said", "text": text})
+                said[name] += np.array([found["right"], found["tokens"]])
         for number, problem in enumerate(problems):
             for name in in_turn(names, number):
                 functions[name].append(_function(running[name], problem, asked[name].settings))
             done = f"HumanEval: {number + 1} of {len(problems)} functions written"
             report((places + number + 1) / count, done)
-        peaks = {name: int(running[name].ask({"op": "info"})["peak_rss_bytes"]) for name in names}
         starts = {name: running[name].cold_start_ms for name in names}
     results = []
     base = completed[baseline]
@@ -215,6 +230,11 @@ def benchmark_completion(
             )
         )
     return tuple(results)
+
+
+def fewest_tokens(max_tokens: int, human_eval: bool) -> int:
+    """Tokens of a context in which completions of up to `max_tokens`, and all else here, have room behind a prompt."""
+    return max(max_tokens, _DECODED, NEW_TOKENS if human_eval else 0) + _PROMPT
 
 
 def _function(engine: EngineProcess, problem: Problem, settings: Mapping[str, Any]) -> str:

@@ -128,6 +128,7 @@ def _groups(report: CompletionReport) -> list[tuple[str, list[_Row]]]:
         row("edit similarity", lambda x: (f"{x.figures.edit_similarity:.3f}", None)),
         row("ROUGE-L", lambda x: (f"{x.figures.rouge_l:.3f}", None)),
         row("ROUGE-L lost", relative(lambda x: x.rouge_l_loss, "{:.1%}")),
+        # of each engine's own tokens, which may be others than another's
         row(
             "next token right",
             lambda x: (
@@ -193,17 +194,21 @@ def _layers(report: CompletionReport) -> str | None:
 
 
 def _facts(report: CompletionReport) -> Iterator[tuple[str, str]]:
-    shape = report.bundle.architecture
+    # of a bundle from elsewhere none of this was checked
+    shape, provenance = report.bundle.architecture, report.provenance or {}
+    size = f"{shape.get('layers')} layers x {shape.get('hidden_size')}"
     yield (
         "architecture",
-        f"{shape.get('family')}, {shape.get('layers')} layers x {shape.get('hidden_size')}, "
-        f"{shape.get('vocab_size'):,} tokens",
+        ", ".join(map(str, (shape.get("family"), size, f"{shape.get('vocab_size')} tokens"))),
     )
-    teacher = (report.provenance or {}).get("teacher", {})
-    yield "made from", str(teacher.get("model"))
-    corpus = (report.provenance or {}).get("corpus", {})
-    if corpus:
-        yield "learned from", f"{corpus['pieces']:,} pieces of {corpus['files']:,} files"
+    teacher, corpus = provenance.get("teacher"), provenance.get("corpus")
+    if isinstance(teacher, dict) and "model" in teacher:
+        yield "made from", str(teacher["model"])
+    if isinstance(corpus, dict) and {"pieces", "files"} <= corpus.keys():
+        yield "learned from", f"{corpus['pieces']} pieces of {corpus['files']} files"
     packages = report.environment.packages
     yield "versions", ", ".join(f"{name} {version}" for name, version in packages.items())
-    yield "reproduce", "compress run with the recipe below"
+    how = (
+        "compress run with the recipe below" if report.recipe else "compress bench with this bundle"
+    )
+    yield "reproduce", how

@@ -275,9 +275,17 @@ def _asked(manifest: Manifest, path: Path) -> Evaluation | LabelledEvaluation:
 def _check_comparable(manifest: Manifest, against: str) -> None:
     """Raise InputError where a bundle that labels is to be compared with what gives other labels, or none."""
     from codemill.runtime.bundle import read_manifest
+    from codemill.runtime.completion.completer import completes
     from codemill.runtime.labels import LABEL_TASKS, labelling_of
 
     if manifest.task not in LABEL_TASKS:
+        if _is_bundle(against):
+            other = read_manifest(folder_of(Path(against)))
+            if other.task in LABEL_TASKS or completes(other):
+                raise InputError(
+                    f"--against {against}: it is made for {other.task!r}, and this bundle embeds; give another "
+                    "that does"
+                )
         return
     if not _is_bundle(against):
         raise InputError(

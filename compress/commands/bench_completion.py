@@ -48,11 +48,12 @@ def bench_completion(
     asked = read_completion_evaluation(evaluation)
     if places is not None:
         asked = replace(asked, prefixes=asked.prefixes[:places], lines=asked.lines[:places])
+    _check_room(str(bundle), manifest, human_eval)
     environment = this_environment()
     engines = _engines(bundle, manifest, "bundle", variant, threads)
     own, baseline = engines[-1], engines[0].name
     if against is not None:
-        engines = [*_reference(against, threads), *engines]
+        engines = [*_reference(against, threads, human_eval), *engines]
         baseline = engines[0].name
     with shown_stage("measuring") as said:
         results = benchmark_completion(engines, asked, baseline, _NEW_TOKENS, said, human_eval)
@@ -102,7 +103,19 @@ def _engines(
     ]
 
 
-def _reference(against: str, threads: int) -> list[CompletionEngine]:
+def _check_room(name: str, manifest: Manifest, human_eval: bool) -> None:
+    """InputError where what is measured has no room in a bundle's context."""
+    from codemill.targets.completion_benchmark import fewest_tokens
+
+    wanted = fewest_tokens(_NEW_TOKENS, human_eval) + len(manifest.input.get("begin", ()))
+    if manifest.max_tokens < wanted:
+        raise InputError(
+            f"{name} takes {manifest.max_tokens} tokens, prompt and completion together; "
+            f"{'--human-eval' if human_eval else 'measuring'} needs {wanted}: export it with a larger --max-tokens"
+        )
+
+
+def _reference(against: str, threads: int, human_eval: bool) -> list[CompletionEngine]:
     from codemill.runtime.bundle import read_manifest
     from codemill.runtime.completion.completer import completes
 
@@ -112,7 +125,9 @@ def _reference(against: str, threads: int) -> list[CompletionEngine]:
         raise InputError(
             f"--against {against}: it is made for {manifest.task!r}, and this bundle completes; give another that does"
         )
-    found = _engines(path, manifest, path.name, None, threads)
+    _check_room(f"--against {against}", manifest, human_eval)
+    # never the name of the bundle's own engines, whatever the folder is called
+    found = _engines(path, manifest, f"reference {path.resolve().name}", None, threads)
     return [replace(item, engine=replace(item.engine, role="reference")) for item in found]
 
 

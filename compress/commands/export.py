@@ -105,6 +105,8 @@ def export_command(
     for option, value in (("--calibration", calibration), ("--rounding-loss", rounding_loss)):
         if value is not None and not rounds:
             raise click.UsageError(f"{option} is of --task complete at --precision int4")
+    if calibration is not None and not calibration.strip():
+        raise click.UsageError("--calibration is empty: name code, `installed` or `none`")
     if calibration == _NONE and rounding_loss is not None:
         raise click.UsageError("--rounding-loss is measured on code: leave --calibration none out")
     check_bundle_out(target, target.parent / ".codemill")
@@ -248,6 +250,12 @@ def _export_decoder(
         text = _tokenizer(tokenizer, opened.tokenizer_json)
         most = min(_PIECE_TOKENS, positions)
         pieces = pieces_of(code, text, most, opened.prompting.begin)
+        enough = 2 if rounding_loss is not None else 1
+        if calibration != _NONE and len(pieces) < enough:
+            raise InputError(
+                f"--calibration {calibration}: {len(pieces)} files of code are long enough, {enough} or more are "
+                "needed; name more code, or --calibration none"
+            )
         with shown_stage("rounding" if pieces else "writing") as report:
             rounding = round_decoder(
                 opened.weights,

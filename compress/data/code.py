@@ -45,6 +45,7 @@ _LONGEST_LINE = 400
 """Of a file that people wrote."""
 _FIRST_LINE = 12
 """Above it there is too little to go on."""
+_DRAWN = 200
 _SHORTEST = 4
 """Characters of a completion that is asked for."""
 _NOT_TESTED = {
@@ -171,7 +172,7 @@ def pieces_from(source: str, count: int, characters: int, seed: int = 0) -> list
     if not found:
         raise DataError(
             f"{source} has no code to learn from: expected files of {_SMALLEST} to {_LARGEST:,} characters, of lines "
-            f"of {_LONGEST_LINE} at most"
+            f"of {_LONGEST_LINE} at most; name other code"
         )
     return found
 
@@ -189,10 +190,7 @@ def _files_from(source: str, generator: random.Random) -> Iterator[CodeFile]:
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
     elif path.is_file():
-        rows = list(json_lines(path, "a file of code", ["code"]))
-        generator.shuffle(rows)
-        texts = (CodeFile(where, text_of(row, "code", where)) for where, row in rows)
-        yield from (file for file in texts if _is_usable(file.text))
+        yield from _drawn(path, generator)
         return
     else:
         raise DataError(
@@ -200,6 +198,23 @@ def _files_from(source: str, generator: random.Random) -> Iterator[CodeFile]:
         )
     generator.shuffle(items)
     yield from _usable(items)
+
+
+def _drawn(path: Path, generator: random.Random) -> list[CodeFile]:
+    """Some of the usable texts of a file of rows, each as likely as any other; no more are held."""
+    found: list[CodeFile] = []
+    number = 0
+    for where, row in json_lines(path, "a file of code", ["code"]):
+        text = text_of(row, "code", where)
+        if not _is_usable(text):
+            continue
+        number += 1
+        if len(found) < _DRAWN:
+            found.append(CodeFile(where, text))
+        elif (at := generator.randrange(number)) < _DRAWN:
+            found[at] = CodeFile(where, text)
+    generator.shuffle(found)
+    return found
 
 
 def piece_of(text: str, characters: int, generator: random.Random) -> str:
@@ -280,6 +295,9 @@ def _shuffled(items: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, st
 def _usable(items: Iterable[tuple[str, str]]) -> Iterator[CodeFile]:
     for path, origin in items:
         try:
+            # a character has four bytes at most
+            if Path(path).stat().st_size > 4 * _LARGEST:
+                continue
             text = Path(path).read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError):
             continue

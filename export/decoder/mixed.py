@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from codemill.export.decoder.rounding import Rounding, rounded_by_text
+from codemill.export.decoder.rounding import SCRATCH, Rounding, rounded_by_text
 from codemill.export.decoder.running import open_graphs, text_loss
 from codemill.export.decoder.shape import DecoderShape, DecoderWeights
 from codemill.export.decoder.weights import FULL
@@ -42,10 +42,13 @@ def round_decoder(
 
     most_loss: at 4 bits, the share by which perplexity on `held_out` may be above that at 8 bits. Kinds are kept at 8
     bits, that which wins most a byte first, until it is met. None: none are. Takes disk for the decoder in float32.
+    Raises ValueError where there is nothing to measure a loss on.
     """
     if bits == FULL:
         return Rounding(FULL)
-    chooses = bits == 4 and most_loss is not None and bool(held_out)
+    chooses = bits == 4 and most_loss is not None
+    if chooses and not held_out:
+        raise ValueError("what rounding loses is measured on held-out pieces, and there are none")
     rounding = Rounding(bits)
     if pieces:
         share = _ROUNDED_BY if chooses else 1.0
@@ -76,7 +79,7 @@ class _Losses:
 
     def of(self, rounding: Rounding) -> float:
         longest = max(map(len, self._held_out))
-        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=SCRATCH) as scratch:
             graphs = Path(scratch)
             write_decoder(
                 self._weights,
@@ -100,8 +103,8 @@ def _mixed(
     report: Callable[[float, str], None],
 ) -> Rounding:
     sizes = _elements(shape)
-    # all at 4 bits, all at 8, each kind, and each again beside those that are chosen
-    steps, done = 2 * len(sizes) + 2, 0
+    # all at 4 bits, all at 8, each kind, and each but the first again beside those that are chosen
+    steps, done = 2 * len(sizes) + 1, 0
 
     def loss(item: Rounding, what: str) -> float:
         nonlocal done
@@ -114,13 +117,12 @@ def _mixed(
     now = loss(rounding, "4 bits")
     if now <= allowed:
         return rounding
-    gains = {
-        kind: (now - loss(replace(rounding, eight=(kind,)), f"{kind} at 8 bits")) / size
-        for kind, size in sizes.items()
-    }
-    for kind in sorted(gains, key=lambda kind: -gains[kind]):
+    alone = {kind: loss(replace(rounding, eight=(kind,)), f"{kind} at 8 bits") for kind in sizes}
+    for kind in sorted(alone, key=lambda kind: (alone[kind] - now) / sizes[kind]):
         rounding = replace(rounding, eight=(*rounding.eight, kind))
-        if loss(rounding, f"{', '.join(rounding.eight)} at 8 bits") <= allowed:
+        first = len(rounding.eight) == 1
+        left = alone[kind] if first else loss(rounding, f"{', '.join(rounding.eight)} at 8 bits")
+        if left <= allowed:
             break
     return rounding
 

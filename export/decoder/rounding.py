@@ -25,11 +25,13 @@ from codemill.export.quantize.blocks import Blocks
 from codemill.export.quantize.gptq import gptq_blocks
 from codemill.runtime.session import OnnxSession
 
-__all__ = ["Rounding", "read_rounding", "rounded_by_text", "write_rounding"]
+__all__ = ["SCRATCH", "Rounding", "read_rounding", "rounded_by_text", "write_rounding"]
 
 _INPUTS = {"qkv": "normed", "out": "attended", "up": "mlp_normed", "down": "inner"}
 _PARTS = ("values", "scales", "zero_points")
 _ALL = "all"
+SCRATCH = ".rounding-"
+"""What the folders of graphs that are written on the way are called: of a run that was killed they may stay."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def rounded_by_text(
     """
     shape = weights.shape
     found: dict[str, Blocks] = {}
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
         graphs = Path(scratch)
         write_decoder(
             weights, graphs, same_bits(FULL), range(1, shape.layers), max(map(len, pieces))

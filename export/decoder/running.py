@@ -19,15 +19,23 @@ from codemill.runtime.session import OnnxSession
 
 __all__ = ["open_graphs", "text_loss"]
 
+_ROWS = 64
+"""Of logits in double precision, at once."""
+
 
 def open_graphs(
     folder: Path, shape: DecoderShape, after: Sequence[int], threads: int | None
 ) -> OnnxParts:
     """The segments and the head that `write_decoder` wrote into `folder`, ready to run; without controllers."""
     graphs = [segment_file(number) for number in range(len(after) + 1)]
-    sessions = [
-        OnnxSession(folder / name, provider=PROVIDER, threads=threads) for name in (*graphs, HEAD)
-    ]
+    sessions: list[OnnxSession] = []
+    try:
+        for name in (*graphs, HEAD):
+            sessions.append(OnnxSession(folder / name, provider=PROVIDER, threads=threads))
+    except BaseException:
+        for session in sessions:
+            session.close()
+        raise
     decoding = Decoding(
         vocab_size=shape.vocab_size,
         layers=shape.layers,
@@ -49,10 +57,11 @@ def text_loss(parts: OnnxParts, pieces: Sequence[NDArray[Any]]) -> float:
     cache = Cache(parts.decoding, max(map(len, pieces)))
     losses = []
     for piece in pieces:
-        logits = parts.logits(parts.segment(0, piece.astype(np.int64), cache, 0))[:-1].astype(
-            np.float64
-        )
-        logits -= logits.max(-1, keepdims=True)
-        said = np.take_along_axis(logits, piece[1:, None], -1)[:, 0]
-        losses.append(np.log(np.exp(logits).sum(-1)) - said)
+        states = parts.segment(0, piece.astype(np.int64), cache, 0)[:-1].copy()
+        for start in range(0, len(states), _ROWS):
+            logits = parts.logits(states[start : start + _ROWS]).astype(np.float64)
+            logits -= logits.max(-1, keepdims=True)
+            wanted = piece[1:][start : start + _ROWS, None]
+            said = np.take_along_axis(logits, wanted, -1)[:, 0]
+            losses.append(np.log(np.exp(logits).sum(-1)) - said)
     return float(np.concatenate(losses).mean())

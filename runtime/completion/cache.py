@@ -6,7 +6,7 @@ are of is `document.py`'s to know. What is here is numpy; a backend on another d
 
 from __future__ import annotations
 
-from mmap import mmap
+import mmap
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = ["STEP", "Cache", "turned"]
 STEP = 256
 """Tokens by which a cache grows at least; at most by a quarter of itself."""
 
+_PRIVATE = hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS")
 Row = NDArray[np.float32]
 
 
@@ -86,7 +87,10 @@ class Cache:
 def _room(shape: tuple[int, ...]) -> Row:
     """Zeros in pages of their own, which go back to the system as soon as they are let go; a heap would keep them."""
     size = int(np.prod(shape))
-    found: Row = np.frombuffer(mmap(-1, max(1, 4 * size)), np.float32, size).reshape(shape)
+    # of this process alone: a fork has pages of its own from the first byte it writes
+    private: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if _PRIVATE else {}
+    pages = mmap.mmap(-1, max(1, 4 * size), **private)
+    found: Row = np.frombuffer(pages, np.float32, size).reshape(shape)
     return found
 
 

@@ -52,7 +52,7 @@ class Completion:
 
     finish_reason: `stop` (a stop string, the line's or block's end, or the model ended it), `length` (max_tokens),
     `uncertain` (a controller found that what follows would be wrong; `text` is what was certain), `cancelled`.
-    layers_used: of each token; drafted: how many tokens were looked up and found right. prompt_tokens: of what the
+    layers_used: of each token; drafted: how many tokens were drafted and found right. prompt_tokens: of what the
     model read, of which reused_tokens were known from before. truncated: the prompt was longer than the model takes,
     and its beginning (of a suffix: its end) was left out.
     """
@@ -78,6 +78,12 @@ def open_completer(
     """What `codemill.load` does for a bundle that completes, its files checked; see there."""
     decoding = decoding_of(manifest)
     opened = open_variant(folder, manifest, variant, segments=3 * len(decoding.exits) + 2)
+    room = decoding.max_tokens - len(decoding.begin) - _LEAST_PROMPT
+    if room < 1:
+        raise BundleError(
+            f"bundle {manifest.name!r} takes {decoding.max_tokens} tokens, which leaves none to complete: expected "
+            f"{len(decoding.begin) + _LEAST_PROMPT + 1} or more"
+        )
     highest = max(opened.tokenizer.get_vocab().values(), default=-1)
     if highest >= decoding.vocab_size:
         raise BundleError(
@@ -217,13 +223,14 @@ class Completer(LoadedModel):
             raise ValueError(
                 f"max_tokens should be a whole number from 1 to {most}, found {max_tokens!r}"
             )
+        bounds = _bounds(decoding, exits)
         if speculate and not decoding.exits:
             raise ValueError(f"speculate is by exits, and bundle {self.manifest.name!r} has none")
         prompt, truncated = self._prompt(prefix, suffix, decoding.max_tokens - max_tokens)
         settings = Settings(
             choose=Sampler(temperature, top_p, seed),
             max_tokens=max_tokens,
-            exits=() if speculate else _bounds(decoding, exits),
+            exits=() if speculate else bounds,
             drafts=Drafts(self._costs) if drafts else None,
             costs=self._costs,
             speculation=self._speculation if speculate else None,
@@ -241,6 +248,8 @@ class Completer(LoadedModel):
         Raises RuntimeError once closed.
         """
         backend = self._open_backend()
+        if not isinstance(text, str):
+            raise TypeError(f"text should be str, found {type(text).__name__}")
         ids, _ = self._prompt(text, "", self._decoding.max_tokens)
         whole = np.asarray(ids, dtype=np.int64)
         return whole, likeliest(backend, whole)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LONGEST", "Costs", "Drafts", "find"]
+__all__ = ["LONGEST", "Costs", "Drafts", "Mean", "find"]
 
 LONGEST = 8
 """Tokens of a draft, at most."""
@@ -22,32 +22,43 @@ _COSTS = (1.0, 1.3, 1.8, 2.3, 2.7, 3.0, 3.4, 3.8, 4.2)
 """Of runs of 1, 2, ... tokens, before any was timed (SmolLM2-135M in int4 on a laptop processor)."""
 _WEIGHT = 0.1
 """Of a new observation in the running mean."""
+_COLD = 3
 _TRUSTED = 0.6
 """Share of drafted tokens that is expected to be right before any was seen."""
+
+
+class Mean:
+    """A running mean of seconds; 0 before any was seen. Of the first few the least: a cold run says little."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._seen = 0
+
+    def saw(self, seconds: float) -> None:
+        """One more."""
+        self._seen += 1
+        if self._seen == 1 or (self._seen <= _COLD and seconds < self.seconds):
+            self.seconds = seconds
+        else:
+            # a run that waited for another program says little
+            self.seconds += _WEIGHT * (min(seconds, 2 * self.seconds) - self.seconds)
 
 
 class Costs:
     """How long a run of so many tokens takes, relative to one of a single token. Watched, never waited for."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
+        self._seen = [Mean() for _ in _COSTS]
 
     def saw(self, tokens: int, seconds: float) -> None:
         """A run of `tokens` tokens took this long."""
-        if not 1 <= tokens <= len(_COSTS):
-            return
-        before = self._seconds.get(tokens)
-        # a run that waited for another program says little
-        if before is not None:
-            seconds = before + _WEIGHT * (min(seconds, 2 * before) - before)
-        self._seconds[tokens] = seconds
+        if 1 <= tokens <= len(_COSTS):
+            self._seen[tokens - 1].saw(seconds)
 
     def relative(self, tokens: int) -> float:
         """Time of a run of `tokens` tokens over that of one token."""
-        one, several = self._seconds.get(1), self._seconds.get(tokens)
-        if one is None or several is None:
-            return _COSTS[tokens - 1]
-        return max(1.0, several / one)
+        one, several = self._seen[0].seconds, self._seen[tokens - 1].seconds
+        return max(1.0, several / one) if one and several else _COSTS[tokens - 1]
 
 
 class Drafts:

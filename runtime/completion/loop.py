@@ -228,7 +228,6 @@ class _Steps:
         backend, document = self._backend, self._document
         cache, past = document.cache, len(document.tokens)
         cache.grow(past + 1 + length)
-        self._fill()
         started = time.perf_counter()
         draft: list[int] = []
         hidden: list[Row] = []

@@ -7,83 +7,83 @@ is watched, as with drafts that are looked up: how often each was right, and wha
 
 from __future__ import annotations
 
-__all__ = ["LONGEST", "Speculation"]
+from codemill.runtime.completion.lookup import Mean
 
-LONGEST = 6
+__all__ = ["Speculation"]
+
+_LONGEST = 6
 """Tokens of a draft, at most."""
 _TRIED = 2
 """Tokens of the first drafts of an exit."""
 _TRIALS = 4
 """Drafts of an exit before it is judged."""
-_AGAIN_AFTER = 256
-"""Steps after which an exit that did not pay is tried once more: another text may be easier."""
+_AGAIN_AFTER = 64
+"""Steps after which what is not done now is tried once more: the text, or the machine's load, may have changed."""
 _WEIGHT = 0.1
-"""Of a new observation in the running mean."""
+"""Of a new observation in the share that is right."""
+_LEAST_RIGHT = 0.2
 
 
-class _Exit:
-    """What was seen of one exit. seconds: of a drafted token, and of checking, as a line over the number of tokens."""
+class _Drafter:
+    """What was seen of one exit. draft: seconds of a drafted token; check: of checking so many tokens."""
 
     def __init__(self) -> None:
         self.right = 0.5
-        self.draft_s = 0.0
-        self.check_s: dict[int, float] = {}
+        self.draft = Mean()
+        self.check: dict[int, Mean] = {}
         self.trials = 0
 
     def checking(self, tokens: int) -> float:
-        """Seconds of checking so many tokens: as seen, or from those nearest to it, by their number."""
-        seen = self.check_s.get(tokens)
-        if seen is not None:
-            return seen
-        nearest = min(self.check_s, key=lambda count: abs(count - tokens))
-        # more rows cost more, but never in proportion: a row less costs no less, a row more its share
-        return self.check_s[nearest] * max(1.0, tokens / nearest)
+        """Seconds of checking so many tokens: as seen, or in proportion to the nearest number seen, never below it."""
+        # a copy: another thread may see something at the same time
+        seen = dict(self.check)
+        nearest = min(seen, key=lambda count: abs(count - tokens))
+        return seen[nearest].seconds * max(1.0, tokens / nearest)
 
 
 class Speculation:
     """Which of `exits` exits drafts, and how many tokens."""
 
     def __init__(self, exits: int) -> None:
-        self._exits = [_Exit() for _ in range(exits)]
-        self._one_s: float | None = None
+        self._drafters = [_Drafter() for _ in range(exits)]
+        self._one = Mean()
         self._steps = 0
 
     def plan(self, most: int) -> tuple[int, int]:
         """The exit, from 0, and the tokens to draft, up to `most`; 0 of them: none now."""
         self._steps += 1
-        if most < 1 or self._one_s is None:
+        again = self._steps % _AGAIN_AFTER == 0
+        if most < 1 or not self._one.seconds:
             return 0, 0
-        for number, item in enumerate(self._exits):
+        for number, item in enumerate(self._drafters):
             if item.trials < _TRIALS:
                 return number, min(most, _TRIED)
-        best, chosen = 1.0 / self._one_s, (0, 0)
-        for number, item in enumerate(self._exits):
-            for length in range(1, min(most, LONGEST) + 1):
+        best, chosen = 1.0 / self._one.seconds, (0, 0)
+        for number, item in enumerate(self._drafters):
+            for length in range(1, min(most, _LONGEST) + 1):
                 expected = sum(item.right**place for place in range(length + 1))
                 # the last one drafted goes through the lower layers too
-                seconds = (length + 1) * item.draft_s + item.checking(length + 1)
+                seconds = (length + 1) * item.draft.seconds + item.checking(length + 1)
                 if expected / seconds > best:
                     best, chosen = expected / seconds, (number, length)
-        if not chosen[1] and self._steps % _AGAIN_AFTER == 0:
-            tried = self._steps // _AGAIN_AFTER % len(self._exits)
-            return tried, min(most, _TRIED)
-        return chosen
+        if not again:
+            return chosen
+        # a token without a draft where there are drafts, a draft where there are none
+        tried = self._steps // _AGAIN_AFTER % len(self._drafters)
+        return (0, 0) if chosen[1] else (tried, min(most, _TRIED))
 
     def saw_one(self, seconds: float) -> None:
         """A token without a draft took this long."""
-        self._one_s = _mean(self._one_s, seconds)
+        self._one.saw(seconds)
 
     def saw(self, exit: int, drafted: int, right: int, draft_s: float, check_s: float) -> None:
         """Of a draft the first `right` were taken; drafting took so many seconds, checking it so many."""
-        item = self._exits[exit]
+        item = self._drafters[exit]
         # tokens behind the first wrong one were never judged
         for place in range(min(right + 1, drafted)):
             item.right += _WEIGHT * ((place < right) - item.right)
-        item.draft_s = _mean(item.draft_s or None, draft_s / (drafted + 1))
-        item.check_s[drafted + 1] = _mean(item.check_s.get(drafted + 1), check_s)
+        # a text that is easier again has to be noticed
+        item.right = max(item.right, _LEAST_RIGHT)
+        item.draft.saw(draft_s / (drafted + 1))
+        item.check.setdefault(drafted + 1, Mean()).saw(check_s)
         item.trials += 1
-
-
-def _mean(before: float | None, seconds: float) -> float:
-    # a run that waited for another program says little
-    return seconds if before is None else before + _WEIGHT * (min(seconds, 2 * before) - before)

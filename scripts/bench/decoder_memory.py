@@ -1,6 +1,6 @@
 """Peak memory of exporting a large decoder and of completing with what was made, against its weights in fp16.
 
-    python scripts/bench/decoder_memory.py FOLDER [--layers 22] [--calibration none] [--threads N] [--json]
+    python scripts/bench/decoder_memory.py FOLDER [--layers 22] [--calibration installed] [--threads N] [--json]
 
 FOLDER gets a Llama of TinyLlama's shape (22 layers x 2048, 1.1 B parameters) with random weights in fp16, in files of
 500 MB, written a layer at a time, unless it is there already. `compress export` to int4 is a process of its own, and so
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _WIDTH, _INNER, _HEADS, _KV, _VOCAB = 2048, 5632, 32, 4, 32_000
+_INDEX = "model.safetensors.index.json"
 _COMPLETE = """
 import sys, codemill
 model = codemill.load(sys.argv[1], threads=int(sys.argv[2]))
@@ -32,8 +33,8 @@ sys.exit(code)
 """
 
 
-def write_model(folder: Path, layers: int) -> int:
-    """The folder of a model as transformers has it; its weights' bytes."""
+def write_model(folder: Path, layers: int) -> None:
+    """The folder of a model as transformers has it."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -75,8 +76,6 @@ def write_model(folder: Path, layers: int) -> int:
         total += sum(value.numel() * 2 for value in tensors.values())
         save_file(tensors, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(tensors, file)
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -96,7 +95,9 @@ def write_model(folder: Path, layers: int) -> int:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    return total
+    # last: what is there is whole then
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / _INDEX).write_text(json.dumps(index))
 
 
 def measured(command: list[str]) -> tuple[float, int]:
@@ -112,12 +113,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--calibration", default="none")
+    parser.add_argument("--layers", type=int, default=22, help="of a model that is not there yet")
+    parser.add_argument("--calibration", default="installed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    index = asked.folder / "model.safetensors.index.json"
+    index = asked.folder / _INDEX
     if not index.is_file():
         write_model(asked.folder, asked.layers)
     weights = json.loads(index.read_text())["metadata"]["total_size"]

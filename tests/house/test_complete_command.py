@@ -279,6 +279,8 @@ def test_values_out_of_range_are_refused(model: Completer) -> None:
             model.complete("x", **values)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="prefix should be str"):
         model.complete(b"x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="text should be str"):
+        model.predictions(b"x")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"cancel should be a threading\.Event"):
         model.complete("x", cancel=True)  # type: ignore[arg-type]
     for exits in (1, "no", None):
@@ -394,6 +396,7 @@ def test_mistakes_are_told(
         ),
         (("--task", "complete", "--calibration", "nowhere"), 1, "there is no nowhere"),
         (("--task", "complete", "--calibration", "."), 1, ". has no code"),
+        (("--task", "complete", "--calibration", " "), 2, "--calibration is empty"),
         (
             ("--task", "complete", "--calibration", "none", "--rounding-loss", "1"),
             2,

@@ -874,6 +874,14 @@ def lying_manifest(rng: Random, parts: Parts, folder: Path) -> Path:
     return parts.write(folder, dump(change_json(rng, parts.manifest)))
 
 
+def _nested(content: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """What to replace, and by what, so that a value that a manifest says nothing by becomes this one."""
+    for known in (b'"seed": 0', b'"provenance": {}'):
+        if known in content:
+            return known, known.partition(b":")[0] + b": " + value
+    return b'"license": null', b'"license": ' + value
+
+
 def odd_manifest(rng: Random, parts: Parts, folder: Path) -> Path:
     """A manifest that is hardly one: bytes changed, huge, nested, of another schema, twice the same key."""
     content = dump(parts.manifest)
@@ -882,13 +890,11 @@ def odd_manifest(rng: Random, parts: Parts, folder: Path) -> Path:
         content = change_bytes(rng, content)
     elif kind == 3:
         depth = rng.choice((50, 63, 64, 65, 200, 900, 1000, 100_000))
-        content = content.replace(b'"seed": 0', b'"seed": ' + b"[" * depth + b"]" * depth)
+        content = content.replace(*_nested(content, b"[" * depth + b"]" * depth))
     elif kind == 4:
         filler = rng.choice((b"[],", b'"a",', b"1e9,", b'{"a":[]},'))
         size = rng.choice((1000, 2**20, 2**22))
-        content = content.replace(
-            b'"seed": 0', b'"seed": [' + filler * (size // len(filler)) + b"0]"
-        )
+        content = content.replace(*_nested(content, b"[" + filler * (size // len(filler)) + b"0]"))
     elif kind == 5:
         number = rng.choice(
             (b"9" * 5000, b"-" + b"9" * 4000, b"1e999", b"NaN", b"-Infinity", b"0x1", b"1_0")

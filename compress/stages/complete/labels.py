@@ -174,7 +174,7 @@ def rounding_of(
 def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
     from codemill.compress.distill.token_labels import by_graphs, label_pieces
     from codemill.compress.models.causal import pieces_of
-    from codemill.export.decoder.rounding import read_rounding, write_rounding
+    from codemill.export.decoder.rounding import SCRATCH, read_rounding, write_rounding
     from codemill.export.decoder.running import open_graphs
     from codemill.export.decoder.write import write_decoder
     from codemill.runtime.atomic import write_atomically
@@ -187,7 +187,7 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
     with open_decoder(recipe, inputs) as model:
         shape = model.weights.shape
         after = after_of(recipe, shape.layers)
-        longest = min(complete.piece_tokens, shape.max_tokens)
+        longest = complete.piece_tokens
         pieces = {
             name: pieces_of(
                 read_texts(inputs["corpus"], name),
@@ -197,6 +197,9 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
             )
             for name in ("train", "validation")
         }
+        for left in folder.glob(f"{SCRATCH}*"):
+            # of a run that was killed
+            shutil.rmtree(left)
         if not (folder / ROUNDED).is_file():
             rounding = rounding_of(
                 recipe,

@@ -188,6 +188,8 @@ def test_an_exit_above_the_model_is_said_before_anything_is_done(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (("complete.vocab_size=100",), r"complete\.vocab_size: a vocabulary of 100"),
+        (("complete.piece_tokens=600",), "the decoder takes 512 tokens"),
         (("complete.tune_above=4",), "the decoder has 4 layers: none would learn"),
         (("complete.tune_above=2",), r"exits\.after begins at layer 1, below complete\.tune_above"),
     ],
@@ -211,6 +213,8 @@ def test_layers_that_cannot_learn_are_said_before_anything_is_done(
         ("student.init=teacher complete.vocab_size=300", "student's tokens are searched"),
         ("student.init=teacher complete.rounding_loss=0.1", "planned"),
         ("student.init=teacher complete.tune_above=2", "layers learn"),
+        ("complete.precision=int8 complete.rounding_loss=0.1", "rounding_loss is of int4"),
+        ("student.max_tokens=100", "needs 128 or more"),
         ("complete.stop_right=2", "less than or equal to 1"),
     ],
 )

@@ -48,7 +48,8 @@ def test_a_real_decoder_gets_what_it_asks_for(decoder: PreTrainedModel, tmp_path
     assert round_decoder(weights, 32, pieces()) == Rounding(32)
     # no text to round by, and none to judge by
     assert round_decoder(weights, 4, ()) == Rounding(4)
-    assert round_decoder(weights, 4, (), (), 0.0) == Rounding(4)
+    with pytest.raises(ValueError, match="there are none"):
+        round_decoder(weights, 4, (), (), 0.0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, None])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from codemill.runtime.completion.cache import Cache
 from codemill.runtime.completion.decoding import Decoding, Exit, Rotary
 from codemill.runtime.completion.document import Document
-from codemill.runtime.completion.lookup import Costs, Drafts
+from codemill.runtime.completion.lookup import Costs, Drafts, Mean
 from codemill.runtime.completion.loop import Settings, Taken, generate
 from codemill.runtime.completion.speculation import Speculation
 
@@ -375,19 +375,6 @@ def test_a_draft_is_no_longer_than_what_is_wanted() -> None:
     assert max(len(call[2]) for call in backend.calls if call[0] == "segment") == 2
 
 
-def test_what_left_early_before_is_filled_before_it_is_drafted_on() -> None:
-    backend = Counting(decoding([Exit(2, 0.5, 0.5)]), [EXIT])
-    _, _, document = run(backend, [10], max_tokens=2)
-    assert document.left
-    plan = Speculation(1)
-    plan.plan = lambda most: (0, min(most, 2))  # type: ignore[method-assign]
-    taken, _, document = run(
-        backend, [10, 11, 12], document, max_tokens=4, exits=(), speculation=plan
-    )
-    assert [item.id for item in taken] == [13, 14, 15, 16]
-    assert keys(document, 5) == document.tokens
-
-
 def test_speculation_goes_by_what_it_saw() -> None:
     plan = Speculation(2)
     # nothing is known of a token's time yet
@@ -403,9 +390,24 @@ def test_speculation_goes_by_what_it_saw() -> None:
     assert length >= 2
     assert plan.plan(1) == (1, 1)
     assert plan.plan(0) == (0, 0)
+    # now and then a token alone, or its time would be forgotten
+    assert {plan.plan(5) for _ in range(200)} == {(0, 0), (exit, length)}
     for _ in range(60):
-        plan.saw(0, 2, 0, 3 * 0.2, 0.7)
-        plan.saw(1, 2, 0, 3 * 0.2, 0.7)
-    assert plan.plan(5) == (0, 0)
+        plan.saw(0, 2, 0, 3 * 0.2, 1.2)
+        plan.saw(1, 2, 0, 3 * 0.2, 1.2)
     # now and then one is tried again
     assert {plan.plan(5) for _ in range(600)} == {(0, 0), (0, 2), (1, 2)}
+    for _ in range(20):
+        plan.saw(1, 2, 2, 3 * 0.2, 0.7)
+    assert (1, 2) in {plan.plan(2) for _ in range(2)}
+
+
+def test_what_was_seen_cold_is_forgotten() -> None:
+    mean = Mean()
+    assert mean.seconds == 0
+    for seconds in (5.0, 1.0, 1.2):
+        mean.saw(seconds)
+    assert 1.0 <= mean.seconds <= 1.05
+    # a run that waited for another program says little
+    mean.saw(1000.0)
+    assert mean.seconds < 1.2
