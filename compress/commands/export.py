@@ -66,6 +66,12 @@ _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
     "file with `code`, or `none`: each weight is rounded as it is. [default: installed]",
 )
 @click.option(
+    "--block",
+    type=click.Choice(["16", "32", "64", "128"]),
+    help="Of complete at int4 and int8: weights that share a scale; more are faster and smaller, and rounded more "
+    "coarsely. [default: 32]",
+)
+@click.option(
     "--rounding-loss",
     type=click.FloatRange(min=0),
     metavar="SHARE",
@@ -84,6 +90,7 @@ def export_command(
     labels: str | None,
     max_tokens: int | None,
     calibration: str | None,
+    block: str | None,
     rounding_loss: float | None,
     name: str | None,
     licence: str | None,
@@ -95,6 +102,7 @@ def export_command(
     """
     require_extra("compress", "`compress export`")
     from codemill.compress.places import check_bundle_out
+    from codemill.export.quantize.blocks import BLOCK
     from codemill.runtime import pack, read_manifest, size_bytes, verify_bundle, write_bundle
 
     chosen = plain_name(
@@ -105,6 +113,8 @@ def export_command(
     for option, value in (("--calibration", calibration), ("--rounding-loss", rounding_loss)):
         if value is not None and not rounds:
             raise click.UsageError(f"{option} is of --task complete at --precision int4")
+    if block is not None and (task != "complete" or precision == "fp32"):
+        raise click.UsageError("--block is of --task complete at --precision int4 or int8")
     if calibration is not None and not calibration.strip():
         raise click.UsageError("--calibration is empty: name code, `installed` or `none`")
     if calibration == _NONE and rounding_loss is not None:
@@ -116,7 +126,16 @@ def export_command(
             precision = precision or "int4"
             code = (calibration or "installed") if rounds else _NONE
             _export_decoder(
-                model, precision, made, tokenizer, labels, max_tokens, chosen, code, rounding_loss
+                model,
+                precision,
+                made,
+                tokenizer,
+                labels,
+                max_tokens,
+                chosen,
+                code,
+                rounding_loss,
+                BLOCK if block is None else int(block),
             )
         else:
             precision = precision or "fp32"
@@ -221,6 +240,7 @@ def _export_decoder(
     name: str,
     calibration: str,
     rounding_loss: float | None,
+    block: int,
 ) -> None:
     from codemill.compress.data.code import pieces_from
     from codemill.compress.models.causal import open_causal, pieces_of
@@ -263,6 +283,7 @@ def _export_decoder(
                 pieces[::2],
                 pieces[1::2],
                 rounding_loss,
+                block,
                 folder.parent,
                 report=report,
             )

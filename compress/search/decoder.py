@@ -24,6 +24,7 @@ from typing import Any
 
 from codemill.compress.architecture import DECODER_BITS, Architecture
 from codemill.compress.search.space import AnySpace, check_choices, check_head_size
+from codemill.export.quantize.blocks import BLOCK
 
 __all__ = [
     "DecoderSpace",
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 
-_BLOCK = 32
 _OVERHEAD = {32: (2_050, 4_080), 8: (3_080, 6_395), 4: (3_080, 6_395)}
 """By bits: bytes of the graphs of a decoder without exits (a segment, the head, the whole), and of a layer in them."""
 
@@ -95,11 +95,11 @@ def kv_bytes_per_token(architecture: Architecture, bytes_per_value: int = 4) -> 
     return 2 * architecture.layers * _kv_size(architecture) * bytes_per_value
 
 
-def graph_bytes(architecture: Architecture, tied: bool = True) -> int:
+def graph_bytes(architecture: Architecture, tied: bool = True, size: int = BLOCK) -> int:
     """Bytes of a variant's files that `export/decoder` writes without exits, at 4, 8 (weights in blocks) or 32 bits.
 
-    A matrix [N, K] at 32 bits takes 4 N K. In blocks, of which a row has B = ceil(K / 32):
-        values          N B 32 bits / 8
+    A matrix [N, K] at 32 bits takes 4 N K. In blocks of `size`, of which a row has B = ceil(K / size):
+        values          N B size bits / 8
         scales          4 N B
         zero points     N ceil(B bits / 8)
     The small factors of a factorised embedding, R H each (two of them where the head is tied), stay at 32 bits, and so
@@ -116,8 +116,8 @@ def graph_bytes(architecture: Architecture, tied: bool = True) -> int:
         bits = architecture.bits
         if bits == 32:
             return 4 * rows * columns
-        blocks = -(-columns // _BLOCK)
-        return rows * (blocks * (_BLOCK * bits // 8 + 4) + -(-blocks * bits // 8))
+        blocks = -(-columns // size)
+        return rows * (blocks * (size * bits // 8 + 4) + -(-blocks * bits // 8))
 
     layer = (
         matrix(attention + 2 * kv, h)

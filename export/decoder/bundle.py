@@ -78,6 +78,7 @@ def write_completion(
             exits or (),
             longest,
             rounding.usable(),
+            rounding.block,
         )
         names: list[str] = []
         for number in range(len(after)):

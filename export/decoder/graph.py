@@ -1,7 +1,7 @@
 """The nodes of a decoder's parts: some of its layers, its head, and keys and values of layers that are skipped.
 
 Every graph takes one sequence: attention is ONNX Runtime's GroupQueryAttention, whose past and present keys may be the
-same buffer, so that nothing is copied; products are MatMulNBits (4 and 8 bits, blocks of 32) or, in float32,
+same buffer, so that nothing is copied; products are MatMulNBits (4 and 8 bits, in blocks) or, in float32,
 FusedMatMul, which takes a matrix as it lies. Names of inputs and outputs are below; `runtime` knows them too.
 """
 
@@ -16,7 +16,6 @@ from onnx import TensorProto, helper
 
 from codemill.export.decoder.shape import Activation, DecoderShape, Rotary
 from codemill.export.decoder.weights import FULL, Matrix, WeightFile
-from codemill.export.quantize.blocks import BLOCK
 
 __all__ = [
     "Stored",
@@ -139,7 +138,7 @@ class _Graph:
                 K=matrix.columns,
                 N=count,
                 bits=matrix.bits,
-                block_size=BLOCK,
+                block_size=matrix.block,
                 accuracy_level=4,
             )
         if matrix.biased:
@@ -151,19 +150,19 @@ class _Graph:
         key = matrix.key
         if matrix.bits == FULL:
             return self.node("Gather", [self.weight(f"{key}/weight"), ids], to, axis=0)
-        blocks = -(-matrix.columns // BLOCK)
-        bytes_a_row = blocks * BLOCK * matrix.bits // 8
+        blocks = -(-matrix.columns // matrix.block)
+        bytes_a_row = blocks * matrix.block * matrix.bits // 8
         values = self.weight(
             f"{key}/values", f"{key}/values/rows", shape=(matrix.rows, bytes_a_row)
         )
         inputs = [values, ids, self.weight(f"{key}/scales"), self.weight(f"{key}/zero_points")]
-        padded = blocks * BLOCK != matrix.columns
+        padded = blocks * matrix.block != matrix.columns
         found = self.microsoft(
             "GatherBlockQuantized",
             inputs,
             f"{to}/padded" if padded else to,
             bits=matrix.bits,
-            block_size=BLOCK,
+            block_size=matrix.block,
             gather_axis=0,
             quantize_axis=1,
         )

@@ -20,6 +20,7 @@ from codemill.export.decoder.running import open_graphs, text_loss
 from codemill.export.decoder.shape import DecoderShape, DecoderWeights
 from codemill.export.decoder.weights import FULL
 from codemill.export.decoder.write import write_decoder
+from codemill.export.quantize.blocks import BLOCK
 
 __all__ = ["round_decoder"]
 
@@ -34,6 +35,7 @@ def round_decoder(
     pieces: Pieces,
     held_out: Pieces = (),
     most_loss: float | None = None,
+    block: int = BLOCK,
     folder: Path | None = None,
     threads: int | None = None,
     report: Callable[[float, str], None] = lambda _, __: None,
@@ -49,7 +51,7 @@ def round_decoder(
     chooses = bits == 4 and most_loss is not None
     if chooses and not held_out:
         raise ValueError("what rounding loses is measured on held-out pieces, and there are none")
-    rounding = Rounding(bits)
+    rounding = Rounding(bits, block=block)
     if pieces:
         share = _ROUNDED_BY if chooses else 1.0
         blocks = rounded_by_text(
@@ -59,6 +61,7 @@ def round_decoder(
             folder,
             threads,
             lambda done: report(share * done, "rounding matrices by what they are multiplied with"),
+            block,
         )
         rounding = replace(rounding, blocks=blocks)
     if not chooses:
@@ -87,6 +90,7 @@ class _Losses:
                 rounding.bits_of,
                 max_tokens=longest,
                 rounded=rounding.usable(),
+                block=rounding.block,
             )
             parts = open_graphs(graphs, self._weights.shape, (), self._threads)
             try:

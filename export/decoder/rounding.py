@@ -21,7 +21,7 @@ from codemill.export.candidates import PROVIDER
 from codemill.export.decoder.shape import DecoderShape, DecoderWeights
 from codemill.export.decoder.weights import FULL
 from codemill.export.decoder.write import Bits, same_bits, segment_file, write_decoder
-from codemill.export.quantize.blocks import Blocks
+from codemill.export.quantize.blocks import BLOCK, Blocks
 from codemill.export.quantize.gptq import gptq_blocks
 from codemill.runtime.session import OnnxSession
 
@@ -38,12 +38,14 @@ SCRATCH = ".rounding-"
 class Rounding:
     """How a decoder's matrices are rounded: to `bits`, but to 8 those of the kinds `eight` (`mixed.py`).
 
-    blocks: those that were rounded before, by the names that `Bits` has for them; the others are rounded each as it is.
+    block: weights that share a scale. blocks: those that were rounded before, by the names that `Bits` has for them;
+    the others are rounded each as it is.
     """
 
     bits: int
     eight: tuple[str, ...] = ()
     blocks: Mapping[str, Blocks] = field(default_factory=dict)
+    block: int = BLOCK
 
     def bits_of(self, name: str) -> int:
         """As `Bits`; an exit's matrices are of no kind."""
@@ -66,6 +68,7 @@ def rounded_by_text(
     folder: Path | None = None,
     threads: int | None = None,
     report: Callable[[float], None] = lambda _: None,
+    block: int = BLOCK,
 ) -> dict[str, Blocks]:
     """The matrices of all layers, and the head where it is no table of words, by the names that `Bits` has for them.
 
@@ -91,11 +94,11 @@ def rounded_by_text(
             for name, moment in moments.items():
                 key = f"{number}/{name}"
                 if bits(key) != FULL:
-                    found[key] = gptq_blocks(getattr(layer, name).weight, moment, bits(key))
+                    found[key] = gptq_blocks(getattr(layer, name).weight, moment, bits(key), block)
             report((number + 1) / shape.layers)
         if not shape.tied and bits("head") != FULL:
             moment = sum(state[0].T @ state[0] for state in states)
-            found["head"] = gptq_blocks(weights.head().weight, moment, bits("head"))
+            found["head"] = gptq_blocks(weights.head().weight, moment, bits("head"), block)
     return found
 
 
@@ -157,7 +160,7 @@ def write_rounding(path: Path, rounding: Rounding) -> None:
         for part in _PARTS
     }
     facts = {name: f"{blocks.bits} {blocks.columns}" for name, blocks in rounding.blocks.items()}
-    facts[_ALL] = " ".join([str(rounding.bits), *rounding.eight])
+    facts[_ALL] = " ".join([str(rounding.bits), str(rounding.block), *rounding.eight])
     made = path.with_name(f"{path.name}.partial")
     save_file(tensors, made, metadata=facts)
     made.replace(path)
@@ -169,10 +172,10 @@ def read_rounding(path: Path) -> Rounding:
 
     with safe_open(path, framework="np") as file:
         facts = file.metadata()
-        of_all, *eight = facts.pop(_ALL).split()
+        of_all, block, *eight = facts.pop(_ALL).split()
         found = {}
         for name, said in facts.items():
             bits, columns = map(int, said.split())
             parts = {part: file.get_tensor(f"{name}:{part}") for part in _PARTS}
             found[name] = Blocks(**parts, bits=bits, columns=columns)
-    return Rounding(int(of_all), tuple(eight), found)
+    return Rounding(int(of_all), tuple(eight), found, int(block))

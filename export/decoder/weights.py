@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from codemill.export.decoder.shape import Linear
-from codemill.export.quantize.blocks import Blocks, quantize_blocks
+from codemill.export.quantize.blocks import BLOCK, Blocks, quantize_blocks
 
 __all__ = ["FULL", "Matrix", "WeightFile"]
 
@@ -27,12 +27,13 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix in the file: [rows, columns] at `bits`, with a bias or without."""
+    """A matrix in the file: [rows, columns] at `bits`, in blocks of `block` unless in full, with a bias or without."""
 
     key: str
     rows: int
     columns: int
     bits: int
+    block: int
     biased: bool
 
 
@@ -70,6 +71,7 @@ class WeightFile:
         linear: Linear,
         bits: int,
         rounded: Blocks | None = None,
+        block: int = BLOCK,
     ) -> Matrix:
         """Write a matrix, or what it was rounded to before; what is there under this key is not written again."""
         if key in self._matrices:
@@ -78,17 +80,18 @@ class WeightFile:
         if bits == FULL:
             self.array(f"{key}/weight", linear.weight)
         else:
-            blocks = rounded or quantize_blocks(linear.weight, bits)
-            if blocks.bits != bits or blocks.columns != columns or len(blocks.values) != rows:
+            blocks = rounded or quantize_blocks(linear.weight, bits, block)
+            found = (blocks.bits, blocks.block, blocks.columns, len(blocks.values))
+            if found != (bits, block, columns, rows):
                 raise ValueError(
-                    f"{key} was rounded as another matrix, or to other bits than {bits}"
+                    f"{key} was rounded as another matrix, or to other bits and blocks than {bits} and {block}"
                 )
             self.array(f"{key}/values", blocks.values)
             self.array(f"{key}/scales", blocks.scales)
             self.array(f"{key}/zero_points", blocks.zero_points)
         if linear.bias is not None:
             self.array(f"{key}/bias", linear.bias)
-        self._matrices[key] = Matrix(key, rows, columns, bits, linear.bias is not None)
+        self._matrices[key] = Matrix(key, rows, columns, bits, block, linear.bias is not None)
         return self._matrices[key]
 
     def array(self, key: str, values: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from codemill.export.decoder.graph import (
 )
 from codemill.export.decoder.shape import Adapter, DecoderWeights, Exits, Linear, Norm
 from codemill.export.decoder.weights import FULL, WeightFile
-from codemill.export.quantize.blocks import Blocks
+from codemill.export.quantize.blocks import BLOCK, Blocks
 
 __all__ = [
     "HEAD",
@@ -69,12 +69,14 @@ def write_decoder(
     exits: Sequence[int] | Exits = (),
     max_tokens: int | None = None,
     rounded: Mapping[str, Blocks] | None = None,
+    block: int = BLOCK,
 ) -> Stored:
     """Write all graphs and their weights into `folder`; exits: after so many layers, in increasing order.
 
     Exits that are only named have no graph of their own: their segments and projections are there to train them with.
     max_tokens: longest text that will be run, the model's own by default; tables of positions end there.
-    rounded: matrices that were rounded before (`rounding.py`), by name; the others are rounded as they are.
+    rounded: matrices that were rounded before (`rounding.py`), by name; the others are rounded as they are. block:
+    weights that share a scale.
     """
     shape = weights.shape
     after = exits.layers if isinstance(exits, Exits) else tuple(exits)
@@ -84,10 +86,10 @@ def write_decoder(
         )
     folder.mkdir(parents=True, exist_ok=True)
     with WeightFile(folder / WEIGHTS) as file:
-        stored = _stored(weights, file, bits, max_tokens, rounded or {})
+        stored = _stored(weights, file, bits, max_tokens, rounded or {}, block)
         heads, controller = [], None
         if isinstance(exits, Exits):
-            heads = [_adapter(file, item, bits) for item in exits.adapters]
+            heads = [_adapter(file, item, bits, block) for item in exits.adapters]
             controller = file.matrix("controller", exits.controller, FULL)
     ends = [*after, shape.layers]
     for number, (start, end) in enumerate(zip([0, *after], ends, strict=True)):
@@ -108,9 +110,12 @@ def _stored(
     bits: Bits,
     max_tokens: int | None,
     rounded: Mapping[str, Blocks],
+    block: int,
 ) -> Stored:
     shape = weights.shape
-    words = file.matrix("words", Linear(weights.words()), bits("words"), rounded.get("words"))
+    words = file.matrix(
+        "words", Linear(weights.words()), bits("words"), rounded.get("words"), block
+    )
     widen = narrow = None
     if shape.rank is not None:
         up = weights.widen()
@@ -137,6 +142,7 @@ def _stored(
                 getattr(layer, name),
                 bits(f"{number}/{name}"),
                 rounded.get(f"{number}/{name}"),
+                block,
             )
             for name in ("qkv", "out", "up", "down")
         }
@@ -145,19 +151,22 @@ def _stored(
     head = (
         words
         if shape.tied
-        else file.matrix("head", weights.head(), bits("head"), rounded.get("head"))
+        else file.matrix("head", weights.head(), bits("head"), rounded.get("head"), block)
     )
     return Stored(shape, file, words, widen, narrow, tuple(layers), head, rotary)
 
 
-def _adapter(file: WeightFile, adapter: Adapter, bits: Bits) -> StoredExit:
+def _adapter(file: WeightFile, adapter: Adapter, bits: Bits, block: int) -> StoredExit:
     key = f"exit.{adapter.layer}"
     file.array(f"{key}/scale", adapter.scale)
     file.array(f"{key}/shift", adapter.shift)
     _norm(file, f"{key}/norm", adapter.norm)
     matrices = {
         name: file.matrix(
-            f"{key}/{name}", getattr(adapter, name), bits(f"exit/{adapter.layer}/{name}")
+            f"{key}/{name}",
+            getattr(adapter, name),
+            bits(f"exit/{adapter.layer}/{name}"),
+            block=block,
         )
         for name in ("up", "down")
     }

@@ -1,21 +1,32 @@
-"""Weights in blocks of 32, each with a scale and a zero point: what ONNX Runtime's MatMulNBits multiplies by.
+"""Weights in blocks, each with a scale and a zero point: what ONNX Runtime's MatMulNBits multiplies by.
 
-Of each row, 32 neighbours share a scale. Only weights are quantized; ONNX Runtime rounds the other side of the product
-to 8 bits by itself (accuracy_level 4).
+Of each row, `block` neighbours share a scale. Only weights are quantized; ONNX Runtime rounds the other side of the
+product to 8 bits by itself (accuracy_level 4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "Blocks", "packed", "quantize_blocks", "ranges", "restore"]
+__all__ = [
+    "BLOCK",
+    "BLOCKS",
+    "Blocks",
+    "check_blocks",
+    "packed",
+    "quantize_blocks",
+    "ranges",
+    "restore",
+]
 
-BLOCK = 32
+BLOCK: Final = 32
+BLOCKS = (16, 32, 64, 128)
+"""Sizes that there are: a larger one is faster and smaller, and rounds more coarsely."""
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Ranges that are tried for a block: a narrower one cuts its largest weights off and rounds the others less."""
 _ROWS_AT_ONCE = 4096
@@ -23,7 +34,7 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Blocks:
-    """values uint8 [rows, blocks, 32 * bits / 8], the lower half of a byte first; scales float32 [rows, blocks].
+    """values uint8 [rows, blocks, block * bits / 8], the lower half of a byte first; scales float32 [rows, blocks].
 
     zero_points uint8 [rows, ceil(blocks * bits / 8)]: weight = scale * (value - zero point). columns: of the matrix,
     before the last block was filled up with zeros.
@@ -35,17 +46,31 @@ class Blocks:
     bits: int
     columns: int
 
+    @property
+    def block(self) -> int:
+        """Weights that share a scale."""
+        return int(self.values.shape[2]) * 8 // self.bits
 
-def quantize_blocks(weight: NDArray[np.float32], bits: int) -> Blocks:
+
+def quantize_blocks(weight: NDArray[np.float32], bits: int, block: int = BLOCK) -> Blocks:
     """The blocks of `weight` [rows, columns] at 4 or 8 bits, each with the range of least squared error."""
-    if bits not in (4, 8):
-        raise ValueError(f"bits should be 4 or 8, found {bits}")
+    check_blocks(bits, block)
     rows = [
-        _quantize_rows(weight[start : start + _ROWS_AT_ONCE], bits)
+        _quantize_rows(weight[start : start + _ROWS_AT_ONCE], bits, block)
         for start in range(0, len(weight), _ROWS_AT_ONCE)
     ]
     values, scales, zeros = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     return Blocks(values, scales, zeros, bits, weight.shape[1])
+
+
+def check_blocks(bits: int, block: int) -> None:
+    """Raise ValueError for what MatMulNBits does not have."""
+    if bits not in (4, 8):
+        raise ValueError(f"bits should be 4 or 8, found {bits}")
+    if block not in BLOCKS:
+        raise ValueError(
+            f"a block should have {', '.join(map(str, BLOCKS))} weights, found {block}"
+        )
 
 
 def restore(blocks: Blocks) -> NDArray[np.float32]:
@@ -58,10 +83,10 @@ def restore(blocks: Blocks) -> NDArray[np.float32]:
 
 
 def _quantize_rows(
-    weight: NDArray[np.float32], bits: int
+    weight: NDArray[np.float32], bits: int, block: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
     rows, columns = weight.shape
-    padded = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, BLOCK)
+    padded = np.pad(weight, ((0, 0), (0, -columns % block))).reshape(rows, -1, block)
     scale, zero = ranges(padded, bits, _SHRINKS)
     value = np.clip(np.rint(padded / scale[..., None]) + zero[..., None], 0, 2**bits - 1)
     return packed(value, bits), scale, packed(zero, bits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from codemill.export.quantize.blocks import BLOCK, Blocks, packed, ranges
+from codemill.export.quantize.blocks import BLOCK, Blocks, check_blocks, packed, ranges
 
 __all__ = ["gptq_blocks"]
 
@@ -21,19 +21,18 @@ _DAMPED = 0.01
 _ROWS_AT_ONCE = 8192
 
 
-def gptq_blocks(weight: Floats, moments: Floats, bits: int) -> Blocks:
+def gptq_blocks(weight: Floats, moments: Floats, bits: int, block: int = BLOCK) -> Blocks:
     """The blocks of `weight` [rows, columns] at 4 or 8 bits; moments: X.T @ X of inputs X, [columns, columns].
 
-    Raises ValueError for other bits, or moments of another shape.
+    Raises ValueError for other bits or blocks, or moments of another shape.
     """
     rows, columns = weight.shape
-    if bits not in (4, 8):
-        raise ValueError(f"bits should be 4 or 8, found {bits}")
+    check_blocks(bits, block)
     if moments.shape != (columns, columns):
         raise ValueError(f"moments should be [{columns}, {columns}], found {list(moments.shape)}")
     factor = _factor(moments.astype(np.float64))
     parts = [
-        _rounded(weight[start : start + _ROWS_AT_ONCE], factor, bits)
+        _rounded(weight[start : start + _ROWS_AT_ONCE], factor, bits, block)
         for start in range(0, rows, _ROWS_AT_ONCE)
     ]
     values, scales, zeros = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -51,15 +50,15 @@ def _factor(moments: NDArray[np.float64]) -> Floats:
     return found
 
 
-def _rounded(weight: Floats, factor: Floats, bits: int) -> tuple[Floats, Floats, Floats]:
-    """values [rows, blocks, 32], scales [rows, blocks], zero points [rows, blocks]."""
+def _rounded(weight: Floats, factor: Floats, bits: int, size: int) -> tuple[Floats, Floats, Floats]:
+    """values [rows, blocks, size], scales [rows, blocks], zero points [rows, blocks]."""
     rows, columns = weight.shape
-    blocks, top = -(-columns // BLOCK), 2**bits - 1
+    blocks, top = -(-columns // size), 2**bits - 1
     left = weight.astype(np.float32, copy=True)
-    values = np.zeros((rows, blocks, BLOCK), np.float32)
+    values = np.zeros((rows, blocks, size), np.float32)
     scales, zeros = np.ones((rows, blocks), np.float32), np.zeros((rows, blocks), np.float32)
     for block in range(blocks):
-        start, end = block * BLOCK, min(columns, (block + 1) * BLOCK)
+        start, end = block * size, min(columns, (block + 1) * size)
         part = left[:, start:end]
         own = factor[start:end, start:end]
         scale, zero = ranges(part, bits, _SHRINKS, 1 / np.diag(own) ** 2)

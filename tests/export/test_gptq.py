@@ -17,18 +17,20 @@ def correlated(columns: int, count: int = 2000) -> np.ndarray:
 
 
 @pytest.mark.parametrize("columns", [64, 96, 80])
-def test_products_with_seen_inputs_lose_less(columns: int) -> None:
+@pytest.mark.parametrize("block", [32, 64])
+def test_products_with_seen_inputs_lose_less(columns: int, block: int) -> None:
     generator = np.random.default_rng(1)
     weight = generator.normal(size=(40, columns)).astype(np.float32)
     inputs = correlated(columns)
     exact = inputs @ weight.T
-    plain = inputs @ restore(quantize_blocks(weight, 4)).T
-    made = gptq_blocks(weight, inputs.T @ inputs, 4)
+    plain = inputs @ restore(quantize_blocks(weight, 4, block)).T
+    made = gptq_blocks(weight, inputs.T @ inputs, 4, block)
     found = inputs @ restore(made).T
     assert np.square(found - exact).sum() < 0.6 * np.square(plain - exact).sum()
     assert made.columns == columns
     # stored as any other blocks are
-    like = quantize_blocks(weight, 4)
+    like = quantize_blocks(weight, 4, block)
+    assert made.block == block
     assert made.values.shape == like.values.shape
     assert made.zero_points.shape == like.zero_points.shape
     assert made.scales.dtype == np.float32

@@ -57,7 +57,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "after": recipe.exits.after,
         "tokens": complete.piece_tokens,
         "likeliest": complete.likeliest,
-        "rounding": [complete.rounding_pieces, complete.rounding_loss],
+        "rounding": [complete.rounding_pieces, complete.rounding_loss, complete.block],
         "threads": compute.threads,
     }
 
@@ -165,6 +165,7 @@ def rounding_of(
         pieces["train"][: complete.rounding_pieces],
         pieces["validation"],
         complete.rounding_loss,
+        complete.block,
         folder,
         threads,
         report,
@@ -213,7 +214,15 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
         rounding = read_rounding(folder / ROUNDED)
         report(0.1, "writing the decoder's graphs")
         shutil.rmtree(graphs, ignore_errors=True)
-        write_decoder(model.weights, graphs, rounding.bits_of, after, longest, rounding.usable())
+        write_decoder(
+            model.weights,
+            graphs,
+            rounding.bits_of,
+            after,
+            longest,
+            rounding.usable(),
+            rounding.block,
+        )
         parts = open_graphs(graphs, shape, after, threads)
         likeliest = min(complete.likeliest, shape.vocab_size)
         label = by_graphs(parts, longest, likeliest)

@@ -37,8 +37,6 @@ _CONTEXT = 256
 _BESIDE = 40_000
 """Bytes of the manifest, and of graphs of exits and projections."""
 _BITS = {"int4": 4, "int8": 8, "fp32": 32}
-_WEIGHT_BYTES = {"int4": 0.65, "int8": 1.16, "fp32": 4.0}
-"""Of a weight in blocks, with its part of scale and zero point."""
 _AUTO_EXITS = 3
 
 
@@ -51,7 +49,7 @@ def stage(recipe: Recipe) -> Stage:
         "vocab_sizes": search.vocab_sizes,
         "layers": search.layers,
         "intermediate_sizes": search.intermediate_sizes,
-        "precision": recipe.complete.precision,
+        "precision": [recipe.complete.precision, recipe.complete.block],
         "adapter_size": recipe.complete.adapter_size,
         "exits": recipe.exits.after,
         "max_tokens": recipe.student.max_tokens,
@@ -84,6 +82,7 @@ class _Costs:
     tokenizer_bytes: Callable[[int], int]
     adapters: int
     tied: bool
+    block: int
     latency_ms: Callable[[Architecture], float] | None = field(default=None)
 
     def gflops(self, architecture: Architecture) -> float:
@@ -99,7 +98,9 @@ class _Costs:
 
         sizes: Any = architecture.vocab_size
         tokenizer: Any = np.vectorize(self.tokenizer_bytes)(sizes)
-        found: int = graph_bytes(architecture, self.tied) + tokenizer + self.adapters + _BESIDE
+        found: int = (
+            graph_bytes(architecture, self.tied, self.block) + tokenizer + self.adapters + _BESIDE
+        )
         return found
 
 
@@ -150,8 +151,9 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
     exits = len(asked) if isinstance(asked, tuple) else 0 if asked == "none" else _AUTO_EXITS
     costs = _Costs(
         lambda size: made[size][0],
-        int(exits * 3 * adapter * shape.width * _WEIGHT_BYTES[recipe.complete.precision]),
+        int(exits * 3 * adapter * shape.width * _weight_bytes(recipe)),
         shape.tied,
+        recipe.complete.block,
     )
     result = search(space, Budget(size_bytes=recipe.budget.size_bytes), costs, recipe.seed)
     best = result.best
@@ -167,6 +169,12 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
         "space": space.size,
     }
     (folder / "architecture.json").write_text(json.dumps(facts, indent=1))
+
+
+def _weight_bytes(recipe: Recipe) -> float:
+    """Of a weight, with its part of scale and zero point."""
+    bits = _BITS[recipe.complete.precision]
+    return bits / 8 + (0 if bits == 32 else (4 + bits / 8) / recipe.complete.block)
 
 
 def _with_layers(architecture: Architecture, choices: Any, of: int) -> Architecture:

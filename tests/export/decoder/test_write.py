@@ -145,8 +145,8 @@ def test_a_projection_gives_the_keys_and_values_of_the_layer_it_begins_with(
 class _Restored:
     """A decoder's weights as they are after rounding."""
 
-    def __init__(self, weights: DecoderWeights, bits: int) -> None:
-        self._weights, self._bits = weights, bits
+    def __init__(self, weights: DecoderWeights, bits: int, block: int) -> None:
+        self._weights, self._bits, self._block = weights, bits, block
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._weights, name)
@@ -156,20 +156,20 @@ class _Restored:
 
     def _rounded(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
-            return restore(quantize_blocks(value, self._bits))
+            return restore(quantize_blocks(value, self._bits, self._block))
         if isinstance(value, Linear):
             return replace(value, weight=self._rounded(value.weight))
         parts = {name: self._rounded(getattr(value, name)) for name in ("qkv", "out", "up", "down")}
         return replace(value, **parts)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (4, 64), (4, 128), (8, 32), (8, 128)])
 def test_rounded_weights_are_multiplied_as_they_were_rounded(
-    decoder: PreTrainedModel, tmp_path: Path, bits: int
+    decoder: PreTrainedModel, tmp_path: Path, bits: int, block: int
 ) -> None:
     weights = of_module(decoder)
-    write_decoder(weights, tmp_path / "rounded", same_bits(bits), EXITS)
-    restored: Any = _Restored(weights, bits)
+    write_decoder(weights, tmp_path / "rounded", same_bits(bits), EXITS, block=block)
+    restored: Any = _Restored(weights, bits, block)
     write_decoder(restored, tmp_path / "restored", same_bits(32))
     wanted = whole(tmp_path / "restored", weights.shape).ravel()
     found = whole(tmp_path / "rounded", weights.shape).ravel()
