@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def test_exits_run_with_rounded_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_speculation_says_what_full_depth_says(tmp_path: Path, seed: int) -> None:
-    with codemill.load(written(tmp_path / "bundle", exits(seed), ((0.0, 0.0),) * 2)) as model:
+    with codemill.load(written(tmp_path / "bundle", exits(seed), ((None, None),) * 2)) as model:
         assert isinstance(model, Completer)
         whole = model.complete(PROMPT, max_tokens=COUNT, exits=False, drafts=False)
         found = model.complete(PROMPT, max_tokens=COUNT, speculate=True, drafts=False)
@@ -232,6 +233,39 @@ def test_speculation_says_what_full_depth_says(tmp_path: Path, seed: int) -> Non
         drawn = {"temperature": 0.8, "seed": seed, "drafts": False, "max_tokens": COUNT}
         again = model.complete(PROMPT, speculate=True, **drawn)
         assert again.tokens == model.complete(PROMPT, exits=False, **drawn).tokens
+
+
+def test_what_an_exit_is_right_about_is_taken(tmp_path: Path) -> None:
+    decoder: Any = copy.deepcopy(small_decoder("llama"))
+    last = decoder.model.layers[-1]
+    with torch.no_grad():
+        # the last layer adds nothing, and so the exit before it is always right
+        last.self_attn.o_proj.weight.zero_()
+        last.mlp.down_proj.weight.zero_()
+    width = decoder.config.hidden_size
+    ones, none = np.ones(width, np.float32), np.zeros((width, 48), np.float32)
+    norm = Norm(ones)
+    adapter = Adapter(
+        2, ones, 0 * ones, norm, Linear(np.zeros((96, width), np.float32)), Linear(none)
+    )
+    write_completion(
+        of_module(decoder),
+        tmp_path,
+        name="sure",
+        tokenizer_json=tokenizer().to_str(),
+        prompting=Prompting(),
+        max_tokens=128,
+        precisions=("fp32",),
+        exits=Exits((adapter,), Linear(np.zeros((3, width), np.float32), np.zeros(3, np.float32))),
+        bounds=((None, None),),
+    )
+    with codemill.load(tmp_path) as model:
+        assert isinstance(model, Completer)
+        whole = model.complete(PROMPT, max_tokens=COUNT, exits=False, drafts=False)
+        found = model.complete(PROMPT, max_tokens=COUNT, speculate=True, drafts=False)
+        assert found.tokens == whole.tokens
+        # the first drafts are of two tokens each, and every one of them is right
+        assert found.drafted >= 6
 
 
 def test_speculation_needs_exits(tmp_path: Path) -> None:

@@ -38,7 +38,14 @@ def test_a_real_decoder_gets_what_it_asks_for(decoder: PreTrainedModel, tmp_path
     weights = of_module(decoder)
     said: list[str] = []
     found = round_decoder(
-        weights, 4, pieces(), pieces(), 1e6, tmp_path, 1, lambda _, what: said.append(what)
+        weights,
+        4,
+        pieces(),
+        pieces(),
+        1e6,
+        folder=tmp_path,
+        threads=1,
+        report=lambda _, what: said.append(what),
     )
     assert found.eight == ()
     assert found.bits == 4
