@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _MOST_TOKENS = 512
 _NONE = "none"
 _PIECES, _PIECE_TOKENS = 24, 256
 """Of code that rounding is fitted to; as many again say what is lost."""
+_ROUNDING_LOSS = 0.2
 _CHARACTERS = 4
 """Of a token of code, about."""
 _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
@@ -69,14 +71,13 @@ _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
     "--block",
     type=click.Choice(["16", "32", "64", "128"]),
     help="Of complete at int4 and int8: weights that share a scale; more are faster and smaller, and rounded more "
-    "coarsely. [default: 32]",
+    "coarsely. [default: 64]",
 )
 @click.option(
     "--rounding-loss",
-    type=click.FloatRange(min=0),
     metavar="SHARE",
     help="Of complete at int4: by which perplexity on other such code may be above that at int8; matrices stay at 8 "
-    "bits until it is met, what wins most a byte first. [default: all are at 4]",
+    "bits until it is met, what wins most a byte first. `none`: all are at 4. [default: 0.2]",
 )
 @click.option("--name", help="The bundle's name. [default: the model's]")
 @click.option("--license", "licence", help="Licence of the weights, as an SPDX id.")
@@ -91,7 +92,7 @@ def export_command(
     max_tokens: int | None,
     calibration: str | None,
     block: str | None,
-    rounding_loss: float | None,
+    rounding_loss: str | None,
     name: str | None,
     licence: str | None,
     as_json: bool,
@@ -125,6 +126,7 @@ def export_command(
         if task == "complete":
             precision = precision or "int4"
             code = (calibration or "installed") if rounds else _NONE
+            lost = None if code == _NONE else _loss(rounding_loss)
             _export_decoder(
                 model,
                 precision,
@@ -134,7 +136,7 @@ def export_command(
                 max_tokens,
                 chosen,
                 code,
-                rounding_loss,
+                lost,
                 BLOCK if block is None else int(block),
             )
         else:
@@ -166,6 +168,23 @@ def export_command(
         return
     rows = [("bundle", shown_path(target)), ("variant", variant), ("size", in_bytes(size))]
     click.echo(table([*rows, ("digest", digest)]))
+
+
+def _loss(asked: str | None) -> float | None:
+    """The share of perplexity that rounding may cost; None: whatever it does."""
+    if asked is None:
+        return _ROUNDING_LOSS
+    if asked == _NONE:
+        return None
+    try:
+        value = float(asked)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise click.UsageError(
+            f"--rounding-loss {asked!r}: expected a share from 0, as 0.2, or none"
+        )
+    return value
 
 
 def _parent(target: Path) -> Path:

@@ -24,7 +24,7 @@ __all__ = [
     "restore",
 ]
 
-BLOCK: Final = 32
+BLOCK: Final = 64
 BLOCKS = (16, 32, 64, 128)
 """Sizes that there are: a larger one is faster and smaller, and rounds more coarsely."""
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)

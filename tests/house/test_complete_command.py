@@ -396,6 +396,7 @@ def test_mistakes_are_told(
         ),
         (("--task", "complete", "--calibration", "nowhere"), 1, "there is no nowhere"),
         (("--task", "complete", "--calibration", "."), 1, ". has no code"),
+        (("--task", "complete", "--rounding-loss", "much"), 2, "expected a share from 0"),
         (("--task", "complete", "--calibration", " "), 2, "--calibration is empty"),
         (
             ("--task", "complete", "--calibration", "none", "--rounding-loss", "1"),

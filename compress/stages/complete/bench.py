@@ -43,6 +43,8 @@ from codemill.targets.report import BundleSummary, Limit, TrainingPoint, limit
 __all__ = ["VERSION", "stage"]
 
 VERSION = 2
+_TEACHER_SHARE = 0.2
+"""Of the stage's time, about: rounding the teacher."""
 TEACHER = "teacher, full depth"
 FULL = "bundle, full depth"
 EXITS = "bundle, exits"
@@ -87,20 +89,26 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     # what ships: with stops only where the recipe wants them
     stops = recipe.complete.stop_right is not None and engines[-1].name == STOPS
     headline = STOPS if stops else BOTH
-    baseline = FULL
+    baseline, begun = FULL, 0.0
     if decoder_from(recipe):
         report(0.0, "writing the teacher's graphs")
-        teacher = _teacher(recipe, threads, inputs["corpus"], folder / "teacher")
+        teacher = _teacher(
+            recipe,
+            threads,
+            inputs["corpus"],
+            folder / "teacher",
+            lambda share, what: report(_TEACHER_SHARE * share, f"the teacher: {what}"),
+        )
         found = bundle_engine(teacher, variant, threads, name="teacher")
         engines.insert(0, CompletionEngine(TEACHER, replace(found, role="teacher"), plain))
-        baseline = TEACHER
+        baseline, begun = TEACHER, _TEACHER_SHARE
     places = evaluation_of(recipe, inputs["corpus"], "test")
     results = benchmark_completion(
         engines,
         places,
         baseline,
         recipe.complete.max_new_tokens,
-        report,
+        lambda share, what: report(begun + (1 - begun) * share, what),
     )
     shutil.rmtree(folder / "teacher", ignore_errors=True)
     exits = json.loads((inputs["exits"] / "exits.json").read_text())
@@ -147,7 +155,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     render_completion(made, folder / "report.html")
 
 
-def _teacher(recipe: Recipe, threads: int, corpus: Path, folder: Path) -> Path:
+def _teacher(recipe: Recipe, threads: int, corpus: Path, folder: Path, report: Report) -> Path:
     """The teacher as it is, at the bundle's precision, rounded as the bundle is."""
     from codemill.compress.models.causal import pieces_of
     from codemill.export.decoder.bundle import write_completion
@@ -164,7 +172,7 @@ def _teacher(recipe: Recipe, threads: int, corpus: Path, folder: Path) -> Path:
             )
             for name, most in (("train", complete.rounding_pieces), ("validation", None))
         }
-        rounding = rounding_of(recipe, model.weights, pieces, folder, threads, lambda *_: None)
+        rounding = rounding_of(recipe, model.weights, pieces, folder, threads, report)
         write_completion(
             model.weights,
             folder,
