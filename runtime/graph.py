@@ -81,7 +81,8 @@ OPERATORS: Final = {
 # fields of the messages of onnx.proto
 _MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTION = 7, 20, 25
 _GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_SPARSE = 1, 5, 15
-_NODE_INPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 4, 5, 7
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_SPARSE, _ATTRIBUTE_GRAPHS = (5, 10), (22, 23), (6, 11)
 _TENSOR_PLACE = 13
 _PLACE_KEY, _PLACE_VALUE = 1, 2
@@ -134,19 +135,22 @@ class _Graph:
 
     def _node(self, start: int, end: int) -> None:
         operator = domain = ""
-        inputs = 0
-        left_out = []
+        inputs = outputs = 0
+        left_out, attributes = [], []
         for number, first, last in self._fields(start, end):
             if number == _NODE_INPUT:
                 if first == last:
                     left_out.append(inputs)
                 inputs += 1
+            elif number == _NODE_OUTPUT:
+                outputs += 1
             elif number == _NODE_OPERATOR:
                 operator = self._text(first, last)
             elif number == _NODE_DOMAIN:
                 domain = self._text(first, last)
             elif number == _NODE_ATTRIBUTE:
                 self._attribute(first, last)
+                attributes.append((first, last))
         if domain == "ai.onnx":
             domain = ""
         optional = OPERATORS.get((domain, operator))
@@ -155,6 +159,32 @@ class _Graph:
             raise ValueError(f"it uses the operator {name[:200]!r}, which is not supported")
         if any(place not in optional for place in left_out):
             raise ValueError(f"an operator {operator!r} lacks an input it needs")
+        if operator == "Split":
+            # ONNX Runtime ends the process where these differ
+            for first, last in attributes:
+                if self._number(first, last, "num_outputs") not in (None, outputs):
+                    raise ValueError(
+                        "an operator 'Split' says that it has other outputs than it has"
+                    )
+
+    def _number(self, start: int, end: int, name: str) -> int | None:
+        """The number that an attribute of this name is; None of another name. Of several fields the last counts."""
+        found, value = "", 0
+        while start < end:
+            tag, start = _varint(self._content, start, end)
+            number, kind = (tag & 0xFFFFFFFF) >> 3, tag & 7
+            if kind == _VARINT:
+                read, start = _varint(self._content, start, end)
+                value = read if number == _ATTRIBUTE_INT else value
+            elif kind == _BYTES:
+                size, start = _varint(self._content, start, end)
+                if number == _ATTRIBUTE_NAME:
+                    found = self._text(start, start + size)
+                start += size
+            else:
+                # what is beyond the message, or of no known kind, was refused before
+                start += 8 if kind == _FIXED64 else 4
+        return value if found == name else None
 
     def _attribute(self, start: int, end: int) -> None:
         for number, first, last in self._fields(start, end):

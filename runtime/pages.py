@@ -9,12 +9,20 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 __all__ = ["let_go_of_mapped"]
 
 _DONTNEED = 4
 _READ_ONLY = "r--p"
+
+
+@cache
+def _madvise() -> Any:
+    """The C library's; looked up once a process."""
+    return ctypes.CDLL(None, use_errno=True).madvise
 
 
 def let_go_of_mapped(folder: Path) -> int:
@@ -24,7 +32,7 @@ def let_go_of_mapped(folder: Path) -> int:
     inside = os.fsencode(os.path.realpath(folder)) + b"/"
     total = 0
     try:
-        advise = ctypes.CDLL(None, use_errno=True).madvise
+        advise = _madvise()
         with open("/proc/self/maps", "rb") as maps:  # noqa: PTH123
             for line in maps:
                 # begin-end rights offset device inode path, which may hold spaces

@@ -770,6 +770,8 @@ def _dims(*dims: int) -> Callable[[Any, Parts], None]:
         (_node("Max", "sum", ""), "'Max' lacks an input"),
         (_node("Sum", "sum", ""), "'Sum' lacks an input"),
         (_node("LayerNormalization", "sum", ""), "'LayerNormalization' lacks an input"),
+        (_node("Split", "sum", num_outputs=2), "'Split' says that it has other outputs"),
+        (_node("Split", "sum", num_outputs=-1), "'Split' says that it has other outputs"),
         (_huge("ConstantOfShape", "numbers"), "failed while running"),
         (_huge("Tile", "sum", "numbers"), "failed while running"),
         (_huge("Expand", "last", "numbers"), "failed while running"),
