@@ -136,9 +136,10 @@ def _groups(report: CompletionReport) -> list[tuple[str, list[_Row]]]:
                 None,
             ),
         ),
-        row("pass@1, HumanEval", relative(lambda x: x.pass_at_1, "{:.1%}")),
         row("BLEU", lambda x: (f"{x.figures.bleu:.3f}", None)),
     ]
+    if any(item.pass_at_1 is not None for item in report.engines):
+        quality.append(row("pass@1, HumanEval", relative(lambda x: x.pass_at_1, "{:.1%}")))
     tokens = [
         row("tokens a line", lambda x: (f"{x.figures.tokens_mean:.1f}", None)),
         row("layers a token", lambda x: (f"{x.figures.layers_mean:.1f}", None)),
