@@ -25,7 +25,6 @@ from pydantic import (
 
 from codemill.compress.budget import parse_size
 from codemill.errors import RecipeError
-from codemill.export.quantize.blocks import BLOCK
 from codemill.targets.strict_yaml import parse_yaml, read_yaml
 
 __all__ = [
@@ -584,7 +583,7 @@ class Complete(_Section):
         description="pieces of code that the matrices of int4 and int8 are rounded by (GPTQ); 0: each as it is",
     )
     block: Literal[16, 32, 64, 128] = Field(
-        BLOCK,
+        64,
         description="weights that share a scale at int4 and int8: more are faster and smaller, and rounded more "
         "coarsely",
     )

@@ -111,6 +111,7 @@ def bench_command(
     for option, given in (("--places", places is not None), ("--human-eval", human_eval)):
         if given and not completing:
             raise click.UsageError(f"{option} is of a bundle that completes")
+    engines = [bundle_engine(bundle, variant=variant, threads=threads)]
     if out is not None:
         _check_out(out)
     file = _evaluation_of(bundle, completing) if evaluation is None else evaluation
@@ -119,7 +120,6 @@ def bench_command(
             bundle, manifest, file, against, variant, threads, places, human_eval, out, as_json
         )
         return
-    engines = [bundle_engine(bundle, variant=variant, threads=threads)]
     asked = _asked(manifest, file)
     if against is not None:
         _check_comparable(manifest, against)

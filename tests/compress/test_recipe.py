@@ -253,3 +253,11 @@ def test_a_number_that_only_old_yaml_knows_is_refused(value: str) -> None:
 def test_keys_merged_in_are_refused() -> None:
     with pytest.raises(RecipeError, match="<< takes keys from elsewhere"):
         parse_recipe({"name": "mine"}, ["distill={<<: {epochs: 3}}"])
+
+
+def test_the_size_of_a_block_is_that_of_export() -> None:
+    """Said twice: recipes are listed where numpy is not installed."""
+    from codemill.compress.recipe import Complete
+    from codemill.export.quantize.blocks import BLOCK
+
+    assert Complete().block == BLOCK
