@@ -164,6 +164,7 @@ def resident(name: str = "VmRSS") -> int:
 def sessions(asked: argparse.Namespace) -> dict[str, Any]:
     """Memory after many texts, and tokens after a cancel."""
     import codemill
+    from codemill.compress.pipeline import forget_peak
     from codemill.runtime import read_manifest, size_bytes
 
     started = resident()
@@ -193,6 +194,10 @@ def sessions(asked: argparse.Namespace) -> dict[str, Any]:
             for _ in stream:
                 pass
         late.append(len(stream.completion.tokens) - known)
+    # what was kept of these was used as well, and is no part of what one text takes
+    model.forget()
+    gc.collect()
+    forget_peak()
     long = "\n".join(every)[:20_000]
     found = model.complete(long, max_tokens=64, drafts=False)
     manifest = read_manifest(Path(asked.bundle))
