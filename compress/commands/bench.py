@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,7 +95,7 @@ def bench_command(
     from codemill.runtime.bundle import digest, read_manifest
     from codemill.runtime.completion.completer import completes
     from codemill.runtime.machine import physical_cores
-    from codemill.targets import BundleSummary, bundle_engine, make_report
+    from codemill.targets import BundleSummary, bundle_engine, make_report, write_report
     from codemill.targets.benchmark import benchmark
     from codemill.targets.codec import to_json
 
@@ -147,7 +147,9 @@ def bench_command(
         bundle_engine=engines[-1].name,
         provenance=dict(manifest.provenance),
     )
-    written = _write(report, out) if out is not None else []
+    written = (
+        write_reports(out, _page([report]), lambda path: write_report(path, report)) if out else []
+    )
     if as_json:
         print_json({**to_json(report), "files": [str(path) for path in written]})
         return
@@ -324,15 +326,14 @@ def _reference(model: str, threads: int) -> Engine:
     return replace(teacher_engine(model, name, threads=threads), role="reference")
 
 
-def _write(report: Report, out: Path) -> list[Path]:
+def write_reports(out: Path, page: bytes, write: Callable[[Path], None]) -> list[Path]:
+    """Both reports into `out`, made where it is not there: what `write` writes to a path, and the page."""
     from codemill.compress.places import write_out
-    from codemill.targets import write_report
 
-    page = _page([report])
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_report(out / "report.json", report)
+        write(out / REPORTS[0])
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
-    write_out(out / "report.html", page)
+    write_out(out / REPORTS[1], page)
     return [out / name for name in REPORTS]

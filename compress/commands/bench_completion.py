@@ -15,7 +15,7 @@ from codemill.errors import InputError
 
 if TYPE_CHECKING:
     from codemill.runtime import Manifest
-    from codemill.targets.completion_benchmark import CompletionEngine, CompletionReport
+    from codemill.targets.completion_benchmark import CompletionEngine
 
 __all__ = ["bench_completion"]
 
@@ -36,12 +36,17 @@ def bench_completion(
     as_json: bool,
 ) -> None:
     """Measure, print, and write into `out`. Raises InputError for what cannot be compared."""
+    from codemill.compress.commands.bench import completion_page, write_reports
     from codemill.compress.progress import shown_stage
     from codemill.runtime.bundle import digest
     from codemill.targets import BundleSummary
     from codemill.targets.codec import to_json
     from codemill.targets.completion import read_completion_evaluation
-    from codemill.targets.completion_benchmark import CompletionReport, benchmark_completion
+    from codemill.targets.completion_benchmark import (
+        CompletionReport,
+        benchmark_completion,
+        write_completion_report,
+    )
     from codemill.targets.completion_page import completion_rows
     from codemill.targets.environment import this_environment
 
@@ -78,7 +83,13 @@ def bench_completion(
         environment=environment,
         provenance=dict(manifest.provenance),
     )
-    written = _write(report, out) if out is not None else []
+    written = (
+        write_reports(
+            out, completion_page(report), lambda path: write_completion_report(path, report)
+        )
+        if out
+        else []
+    )
     if as_json:
         print_json({**to_json(report), "files": [str(path) for path in written]})
         return
@@ -129,18 +140,3 @@ def _reference(against: str, threads: int, human_eval: bool) -> list[CompletionE
     # never the name of the bundle's own engines, whatever the folder is called
     found = _engines(path, manifest, f"reference {path.resolve().name}", None, threads)
     return [replace(item, engine=replace(item.engine, role="reference")) for item in found]
-
-
-def _write(report: CompletionReport, out: Path) -> list[Path]:
-    from codemill.compress.commands.bench import REPORTS, completion_page
-    from codemill.compress.places import write_out
-    from codemill.targets.completion_benchmark import write_completion_report
-
-    page = completion_page(report)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_completion_report(out / REPORTS[0], report)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
-    write_out(out / REPORTS[1], page)
-    return [out / name for name in REPORTS]
