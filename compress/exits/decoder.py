@@ -158,7 +158,6 @@ def _array(values: Tensor) -> np.ndarray:
 def shared_loss(
     last: LastHead,
     states: Sequence[Tensor],
-    weights: Sequence[float],
     likeliest: Tensor,
     logits: Tensor,
     gold: Tensor,
@@ -167,8 +166,8 @@ def shared_loss(
 ) -> Tensor:
     """KL to what a teacher finds likeliest, plus `gold_weight` times cross-entropy with the file's tokens.
 
-    The mean, by `weights`, over states [n, width] of exits, and of the last layer where it learns too; likeliest int64
-    [n, k] and their logits [n, k]; gold int64 [n], -1: none. The softmax is over the tokens that any row of the batch
+    The mean over states [n, width] of exits, or of the last layer; likeliest int64 [n, k] and their logits [n, k]; gold
+    int64 [n], -1: none. The softmax is over the tokens that any row of the batch
     finds likely, its own next ones, and some others, drawn anew: a fraction of the work of a whole vocabulary.
     """
     others = torch.randint(len(last.matrix), (_OTHERS,), generator=generator).to(likeliest.device)
@@ -179,13 +178,13 @@ def shared_loss(
     entropy = (aim * aim.clamp(min=1e-12).log()).sum(-1).mean()
     known = gold >= 0
     total = torch.zeros((), device=likeliest.device)
-    for state, weight in zip(states, weights, strict=True):
+    for state in states:
         found = last.logits(state, tokens).float().log_softmax(-1)
         lost = entropy - (aim * found.gather(1, at)).sum(-1).mean()
         if gold_weight and bool(known.any()):
             lost = lost - gold_weight * found.gather(1, gold_at[:, None])[known].mean()
-        total = total + weight * lost
-    return total / sum(weights)
+        total = total + lost
+    return total / len(states)
 
 
 def decided(labels: Labels, said: np.ndarray, final: np.ndarray, gold: np.ndarray) -> np.ndarray:

@@ -128,7 +128,6 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
             return shared_loss(
                 last,
                 states,
-                [1.0] * len(after),
                 torch.from_numpy(train.likeliest[rows].astype(np.int64)),
                 torch.from_numpy(train.logits[rows]),
                 torch.from_numpy(train.gold[rows].astype(np.int64)),

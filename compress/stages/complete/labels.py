@@ -42,10 +42,12 @@ __all__ = [
     "stage",
 ]
 
-VERSION = 2
+VERSION = 3
 STUDENT = "student"
 ROUNDED = "rounded.safetensors"
 _GRAPHS = "graphs"
+_RELABELLED = 262_144
+"""Tokens that exits learn from once more where they learned with their decoder: only rounding has changed it."""
 
 
 def stage(recipe: Recipe, compute: Compute) -> Stage:
@@ -198,6 +200,10 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
             )
             for name in ("train", "validation")
         }
+        if learns(recipe):
+            ends = np.cumsum([len(piece) for piece in pieces["train"]])
+            enough = int(np.searchsorted(ends, _RELABELLED)) + 1
+            pieces["train"] = pieces["train"][:enough]
         for left in folder.glob(f"{SCRATCH}*"):
             # of a run that was killed
             shutil.rmtree(left)

@@ -35,12 +35,14 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "stage"]
 
-VERSION = 2
+VERSION = 3
 _FACTS = "student.json"
 _AT_ONCE = 16
 """Pieces that the teacher reads at once."""
 _EXIT_WEIGHT = 0.5
 """Of all exits together, the last layer weighing 1."""
+_EXIT_SHARE = 0.25
+"""Of a batch's tokens, those that exits learn from: a head for each exit and token takes as long as all layers do."""
 _LABEL_SHARE = 0.35
 """Of the stage's time, about."""
 _VALIDATED = 32
@@ -149,8 +151,8 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     starts = {name: np.cumsum([0, *map(len, found)]) for name, found in pieces.items()}
     generator = torch.Generator()
 
-    def hidden(name: str, batch: Sequence[int]) -> tuple[list[Tensor], np.ndarray]:
-        """States of the last layer and of each exit, [tokens, width], and the labels' rows of these tokens."""
+    def hidden(name: str, batch: Sequence[int]) -> tuple[Tensor, list[Tensor], np.ndarray]:
+        """What the head takes, what is there at each exit, [tokens, width], and the labels' rows of these tokens."""
         rows = np.concatenate([np.arange(starts[name][at], starts[name][at + 1]) for at in batch])
         found = [torch.from_numpy(pieces[name][at].astype(np.int64)) for at in batch]
         ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True).to(head.device)
@@ -167,26 +169,34 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         at_exits = []
         for number in range(above, architecture.layers):
             if number in after:
-                at_exits.append(exits.state(after.index(number), x[real]))
+                at_exits.append(x[real])
             x = student.model.layers[number](x, position_embeddings=angles)
-        return [student.model.norm(x)[real], *at_exits], rows
+        return student.model.norm(x)[real], at_exits, rows
 
     def loss_of(batch: np.ndarray) -> Tensor:
         generator.manual_seed(recipe.seed + int(batch[0]) * 31 + int(batch[-1]))
         kind = head.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=compute.bf16):
-            states, rows = hidden("train", batch.tolist())
+            state, at_exits, rows = hidden("train", batch.tolist())
             known = labels["train"]
-            return shared_loss(
-                last,
-                states,
-                [1.0, *[_EXIT_WEIGHT / max(1, len(after))] * len(after)],
-                torch.from_numpy(known.likeliest[rows].astype(np.int64)).to(head.device),
-                torch.from_numpy(known.logits[rows]).to(head.device),
-                torch.from_numpy(known.gold[rows].astype(np.int64)).to(head.device),
-                complete.gold,
-                generator,
+            likely, gold = (
+                torch.from_numpy(found[rows].astype(np.int64)).to(head.device)
+                for found in (known.likeliest, known.gold)
             )
+            logits = torch.from_numpy(known.logits[rows]).to(head.device)
+
+            def lost(states: Sequence[Tensor], of: Tensor | slice) -> Tensor:
+                return shared_loss(
+                    last, states, likely[of], logits[of], gold[of], complete.gold, generator
+                )
+
+            found = lost([state], slice(None))
+            if not after:
+                return found
+            some = torch.randperm(len(rows), generator=generator)
+            some = some[: max(1, round(_EXIT_SHARE * len(rows)))].to(head.device)
+            early = [exits.state(number, x[some]) for number, x in enumerate(at_exits)]
+            return (found + _EXIT_WEIGHT * lost(early, some)) / (1 + _EXIT_WEIGHT)
 
     every = list(range(len(pieces["validation"])))
 
@@ -195,8 +205,8 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         right = total = 0
         for start in range(0, len(every), _AT_ONCE):
             with torch.autocast(head.device.type, torch.bfloat16, enabled=compute.bf16):
-                states, rows = hidden("validation", every[start : start + _AT_ONCE])
-                said = last.logits(states[0]).argmax(-1).cpu().numpy()
+                state, _, rows = hidden("validation", every[start : start + _AT_ONCE])
+                said = last.logits(state).argmax(-1).cpu().numpy()
             gold = labels["validation"].gold[rows]
             right += int((said == gold).sum())
             total += int((gold >= 0).sum())

@@ -124,6 +124,6 @@ def test_the_loss_is_least_where_an_exit_says_what_the_last_layer_says() -> None
 
     def loss(of: torch.Tensor) -> float:
         drawn = torch.Generator().manual_seed(0)
-        return float(shared_loss(last, [of], [1.0], likeliest, logits, gold, 0.1, drawn))
+        return float(shared_loss(last, [of], likeliest, logits, gold, 0.1, drawn))
 
     assert loss(state) < loss(state + 0.3 * torch.randn_like(state)) < loss(torch.randn_like(state))
