@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import shutil
 import tempfile
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from codemill.compress.pipeline import stage_of
 from codemill.errors import BundleError, InputError
 from codemill.runtime.atomic import write_atomically
 
-__all__ = ["check_bundle_out", "check_file_out", "check_folder", "write_out"]
+__all__ = [
+    "check_bundle_out",
+    "check_file_out",
+    "check_folder",
+    "put_bundle",
+    "scratch_beside",
+    "write_out",
+]
+
+_ABANDONED_AFTER_S = 3600
 
 
 def check_folder(folder: Path, option: str = "--out") -> None:
@@ -104,6 +117,40 @@ def check_bundle_out(out: Path, work: Path) -> None:
         said = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{out} cannot be looked at ({said}); choose another --out") from error
     return _check_room(out, out.absolute().parent, "--out", f".{out.name}.partial-{'0' * 8}")
+
+
+@contextlib.contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, on its disk, removed in the end, with those that runs killed an hour ago left."""
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{out.name}.partial-"
+    for left in out.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                shutil.rmtree(left)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=out.absolute().parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def put_bundle(made: Path, out: Path, scratch: Path) -> None:
+    """Move a bundle's folder from `scratch` to `out`, or pack it there as a .mill; half of it is never at `out`."""
+    from codemill.runtime import pack
+
+    if out.suffix == ".mill":
+        pack(made, out)
+        return
+    if out.exists():
+        # out of the way whole
+        out.rename(scratch / "old")
+    try:
+        made.rename(out)
+    except BaseException:
+        if (scratch / "old").exists():
+            (scratch / "old").rename(out)
+        raise
 
 
 def _check_apart(out: Path, work: Path) -> None:

@@ -658,8 +658,17 @@ class Complete(_Section):
 class Quantize(_Section):
     """Quantization of the exported student."""
 
-    method: Literal["dynamic-int8", "none"] = Field(
-        "dynamic-int8", description="int8 through ONNX Runtime, or fp32"
+    method: Literal[
+        "auto",
+        "dynamic-int8",
+        "static-int8",
+        "controlled-int8",
+        "weights-int8",
+        "weights-int4",
+        "none",
+    ] = Field(
+        "dynamic-int8",
+        description="how (docs/targets.md); `auto` tries all and ships the fastest that none dominates; `none` is fp32",
     )
     max_loss: float = Field(
         0.02,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
 import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +14,7 @@ from codemill.compress import pipeline
 from codemill.compress.compute import Compute, compute_of
 from codemill.compress.lock import working_in
 from codemill.compress.pipeline import Done, Folders, Progress, Stage
-from codemill.compress.places import check_bundle_out
+from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
 from codemill.compress.preflight import Preflight, preflight
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages import (
@@ -64,7 +60,6 @@ __all__ = ["Plan", "RunResult", "plan", "run", "run_search", "stages_of"]
 
 _REPORTS = ("report.html", "report.json")
 # delivering takes seconds
-_ABANDONED_AFTER_S = 3600
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -295,7 +290,7 @@ def _refuse_missed(report: BenchReport | CompletionReport, folder: Path) -> None
 def _deliver(made: Path, reports: Path, out: Path) -> tuple[Path, Path, Path]:
     """Copy the bundle and its report to `out`, appearing there whole."""
     try:
-        with _scratch_beside(out) as scratch:
+        with scratch_beside(out) as scratch:
             if out.suffix == ".mill":
                 return _deliver_packed(made, reports, out)
             shutil.copytree(made, scratch / "new")
@@ -304,15 +299,7 @@ def _deliver(made: Path, reports: Path, out: Path) -> tuple[Path, Path, Path]:
             for path in scratch.rglob("*"):
                 if path.is_file():
                     sync_file(path)
-            if out.exists():
-                # out of the way whole: half a bundle is never at `out`
-                out.rename(scratch / "old")
-            try:
-                (scratch / "new").rename(out)
-            except BaseException:
-                if (scratch / "old").exists():
-                    (scratch / "old").rename(out)
-                raise
+            put_bundle(scratch / "new", out, scratch)
     except OSError as error:
         raise MachineError(
             f"the bundle is made, and cannot be put at {out}: {error.strerror or error}. Run the same command "
@@ -332,19 +319,3 @@ def _deliver_packed(made: Path, reports: Path, out: Path) -> tuple[Path, Path, P
 
 def _copy(source: Path, file: IO[bytes]) -> None:
     file.write(source.read_bytes())
-
-
-@contextlib.contextmanager
-def _scratch_beside(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, on its disk, removed in the end, with those that runs killed an hour ago left."""
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{out.name}.partial-"
-    for left in out.parent.glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(left)
-    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=out.absolute().parent))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 __all__ = [
     "FP32",
     "INT8",
+    "PLAIN",
     "PROVIDER",
     "check_parity",
     "graph_file",
+    "variant_of",
+    "variant_with",
     "write_candidates",
     "write_graph",
 ]
 
 FP32 = "cpu-fp32"
+PLAIN = "plain-fp32"
+"""Standard operators only: what every other variant is made of."""
 INT8 = "cpu-int8"
 PROVIDER = "CPUExecutionProvider"
 _PARITY = 1e-4
@@ -53,7 +58,7 @@ def write_candidates(
     expected: np.ndarray,
     architecture: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a bundle folder with the variants of `precisions` ("fp32", "int8").
+    """Write a bundle folder with the variants of `precisions` ("plain", "fp32", "int8").
 
     sample: ids, mask int64 [batch, tokens], whose embeddings in torch are `expected` [batch, dim].
     Raises CodemillError where plain or fused ONNX does not reproduce them.
@@ -68,11 +73,9 @@ def write_candidates(
         fuse_encoder(plain, fused, heads, hidden_size)
         check_parity(fused, inputs, OUTPUT, expected, "the fused ONNX graph")
         for precision in precisions:
-            name_of = f"cpu-{precision}"
-            write_graph(fused, folder / graph_file(name_of), precision)
-            variants[name_of] = Variant(
-                PROVIDER, precision, (graph_file(name_of),), (graph_file(name_of),)
-            )
+            name_of = variant_of(precision)
+            write_graph(plain, fused, folder / graph_file(name_of), precision)
+            variants[name_of] = variant_with(name_of, (graph_file(name_of),))
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     write_bundle(
         folder,
@@ -85,14 +88,24 @@ def write_candidates(
     )
 
 
-def write_graph(fused: Path, path: Path, precision: str) -> None:
-    """The graph that ships: `fused` as it is, or its int8 form."""
+def variant_of(precision: str) -> str:
+    """The variant's name."""
+    return PLAIN if precision == "plain" else f"cpu-{precision}"
+
+
+def variant_with(name: str, files: tuple[str, ...]) -> Variant:
+    """A variant for processors, of these graphs."""
+    return Variant(PROVIDER, name.rsplit("-", 1)[-1], files, files)
+
+
+def write_graph(plain: Path, fused: Path, path: Path, precision: str) -> None:
+    """The graph that ships: `plain` or `fused` as it is, or the int8 form of `fused`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if precision == "int8":
         # seven bits: the bundle may meet a processor without VNNI, and must answer alike there
         quantize_dynamic_int8(fused, path, reduce_range=True)
     else:
-        path.write_bytes(fused.read_bytes())
+        path.write_bytes((plain if precision == "plain" else fused).read_bytes())
 
 
 def check_parity(

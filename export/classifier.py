@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from codemill.export.candidates import PROVIDER, check_parity, graph_file, write_graph
+from codemill.export.candidates import (
+    check_parity,
+    graph_file,
+    variant_of,
+    variant_with,
+    write_graph,
+)
 from codemill.export.encoder import INPUTS, OPSET, OUTPUT, export_encoder
 from codemill.export.fuse import fuse_encoder
 from codemill.export.segments import ExitHead, export_parts, part_file, part_head_file
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["ExitHead", "LabelHead", "head_file", "write_classifier"]
+__all__ = ["ExitHead", "LabelHead", "graph_files", "head_file", "write_classifier"]
 
 _SIDES = ("first", "second")
 LOGITS = "logits"
@@ -77,7 +83,7 @@ def write_classifier(
     logits: np.ndarray,
     architecture: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a bundle folder with the variants of `precisions` ("fp32", "int8").
+    """Write a bundle folder with the variants of `precisions` ("plain", "fp32", "int8").
 
     sample: ids, mask int64 [2, tokens], whose pooled embeddings in torch are `pooled` [2, dim], and whose
     logits are `logits` [labels]: of the first, or of both as a pair. Raises CodemillError where plain or
@@ -90,11 +96,11 @@ def write_classifier(
     with tempfile.TemporaryDirectory() as scratch:
         graphs = _graphs(encoder, head, Path(scratch), heads, sample, pooled, logits)
         for precision in precisions:
-            variant = f"cpu-{precision}"
-            names = _files(variant, len(head.exits))
-            for graph, name_of in zip(graphs, names, strict=True):
-                write_graph(graph, folder / name_of, precision)
-            variants[variant] = Variant(PROVIDER, precision, names, names)
+            variant = variant_of(precision)
+            names = graph_files(variant, len(head.exits))
+            for (plain, fused), name_of in zip(graphs, names, strict=True):
+                write_graph(plain, fused, folder / name_of, precision)
+            variants[variant] = variant_with(variant, names)
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     write_bundle(
         folder,
@@ -113,7 +119,7 @@ def write_classifier(
     )
 
 
-def _files(variant: str, exits: int) -> tuple[str, ...]:
+def graph_files(variant: str, exits: int) -> tuple[str, ...]:
     """Where a variant's graphs lie in a bundle, in the order in which they run."""
     if not exits:
         return graph_file(variant), head_file(variant)
@@ -132,8 +138,8 @@ def _graphs(
     sample: tuple[np.ndarray, np.ndarray],
     pooled: np.ndarray,
     logits: np.ndarray,
-) -> list[Path]:
-    """Fused fp32 graphs in `scratch`: encoder and head, or a part and its head for each exit and for the end."""
+) -> list[tuple[Path, Path]]:
+    """Plain and fused fp32 graphs in `scratch`: encoder and head, or a part and its head for each exit and the end."""
     if head.exits:
         encoders = export_parts(
             encoder,
@@ -151,7 +157,7 @@ def _graphs(
         check_parity(plain, inputs, OUTPUT, pooled, "the encoder's plain ONNX graph")
         fuse_encoder(plain, fused, heads, encoder.config.hidden_size)
         check_parity(fused, inputs, OUTPUT, pooled, "the encoder's fused ONNX graph")
-        encoders = [fused]
+        encoders = [(plain, fused)]
     tops = [(item.module, item.pooled, item.logits) for item in head.exits]
     made = []
     for number, (graph, (module, embeddings, judged)) in enumerate(
@@ -161,7 +167,7 @@ def _graphs(
         _export_head(module, head.inputs, top, pooled.shape[1])
         sides = {side: embeddings[i : i + 1] for i, side in enumerate(head.inputs)}
         check_parity(top, sides, LOGITS, judged[None], "the head's ONNX graph")
-        made += [graph, top]
+        made += [graph, (top, top)]
     return made
 
 

@@ -17,7 +17,7 @@ from codemill.errors import CodemillError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["fuse_encoder", "fused_operators"]
+__all__ = ["fuse_encoder", "fused_operators", "keep_sums_apart"]
 
 _LARGE_BYTES = 1_000_000
 _ROWS_LEFT = 2048
@@ -28,13 +28,20 @@ _NORMS = {
 }
 
 
-def fuse_encoder(plain: Path, fused: Path, heads: int, hidden_size: int) -> None:
-    """Write the fused form of a BERT-like encoder. `heads` x head size may be below `hidden_size`."""
+def fuse_encoder(
+    plain: Path, fused: Path, heads: int, hidden_size: int, *, apart: bool = False
+) -> None:
+    """Write the fused form of a BERT-like encoder. `heads` x head size may be below `hidden_size`.
+
+    apart: products of weights, and tables of embeddings, stay nodes of their own, to be quantized one by one.
+    """
     import onnx
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
     options = FusionOptions("bert")
+    options.use_multi_head_attention = apart
+    options.enable_embed_layer_norm = not apart
     # its passes warn, on loggers of many names, of every pattern they look at and leave
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -119,6 +126,14 @@ def _split_skip_norms(graph: onnx.GraphProto) -> None:
                 norm, [total, *scale], [node.output[0]], node.name, axis=-1, epsilon=epsilon
             )
         )
+
+
+def keep_sums_apart(graph: onnx.GraphProto) -> None:
+    """Make a `Sum` of each `Add` before a norm, so that a session does not fuse the two (`_split_skip_norms`)."""
+    normed = {node.input[0] for node in graph.node if node.op_type in _NORMS.values()}
+    for node in graph.node:
+        if node.op_type == "Add" and node.output[0] in normed:
+            node.op_type = "Sum"
 
 
 def fused_operators(path: Path) -> dict[str, int]:

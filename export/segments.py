@@ -57,15 +57,15 @@ def export_parts(
     pooling: Literal["mean", "cls"],
     sample: tuple[np.ndarray, np.ndarray],
     pooled: np.ndarray,
-) -> list[Path]:
-    """Fused graphs in `scratch` of the layers up to each exit, and of those behind the last one.
+) -> list[tuple[Path, Path]]:
+    """Plain and fused graphs in `scratch` of the layers up to each exit, and of those behind the last one.
 
     sample: ids, mask int64 [2, tokens]; pooled: what torch makes of it at the end, [2, dim]. Each part is given what
     the graph before it gave. Raises CodemillError where one does not reproduce what torch gives.
     """
     ends = [*(item.layer for item in exits), layers_in(encoder)]
     expected = [*(item.pooled for item in exits), pooled]
-    made: list[Path] = []
+    made: list[tuple[Path, Path]] = []
     start, taken = 0, sample[0]
     for number, (end, found) in enumerate(zip(ends, expected, strict=True)):
         plain, fused = scratch / f"plain-{number}.onnx", scratch / f"fused-{number}.onnx"
@@ -75,7 +75,7 @@ def export_parts(
         check_parity(plain, inputs, OUTPUT, found, f"the plain {what}")
         fuse_encoder(plain, fused, heads, encoder.config.hidden_size)
         check_parity(fused, inputs, OUTPUT, found, f"the fused {what}")
-        made.append(fused)
+        made.append((plain, fused))
         if end < ends[-1]:
             taken = _given(fused, inputs, handed_on(start))
         start = end

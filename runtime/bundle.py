@@ -3,7 +3,8 @@
     manifest.json                       names, sizes and hashes of everything below; canonical JSON
     tokenizer.json                      Hugging Face tokenizers
     variants/<variant>/encoder.onnx     one compiled form of the model each; with labels also head.onnx
-    report.json  report.html  evaluation.jsonl.gz      beside them: neither hashed nor shipped
+    report.json  report.html  evaluation.jsonl.gz      beside them: neither hashed nor shipped; also
+    validation.jsonl.gz  plain.mill                    what new variants are judged by, and made of
 
 A bundle holds no code: reading one parses JSON and compares hashes. A path in a manifest is a
 relative POSIX path that stays inside the folder, and no part of it may be a link. What runs a
@@ -19,7 +20,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,8 @@ from codemill.errors import BundleError, IntegrityError
 from codemill.runtime.atomic import write_atomically
 from codemill.runtime.completion.decoding import COMPLETION, check_decoding
 from codemill.runtime.graph import check_graph
+from codemill.runtime.ir import SUFFIX as IR_SUFFIX
+from codemill.runtime.ir import check_ir
 from codemill.runtime.labels import LABEL_TASKS, check_labelling
 from codemill.runtime.values import check_name, check_whole, kind_of, some_of
 
@@ -45,6 +48,7 @@ __all__ = [
     "plain",
     "read_manifest",
     "size_bytes",
+    "update_bundle",
     "verify_bundle",
     "write_bundle",
 ]
@@ -52,7 +56,9 @@ __all__ = [
 SCHEMA = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
-UNSHIPPED = ("report.json", "report.html", "evaluation.jsonl.gz")
+UNSHIPPED = (
+    *("report.json", "report.html", "evaluation.jsonl.gz", "validation.jsonl.gz", "plain.mill"),
+)
 """Files that may lie in a bundle's folder without being part of the bundle."""
 
 # bounds far beyond any real bundle: a manifest may lie, and memory is taken by what it says
@@ -270,7 +276,8 @@ def check_files(folder: str | os.PathLike[str], manifest: Manifest) -> None:
 def check_graphs(folder: str | os.PathLike[str], variant: Variant) -> None:
     """Check that the variant's graphs read nothing but its files; BundleError."""
     for path in variant.segments:
-        check_graph(Path(folder), path, variant.files)
+        check = check_ir if path.endswith(IR_SUFFIX) else check_graph
+        check(Path(folder), path, variant.files)
 
 
 def verify_bundle(folder: str | os.PathLike[str], expect: str | None = None) -> str:
@@ -361,6 +368,15 @@ def write_bundle(
     manifest = manifest_from_bytes(content, str(root))
     write_atomically(root / MANIFEST, lambda file: file.write(content))
     return manifest
+
+
+def update_bundle(folder: str | os.PathLike[str], **changes: Any) -> Manifest:
+    """Write the manifest in `folder` anew, with some fields of `write_bundle` changed, after its files were."""
+    found = read_manifest(folder)
+    kept = {item.name: getattr(found, item.name) for item in fields(found)}
+    for written in ("codemill", "schema", "files"):
+        del kept[written]
+    return write_bundle(folder, **{**kept, **changes})
 
 
 def _manifest(data: object) -> Manifest:

@@ -17,7 +17,7 @@ from codemill.errors import BundleError
 from codemill.runtime.bundle import Manifest, plain
 from codemill.runtime.loaded import LoadedModel
 from codemill.runtime.opening import open_variant
-from codemill.runtime.session import Backend, OnnxSession
+from codemill.runtime.session import Graph, open_session
 from codemill.runtime.texts import Texts, batches, check_batch_size, check_texts
 
 if TYPE_CHECKING:
@@ -43,23 +43,25 @@ def open_encoder(
 ) -> Encoder:
     """What `codemill.load` does for a bundle that embeds, its files checked; see there."""
     opened = open_variant(folder, manifest, variant, segments=1)
-    session = OnnxSession(
-        folder / opened.variant.segments[0],
-        provider=opened.variant.provider,
-        threads=threads,
-        output=_OUTPUT,
+    session = open_session(
+        folder / opened.variant.segments[0], provider=opened.variant.provider, threads=threads
     )
     if session.inputs != _INPUTS:
         raise BundleError(
             f"{session.path} takes {plain(session.inputs)}; an encoder takes {_INPUTS}"
         )
-    if session.output_type != _OUTPUT_TYPE:
+    if _OUTPUT not in session.outputs:
         raise BundleError(
-            f"{session.path} gives {_OUTPUT} as {session.output_type}; an encoder gives {_OUTPUT_TYPE}"
+            f"{session.path} has no output {_OUTPUT!r}; it has: {plain(', '.join(session.outputs))}"
         )
-    if len(session.output_shape) != 2 or session.output_shape[1] not in (manifest.dim, None):
+    kind, shape = session.outputs[_OUTPUT]
+    if kind != _OUTPUT_TYPE:
         raise BundleError(
-            f"{session.path} gives {_OUTPUT} of shape {plain(list(session.output_shape))}; "
+            f"{session.path} gives {_OUTPUT} as {kind}; an encoder gives {_OUTPUT_TYPE}"
+        )
+    if len(shape) != 2 or shape[1] not in (manifest.dim, None):
+        raise BundleError(
+            f"{session.path} gives {_OUTPUT} of shape {plain(list(shape))}; "
             f"the manifest says [batch, {manifest.dim}]"
         )
     return Encoder(manifest, opened.name, opened.tokenizer, session, opened.tokenizer_json)
@@ -76,11 +78,11 @@ class Encoder(LoadedModel):
         manifest: Manifest,
         variant: str,
         tokenizer: Tokenizer,
-        session: Backend,
+        session: Graph,
         tokenizer_json: bytes,
     ) -> None:
         super().__init__(manifest, variant)
-        self._session: Backend | None = session
+        self._session: Graph | None = session
         self._texts = Texts(tokenizer, tokenizer_json, manifest.name, manifest.max_tokens)
 
     @property
@@ -127,10 +129,12 @@ class Encoder(LoadedModel):
     def __repr__(self) -> str:
         return f"Encoder({self._manifest.name!r}, variant={self._variant!r}, dim={self.dim})"
 
-    def _run(self, session: Backend, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def _run(self, session: Graph, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Embed one batch, padded to its longest: [batch, dim]."""
         input_ids, attention_mask = self._texts.padded(ids)
-        rows = session.run({"input_ids": input_ids, "attention_mask": attention_mask})
+        (rows,) = session.outputs_for(
+            {"input_ids": input_ids, "attention_mask": attention_mask}, (_OUTPUT,)
+        )
         if rows.shape != (len(ids), self.dim) or not np.isfinite(rows).all():
             raise BundleError(
                 f"variant {self._variant!r} of bundle {self._manifest.name!r} gave "

@@ -16,7 +16,7 @@ from codemill.errors import BundleError
 from codemill.runtime.bundle import plain
 from codemill.runtime.labels import Labelling
 from codemill.runtime.opening import Opened
-from codemill.runtime.session import Graph, OnnxSession
+from codemill.runtime.session import Graph, Session, open_session
 
 __all__ = ["Part", "open_parts"]
 
@@ -101,10 +101,10 @@ def open_parts(opened: Opened, labelling: Labelling, threads: int | None) -> tup
     separate = labelling.texts == 2 and not labelling.joined
     head_inputs = {_FIRST: _FLOAT, **({_SECOND: _FLOAT} if separate else {})}
     parts: list[Part] = []
-    opened_graphs: list[OnnxSession] = []
+    opened_graphs: list[Session] = []
 
-    def graph(path: str, threads: int | None) -> OnnxSession:
-        session = OnnxSession(
+    def graph(path: str, threads: int | None) -> Session:
+        session = open_session(
             opened.folder / path, provider=opened.variant.provider, threads=threads
         )
         opened_graphs.append(session)
@@ -144,14 +144,14 @@ def open_parts(opened: Opened, labelling: Labelling, threads: int | None) -> tup
     return tuple(parts)
 
 
-def _check_inputs(session: OnnxSession, expected: dict[str, str], what: str) -> None:
+def _check_inputs(session: Session, expected: dict[str, str], what: str) -> None:
     if session.inputs != expected:
         raise BundleError(
             f"{session.path} takes {plain(session.inputs)}; {what} here takes {expected}"
         )
 
 
-def _check_output(session: OnnxSession, name: str, shape: tuple[int | None, ...]) -> None:
+def _check_output(session: Session, name: str, shape: tuple[int | None, ...]) -> None:
     """The graph says it gives float32 of this shape; None is any size, and so is a name."""
     if name not in session.outputs:
         raise BundleError(

@@ -1,7 +1,7 @@
-"""One ONNX Runtime session: opened on the execution provider that was asked for, or not at all.
+"""One graph, opened on the execution provider that was asked for, or not at all.
 
-The only module that touches ONNX Runtime's inference API, and where its exceptions are
-translated. What to feed a session, and what its output means, is the callers' (`encoder.py`,
+The only module that touches ONNX Runtime's inference API, and where its exceptions are translated; OpenVINO's is
+touched in `openvino.py`. What to feed a session, and what its output means, is the callers' (`encoder.py`,
 `parts.py`).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from codemill.errors import BundleError, ProviderError
@@ -16,10 +17,21 @@ from codemill.runtime.bundle import Manifest, plain
 from codemill.runtime.machine import physical_cores
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Backend", "Binding", "Graph", "OnnxSession", "available_providers", "choose_variant"]
+__all__ = [
+    "OPENVINO",
+    "Binding",
+    "Graph",
+    "OnnxSession",
+    "Session",
+    "available_providers",
+    "choose_variant",
+    "open_session",
+]
+
+OPENVINO = "OpenVINO"
+"""What a manifest calls the library itself; `OpenVINOExecutionProvider` is ONNX Runtime's."""
 
 # the most specific first: TensorRT and CUDA serve the same card, and the former is why it is there
 _ACCELERATORS = (
@@ -35,25 +47,16 @@ _ACCELERATORS = (
     "WebGpuExecutionProvider",
 )
 _CPU = "CPUExecutionProvider"
-_PRECISIONS = {_CPU: ("int8", "int4", "fp32", "bf16", "fp16")}
+_CPU_PRECISIONS = ("int8", "int4", "fp32", "bf16", "fp16")
+_PRECISIONS = {_CPU: _CPU_PRECISIONS, OPENVINO: _CPU_PRECISIONS}
 _ACCELERATOR_PRECISIONS = ("fp16", "bf16", "int8", "int4", "fp32")
 
 # what it logs as an error it raises as well
 _LOG_FATAL_ONLY = 4
 
 
-class Backend(Protocol):
-    """What runs a graph: all that the encoder knows of an inference engine."""
-
-    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """The graph's one output for these inputs; may be called from several threads."""
-
-    def close(self) -> None:
-        """Let go of the graph and its memory; calling it twice is fine."""
-
-
 class Graph(Protocol):
-    """What runs one graph of several: all that the classifier knows of an inference engine."""
+    """What runs a graph: all that encoder and classifier know of an inference engine."""
 
     def outputs_for(
         self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
@@ -62,6 +65,37 @@ class Graph(Protocol):
 
     def close(self) -> None:
         """Let go of the graph and its memory; calling it twice is fine."""
+
+
+class Session(Graph, Protocol):
+    """A graph that was opened, with what it says of itself, in ONNX Runtime's words.
+
+    inputs: names and types, such as tensor(int64); outputs: names, types and shapes, whose open sizes are names or
+    None.
+    """
+
+    path: str
+    inputs: dict[str, str]
+    outputs: dict[str, tuple[str, tuple[int | str | None, ...]]]
+
+
+def open_session(
+    path: str | os.PathLike[str], *, provider: str = _CPU, threads: int | None = None
+) -> Session:
+    """Open a graph with the engine that `provider` names; raises as `OnnxSession` does."""
+    if provider == OPENVINO:
+        from codemill.runtime.openvino import OpenVinoSession
+
+        return OpenVinoSession(path, threads=threads)
+    return OnnxSession(path, provider=provider, threads=threads)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ValueError for anything but a whole number from 1, or None."""
+    if threads is not None and (
+        isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+    ):
+        raise ValueError(f"threads should be a whole number from 1 or None, found {threads!r}")
 
 
 class OnnxSession:
@@ -82,12 +116,8 @@ class OnnxSession:
         *,
         provider: str = _CPU,
         threads: int | None = None,
-        output: str | None = None,
     ) -> None:
-        if threads is not None and (
-            isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
-        ):
-            raise ValueError(f"threads should be a whole number from 1 or None, found {threads!r}")
+        check_threads(threads)
         _require(provider)
         import onnxruntime as ort
 
@@ -127,22 +157,9 @@ class OnnxSession:
                 f"{', '.join(session.get_providers())}. Check its driver and libraries, or "
                 "choose another variant"
             )
-        if output is None:
-            output = next(iter(given), "")
-        if output not in given:
-            raise BundleError(
-                f"{self.path} has no output {output!r}; it has: {plain(', '.join(given))}"
-            )
         self.provider = provider
-        self.output = output
-        self.output_type, self.output_shape = given[output]
         self.outputs = given
         self._session: Any = session
-
-    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """The output for `inputs`; BundleError where the graph fails."""
-        result: NDArray[np.float32] = self.outputs_for(inputs, (self.output,))[0]
-        return result
 
     def outputs_for(
         self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
@@ -206,10 +223,11 @@ class Binding:
 
 
 def available_providers() -> tuple[str, ...]:
-    """The execution providers of the installed ONNX Runtime."""
+    """The execution providers of the installed ONNX Runtime, then the other engines that are installed."""
     import onnxruntime
 
-    return tuple(onnxruntime.get_available_providers())
+    others = (OPENVINO,) if find_spec("openvino") is not None else ()
+    return (*onnxruntime.get_available_providers(), *others)
 
 
 def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
@@ -223,14 +241,14 @@ def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
         wants = ", ".join(f"{name} ({item.provider})" for name, item in manifest.variants.items())
         raise ProviderError(
             f"no variant of bundle {manifest.name!r} runs here. It has: {wants}. "
-            f"ONNX Runtime here has: {', '.join(providers)}"
+            f"Here there are: {', '.join(providers)}"
         )
 
     def rank(name: str) -> tuple[int, int, str]:
         variant = here[name]
         precisions = _PRECISIONS.get(variant.provider, _ACCELERATOR_PRECISIONS)
         return (
-            _place(variant.provider, (*_ACCELERATORS, _CPU)),
+            _place(variant.provider, (*_ACCELERATORS, _CPU, OPENVINO)),
             _place(variant.precision, precisions),
             name,
         )

@@ -30,7 +30,7 @@ from codemill.errors import DataError, InputError, RecipeError
 from codemill.runtime.atomic import write_atomically
 from codemill.runtime.graph import check_graph
 from codemill.runtime.machine import physical_cores
-from codemill.runtime.session import Backend, OnnxSession
+from codemill.runtime.session import Session, open_session
 from codemill.targets.codec import from_json, to_json
 from codemill.targets.environment import Environment, machine_id, this_environment
 from codemill.targets.json_lines import check_there
@@ -250,7 +250,7 @@ def measure(
     minutes: float = 5.0,
     journal: Path | None = None,
     progress: Callable[[float, str], None] | None = None,
-    open_graph: Callable[..., Backend] = OnnxSession,
+    open_graph: Callable[..., Session] = open_session,
     now: Callable[[], float] = time.perf_counter,
 ) -> LatencyProfile:
     """Time the kit's graphs on this machine, in rounds until about `minutes` are spent; three at least.
@@ -286,8 +286,9 @@ def measure(
 class _Timed:
     """A graph that is open, and how long a call of it takes."""
 
-    def __init__(self, session: Backend, graph: KitGraph, now: Callable[[], float]) -> None:
+    def __init__(self, session: Session, graph: KitGraph, now: Callable[[], float]) -> None:
         self._session = session
+        self._outputs = tuple(session.outputs)[:1]
         self._vocab_size = int(graph.architecture["vocab_size"])
         self._random = np.random.default_rng(0)
         self._now = now
@@ -305,7 +306,7 @@ class _Timed:
         ids = self._random.integers(0, self._vocab_size, size, dtype=np.int64)
         inputs = {"input_ids": ids, "attention_mask": np.ones(size, dtype=np.int64)}
         started = self._now()
-        self._session.run(inputs)
+        self._session.outputs_for(inputs, self._outputs)
         return self._now() - started
 
 

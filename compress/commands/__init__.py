@@ -21,6 +21,7 @@ _MODULES = {
     "run": "run",
     "search": "search",
     "export": "export",
+    "quantize": "quantize",
     "profile": "profile",
     "estimate": "estimate",
     "analyze": "analyze",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from codemill.compress.commands.bundle import folder_of
+from codemill.compress.commands.bundle import folder_of, is_bundle
 from codemill.compress.commands.output import (
     json_option,
     print_json,
@@ -120,7 +119,7 @@ def bench_command(
             bundle, manifest, file, against, variant, threads, places, human_eval, out, as_json
         )
         return
-    asked = _asked(manifest, file)
+    asked = asked_of(manifest, file)
     if against is not None:
         _check_comparable(manifest, against)
         engines.insert(0, _reference(against, threads))
@@ -258,7 +257,7 @@ def _evaluation_of(bundle: Path, completing: bool) -> Path:
     return path
 
 
-def _asked(manifest: Manifest, path: Path) -> Evaluation | LabelledEvaluation:
+def asked_of(manifest: Manifest, path: Path) -> Evaluation | LabelledEvaluation:
     """What quality is measured on, of the kind that the bundle answers."""
     from codemill.runtime.labels import LABEL_TASKS, labelling_of
     from codemill.targets.evaluation import read_evaluation, read_labelled_evaluation
@@ -281,7 +280,7 @@ def _check_comparable(manifest: Manifest, against: str) -> None:
     from codemill.runtime.labels import LABEL_TASKS, labelling_of
 
     if manifest.task not in LABEL_TASKS:
-        if _is_bundle(against):
+        if is_bundle(against):
             other = read_manifest(folder_of(Path(against)))
             if other.task in LABEL_TASKS or completes(other):
                 raise InputError(
@@ -289,7 +288,7 @@ def _check_comparable(manifest: Manifest, against: str) -> None:
                     "that does"
                 )
         return
-    if not _is_bundle(against):
+    if not is_bundle(against):
         raise InputError(
             f"--against {against}: a model in PyTorch embeds here, and this bundle labels; make a bundle of it with "
             "`compress export MODEL --task classify` and give that"
@@ -303,17 +302,11 @@ def _check_comparable(manifest: Manifest, against: str) -> None:
         )
 
 
-def _is_bundle(name: str) -> bool:
-    path = Path(name)
-    # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
-    return any(os.path.isfile(each) for each in (path, path / "manifest.json"))  # noqa: PTH113
-
-
 def _reference(model: str, threads: int) -> Engine:
     """The engine to compare with: another bundle through the runtime, or a model in PyTorch."""
     from codemill.targets import bundle_engine
 
-    if _is_bundle(model):
+    if is_bundle(model):
         other = bundle_engine(model, threads=threads, name=f"bundle {Path(model).name}")
         return replace(other, role="reference")
     require_extra("compress", f"`compress bench --against {model}`")

@@ -94,6 +94,13 @@ def folder_of(bundle: Path) -> Path:
     return unpack(bundle)
 
 
+def is_bundle(name: str) -> bool:
+    """Whether there is a bundle of this name, a folder or a `.mill`."""
+    path = Path(name)
+    # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
+    return any(os.path.isfile(each) for each in (path, path / "manifest.json"))  # noqa: PTH113
+
+
 def _label_rows(manifest: Manifest) -> list[tuple[str, str]]:
     """What a bundle with labels says besides."""
     from codemill.runtime.labels import LABEL_TASKS, labelling_of

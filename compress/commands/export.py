@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +101,10 @@ def export_command(
     MODEL is a folder, a Hugging Face id (owner/name) or package:NAME; of a decoder also a folder with one GGUF file.
     """
     require_extra("compress", "`compress export`")
-    from codemill.compress.places import check_bundle_out
+    from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
     from codemill.export.quantize.blocks import BLOCK
-    from codemill.runtime import pack, read_manifest, size_bytes, verify_bundle, write_bundle
+    from codemill.runtime import size_bytes, verify_bundle
+    from codemill.runtime.bundle import update_bundle
 
     chosen = plain_name(
         name or model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1], "model"
@@ -121,8 +121,8 @@ def export_command(
     if calibration == _NONE and rounding_loss is not None:
         raise click.UsageError("--rounding-loss is measured on code: leave --calibration none out")
     check_bundle_out(target, target.parent / ".codemill")
-    with quiet_stdout(), tempfile.TemporaryDirectory(dir=_parent(target)) as scratch:
-        made = Path(scratch, "bundle")
+    with quiet_stdout(), scratch_beside(target) as scratch:
+        made = scratch / "bundle"
         if task == "complete":
             precision = precision or "int4"
             code = (calibration or "installed") if rounds else _NONE
@@ -141,27 +141,13 @@ def export_command(
             )
         else:
             precision = precision or "fp32"
-            _export(model, task, precision, made, tokenizer, labels, max_tokens, chosen)
-        written = read_manifest(made)
-        write_bundle(
-            made,
-            name=chosen,
-            task=written.task,
-            license=licence,
-            input=written.input,
-            output=written.output,
-            variants=written.variants,
-            architecture=written.architecture,
-        )
+            export_encoder_bundle(
+                model, task, precision, made, tokenizer, labels, max_tokens, chosen
+            )
+        update_bundle(made, name=chosen, license=licence)
         digest, variant = verify_bundle(made), f"cpu-{precision}"
         size = size_bytes(made, variant)
-        if target.suffix == ".mill":
-            pack(made, target)
-        else:
-            if target.exists():
-                # out of the way whole: half a bundle is never there
-                target.rename(Path(scratch, "old"))
-            made.rename(target)
+        put_bundle(made, target, scratch)
     found = {"bundle": str(target), "digest": digest, "variant": variant, "size_bytes": size}
     if as_json:
         print_json(found)
@@ -187,22 +173,17 @@ def _loss(asked: str | None) -> float | None:
     return value
 
 
-def _parent(target: Path) -> Path:
-    parent = target.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return parent
-
-
-def _export(
+def export_encoder_bundle(
     model: str,
     task: str,
     precision: str,
     folder: Path,
-    tokenizer: Path | None,
-    labels: str | None,
-    max_tokens: int | None,
-    name: str,
+    tokenizer: Path | None = None,
+    labels: str | None = None,
+    max_tokens: int | None = None,
+    name: str = "model",
 ) -> None:
+    """Write a bundle of an encoder as it is, with its head where `task` is classify; see the command."""
     from codemill.compress.models.classifier import Classifier
     from codemill.compress.models.export import export_bundle, export_classifier
     from codemill.compress.models.load import load_teacher, read_shape, resolve_model

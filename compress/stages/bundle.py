@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,20 @@ from codemill.compress.models.load import fingerprint, resolve_model
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.corpus import read_split
-from codemill.compress.stages.export import CANDIDATES, accepted
+from codemill.compress.stages.export import CANDIDATES, validation_of
 from codemill.compress.stages.finetune import facts
+from codemill.compress.stages.quantized import accepted, shipped_as
 from codemill.errors import RefusedError
-from codemill.export.candidates import graph_file
-from codemill.runtime import load_encoder, read_manifest, size_bytes, write_bundle
+from codemill.export.candidates import PLAIN
+from codemill.runtime import (
+    Manifest,
+    load_encoder,
+    pack,
+    read_manifest,
+    size_bytes,
+    write_bundle,
+)
+from codemill.runtime.bundle import TOKENIZER, Variant
 from codemill.targets.evaluation import Evaluation, write_evaluation
 from codemill.targets.metrics import mrr, recall_at
 
@@ -24,16 +34,22 @@ __all__ = [
     "BUNDLE",
     "EVALUATION",
     "PACKAGES",
+    "VALIDATION",
     "VERSION",
     "check_size",
+    "copied",
     "provenance",
     "shown",
     "stage",
+    "write_plain",
 ]
 
-VERSION = 1
+VERSION = 2
 BUNDLE = "bundle"
 EVALUATION = "evaluation.jsonl.gz"
+VALIDATION = "validation.jsonl.gz"
+PLAIN_BUNDLE = "plain.mill"
+"""Beside what ships: what other variants are made of."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -70,11 +86,10 @@ def _bundle(
 ) -> None:
     candidates, bundle = inputs["export"] / CANDIDATES, folder / BUNDLE
     variant = accepted(inputs["export"])["accepted"]
-    graph = graph_file(variant)
     shutil.rmtree(bundle, ignore_errors=True)
-    (bundle / graph).parent.mkdir(parents=True)
-    for name in (graph, "tokenizer.json"):
-        shutil.copyfile(candidates / name, bundle / name)
+    source = read_manifest(candidates)
+    variants = copied(candidates, source, variant, bundle)
+    (shipped,) = variants
     test = read_split(inputs["corpus"], "test")
     evaluation = Evaluation(
         _test_name(recipe), tuple(pair.query for pair in test), tuple(pair.code for pair in test)
@@ -82,7 +97,6 @@ def _bundle(
     report(0.1, f"measuring on {len(test)} test functions")
     with load_encoder(candidates, variant=variant, threads=threads) as model:
         query, code = model.encode(evaluation.queries), model.encode(evaluation.codes)
-    source = read_manifest(candidates)
     write_bundle(
         bundle,
         name=recipe.name,
@@ -90,10 +104,11 @@ def _bundle(
         license=recipe.license,
         input=source.input,
         output=source.output,
-        variants={variant: source.variant(variant)},
+        variants=variants,
         architecture=source.architecture,
         metrics={
-            variant: {
+            shipped: {
+                "quantization": variant,
                 "mrr": round(mrr(query, code), 4),
                 "recall_at_10": round(recall_at(query, code, 10), 4),
                 "functions": len(test),
@@ -103,7 +118,46 @@ def _bundle(
         provenance=provenance(recipe, keys, facts(inputs["teacher"])["teaches"]),
     )
     write_evaluation(bundle / EVALUATION, evaluation)
-    check_size(recipe, bundle, variant)
+    write_evaluation(bundle / VALIDATION, validation_of(recipe, inputs["corpus"]))
+    write_plain(candidates, bundle)
+    check_size(recipe, bundle, shipped)
+
+
+def copied(candidates: Path, source: Manifest, variant: str, bundle: Path) -> dict[str, Variant]:
+    """Copy a form and the tokenizer into a bundle's folder; the variant that it is there."""
+    name, found = shipped_as(variant), source.variant(variant)
+    renamed = {path: path.replace(f"/{variant}/", f"/{name}/", 1) for path in found.files}
+    for path, to in (*renamed.items(), (TOKENIZER, TOKENIZER)):
+        (bundle / to).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(candidates / path, bundle / to)
+    segments = tuple(renamed[path] for path in found.segments)
+    return {name: Variant(found.provider, found.precision, segments, tuple(renamed.values()))}
+
+
+def write_plain(candidates: Path, bundle: Path) -> None:
+    """Put the plain graphs beside a bundle that was written, as a bundle of one file."""
+    source, made = read_manifest(candidates), read_manifest(bundle)
+    with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch:
+        folder = Path(scratch, "plain")
+        (folder / TOKENIZER).parent.mkdir(parents=True)
+        shutil.copyfile(bundle / TOKENIZER, folder / TOKENIZER)
+        plain = source.variant(PLAIN)
+        for path in plain.files:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(candidates / path, folder / path)
+        write_bundle(
+            folder,
+            name=made.name,
+            task=made.task,
+            license=made.license,
+            input=made.input,
+            output=made.output,
+            variants={PLAIN: plain},
+            architecture=made.architecture,
+            provenance=made.provenance,
+            exits=made.exits,
+        )
+        pack(folder, bundle / PLAIN_BUNDLE)
 
 
 def check_size(recipe: Recipe, bundle: Path, variant: str) -> None:

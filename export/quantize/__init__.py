@@ -1,1 +1,1 @@
-"""Quantization of ONNX graphs, one module a method. What needs torch is `codemill.compress.quantize`."""
+"""Plain ONNX -> the same graph with smaller numbers: one module a method, one settings type (`settings.py`)."""

@@ -1,10 +1,9 @@
-"""What is known of a classifier's run beforehand, what robustness is sampled on, a gate that cannot be judged."""
+"""What is known of a classifier's run beforehand, and what robustness is sampled on."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,9 @@ from click.testing import CliRunner
 from codemill.compress.commands.estimate import estimate_command
 from codemill.compress.preflight import preflight
 from codemill.compress.recipe import Recipe, parse_recipe
-from codemill.compress.stages.classify import export
 from codemill.compress.stages.classify.rewrites import rewritten, sampled_texts
-from codemill.compress.stages.export import FACTS, said_of
 from codemill.errors import DataError, RecipeError
-from codemill.targets import Engine
 from codemill.targets.evaluation import LabelledEvaluation
-from codemill.targets.metrics import Ratio
 
 
 def recipe(model: Path, source: Path, **sections: dict[str, Any]) -> Recipe:
@@ -138,34 +133,3 @@ def test_only_the_sample_is_rewritten() -> None:
     assert all(made != text for made, text in zip(found["rename"], texts, strict=True))
     prose = LabelledEvaluation("test", ("a", "b"), (" ",), ((0,),), (0,))
     assert rewritten(prose, 0) == {}
-
-
-def test_a_share_of_no_accuracy_is_a_gate_that_is_not_passed(
-    made_model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[Ratio | None] = [Ratio(0.99, 0.98, 1.0, 40), None]
-    speed = Ratio(1.5, 1.4, 1.6, 5)
-
-    def ratio(_one: str, _other: str, quantity: str, shape: object = None) -> Ratio | None:
-        return speed if quantity == "latency" else kept[0]
-
-    for name in ("read_labelled", "read_probabilities", "labels_of", "truth_of", "evaluation_of"):
-        monkeypatch.setattr(export, name, lambda *_: None)
-    engine = Engine("x", (), "bundle", 1)
-    monkeypatch.setattr("codemill.targets.engine.bundle_engine", lambda *_, **__: engine)
-    measured = SimpleNamespace(ratio=ratio)
-    monkeypatch.setattr("codemill.targets.benchmark.benchmark", lambda *_: measured)
-    inputs = {"corpus": tmp_path, "labels": tmp_path}
-    asked = recipe(made_model, source)
-    found = export._gates(asked, tmp_path, inputs, 1, lambda *_: None)
-    assert found["accepted"] == "cpu-int8"
-    kept.pop(0)
-    # whatever loss is allowed
-    asked = asked.model_copy(update={"quantize": asked.quantize.model_copy(update={"max_loss": 1})})
-    found = export._gates(asked, tmp_path, inputs, 1, lambda *_: None)
-    assert found["accepted"] == "cpu-fp32"
-    assert found["gates"]["quality"]["passed"] is False
-    (tmp_path / FACTS).write_text(json.dumps(found))
-    said = said_of(tmp_path, "accuracy")
-    assert "cpu-fp32 ships" in said
-    assert "but fp32 labels no row of validation right" in said

@@ -18,9 +18,12 @@ from codemill.compress.preflight import Check
 from codemill.compress.progress import Silent
 from codemill.compress.recipe import Recipe
 from codemill.compress.run import RunResult, plan, run, stages_of
-from codemill.compress.stages import bench, export
+from codemill.compress.stages import bench
+from codemill.compress.stages.quantized import accepted
 from codemill.errors import InputError, MachineError, RefusedError
+from codemill.export.choose import Tried
 from codemill.runtime import read_manifest, size_bytes, verify_bundle
+from codemill.runtime.bundle import UNSHIPPED
 
 from .small_run import BUDGET, STAGES, recipe_of
 
@@ -78,14 +81,14 @@ def test_the_bundle_keeps_to_its_budget(finished: Run) -> None:
     manifest = read_manifest(finished.out)
     (variant,) = manifest.variants
     assert size_bytes(finished.out, variant) == finished.result.size_bytes <= BUDGET
-    shipped = [f for f in contents(finished.out) if not f.startswith(("report.", "evaluation."))]
+    shipped = contents(finished.out).keys() - set(UNSHIPPED)
     assert sum(len(contents(finished.out)[f]) for f in shipped) == finished.result.size_bytes
     assert manifest.license == "MIT"
 
 
 def test_the_rehearsal_predicted_the_size(finished: Run) -> None:
     predicted = json.loads((finished.folder("rehearsal") / "predicted.json").read_text())
-    trained = size_bytes(finished.folder("export") / "candidates", "cpu-int8")
+    trained = size_bytes(finished.folder("export") / "candidates", "dynamic-int8")
     # the allowance for what a trained bundle's manifest says more, and little else
     assert trained <= predicted["size_bytes"] < trained + 3_000
 
@@ -161,8 +164,9 @@ def test_the_same_recipe_elsewhere_gives_the_same_bundle(
     finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # which variant is accepted hangs on a race against the clock; the rest must not
-    said = export.accepted(finished.folder("export"))
-    monkeypatch.setattr(export, "_gates", lambda *_: said)
+    said = accepted(finished.folder("export"))
+    measured = [Tried(**item) for item in said["tried"]]
+    monkeypatch.setattr("codemill.export.choose.measured", lambda *_, **__: measured)
     stages = stages_of(finished.recipe)[:-1]
     done = pipeline.run_stages(stages, tmp_path / "elsewhere", Silent())
     for stage, name in (

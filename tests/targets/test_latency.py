@@ -86,7 +86,9 @@ class Machine:
         machine, cost = self, COST_S[path.name]
 
         class Session:
-            def run(self, inputs: dict[str, np.ndarray]) -> None:
+            outputs = ("embedding",)
+
+            def outputs_for(self, inputs: dict[str, np.ndarray], _: Any) -> None:
                 machine.inputs.append(inputs)
                 if machine.left is not None:
                     machine.left -= 1

@@ -28,6 +28,7 @@ from codemill.compress.stages.bundle import BUNDLE, EVALUATION
 from codemill.compress.stages.classify.labels import TEACHING
 from codemill.compress.stages.classify.rewrites import rewritten
 from codemill.compress.stages.export import CANDIDATES
+from codemill.compress.stages.quantized import PLAIN_FORM
 from codemill.export.candidates import FP32
 from codemill.runtime import read_manifest, size_bytes, verify_bundle
 from codemill.targets.benchmark import Progress, benchmark
@@ -73,7 +74,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         engines.append(
             replace(bundle_engine(teaching, FP32, threads, name=TEACHER), role="teacher")
         )
-    plain = bundle_engine(inputs["export"] / CANDIDATES, FP32, threads, name=UNQUANTIZED)
+    plain = bundle_engine(inputs["export"] / CANDIDATES, PLAIN_FORM, threads, name=UNQUANTIZED)
     if variant != FP32:
         engines.append(replace(plain, role="reference"))
     engines.append(bundle_engine(bundle, variant, threads, name=STUDENT))

@@ -16,9 +16,12 @@ from codemill.compress.stages.bundle import (
     BUNDLE,
     EVALUATION,
     PACKAGES,
+    VALIDATION,
     check_size,
+    copied,
     provenance,
     shown,
+    write_plain,
 )
 from codemill.compress.stages.classify.corpus import labels_of
 from codemill.compress.stages.classify.evaluation import evaluation_of, items_of, truth_of
@@ -31,7 +34,7 @@ from codemill.targets.evaluation import write_evaluation
 
 __all__ = ["VERSION", "stage"]
 
-VERSION = 1
+VERSION = 2
 
 
 def stage(recipe: Recipe, threads: int, keys: dict[str, str]) -> Stage:
@@ -56,9 +59,8 @@ def _bundle(
     candidates, variant, left = shipped(inputs["export"])
     source, bundle = read_manifest(candidates), folder / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
-    for name in (*source.variant(variant).files, "tokenizer.json"):
-        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(candidates / name, bundle / name)
+    variants = copied(candidates, source, variant, bundle)
+    (name,) = variants
     validation = read_labelled(inputs["corpus"], "validation", recipe.data.validation_pairs)
     truth = truth_of(validation, read_probabilities(inputs["labels"], "validation"))
     test = read_labelled(inputs["corpus"], "test")
@@ -84,10 +86,11 @@ def _bundle(
         license=recipe.license,
         input=source.input,
         output={**source.output, "temperature": temperature},
-        variants={variant: source.variant(variant)},
+        variants=variants,
         architecture=source.architecture,
         metrics={
-            variant: {
+            name: {
+                "quantization": variant,
                 "accuracy": accuracy(answers.probabilities),
                 "rows": int(known.sum()),
                 "evaluation": "test",
@@ -97,8 +100,11 @@ def _bundle(
         provenance=provenance(recipe, keys, facts(inputs["teacher"])["teaches"]),
         exits=source.exits,
     )
-    write_evaluation(bundle / EVALUATION, evaluation_of(test, labels_of(inputs["corpus"]), "test"))
-    check_size(recipe, bundle, variant)
+    labels = labels_of(inputs["corpus"])
+    write_evaluation(bundle / EVALUATION, evaluation_of(test, labels, "test"))
+    write_evaluation(bundle / VALIDATION, evaluation_of(validation, labels, "validation", truth))
+    write_plain(candidates, bundle)
+    check_size(recipe, bundle, name)
 
 
 def _of_exits(answers: Answers, accuracy_without: float | None) -> dict[str, float]:

@@ -1,8 +1,7 @@
-"""Stage `export` of a classifier: encoder and head as fused fp32 and int8 graphs, and the two gates of int8.
+"""Stage `export` of a classifier: encoder and head as plain graphs, as fused fp32, and as `quantize` asks for.
 
-Writes candidates/ (a bundle with both variants) and export.json, which says what was accepted. The gates are
-those of every run: not slower than fp32, and no more accuracy lost on validation than the recipe allows. A recipe
-with exits gets exited/ too: the accepted variant in parts, calibrated, and whether it ships in place of the other.
+Writes candidates/ (a bundle with all these forms) and export.json, which says what was accepted (`quantized.py`). A
+recipe with exits gets exited/ too: the accepted form in parts, calibrated, and whether it ships in place of the other.
 """
 
 from __future__ import annotations
@@ -21,15 +20,25 @@ from codemill.compress.stages.classify.exits import has_exits, read_exiting
 from codemill.compress.stages.classify.labels import read_probabilities
 from codemill.compress.stages.classify.leaving import decided, said_of_exits
 from codemill.compress.stages.classify.student import read_student
-from codemill.compress.stages.export import CANDIDATES, FACTS, TOKENS, accepted, gates_of, said_of
+from codemill.compress.stages.export import CALIBRATED, CANDIDATES, TOKENS
+from codemill.compress.stages.quantized import (
+    FACTS,
+    accepted,
+    forms,
+    how_of,
+    libraries_of,
+    said_of,
+)
 from codemill.compress.stages.search import Chosen, read_chosen
-from codemill.export.candidates import FP32, INT8
+from codemill.export.derive import derive
+from codemill.export.quantize.settings import Method
+from codemill.targets.evaluation import LabelledEvaluation
+from codemill.targets.profile import Shape
 
-__all__ = ["VERSION", "shipped", "stage"]
+__all__ = ["VERSION", "shipped", "stage", "validation_of"]
 
-VERSION = 3
+VERSION = 4
 _EXITED = "exited"
-_ROUNDS = 5
 
 
 def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
@@ -49,7 +58,6 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         report(0.0, "exporting")
         chosen = read_chosen(inputs["search"])
-        quantized = recipe.quantize.method == "dynamic-int8" and chosen.architecture.bits == 8
         export_classifier(
             read_student(recipe, inputs["student"]),
             folder / CANDIDATES,
@@ -57,28 +65,35 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
             heads=chosen.architecture.heads,
             tokenizer_json=chosen.tokenizer_json,
             max_tokens=recipe.student.max_tokens,
-            precisions=("fp32", "int8") if quantized else ("fp32",),
+            precisions=("plain",),
             name=CANDIDATES,
             architecture=chosen.architecture.to_json(),
             long=recipe.student.long,
         )
-        found: dict[str, Any] = {"accepted": FP32, "gates": None}
-        if quantized:
-            found = _gates(recipe, folder / CANDIDATES, inputs, threads, report)
+        validation = validation_of(recipe, inputs)
+        found = forms(
+            recipe,
+            folder / CANDIDATES,
+            chosen.architecture,
+            validation,
+            _calibration(inputs["corpus"]),
+            Shape(min(TOKENS, recipe.student.max_tokens), 1),
+            threads,
+            lambda share, what: report(0.1 + 0.8 * share, what),
+        )
         if has_exits(recipe):
             found["exits"] = _exits(
-                recipe, chosen, found["accepted"], inputs, folder, threads, report
+                recipe, chosen, found["accepted"], validation, inputs, folder, threads, report
             )
         (folder / FACTS).write_text(json.dumps(found, indent=1))
 
-    libraries = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
     inputs = ("student", "search", "corpus", "labels", *(("exits",) if has_exits(recipe) else ()))
     return Stage(
         "export",
         VERSION,
         inputs,
         settings,
-        libraries,
+        libraries_of(recipe),
         work,
         machine,
         _said,
@@ -103,6 +118,7 @@ def _exits(
     recipe: Recipe,
     chosen: Chosen,
     variant: str,
+    validation: LabelledEvaluation,
     inputs: Folders,
     folder: Path,
     threads: int,
@@ -120,10 +136,17 @@ def _exits(
         heads=chosen.architecture.heads,
         tokenizer_json=chosen.tokenizer_json,
         max_tokens=recipe.student.max_tokens,
-        precisions=(variant.removeprefix("cpu-"),),
+        precisions=("plain",),
         name=_EXITED,
         architecture=chosen.architecture.to_json(),
         exiting=exiting,
+    )
+    # as the accepted one of the whole was made
+    derive(
+        folder / _EXITED,
+        how_of(recipe, Method(variant)),
+        validation=validation,
+        calibration=_calibration(inputs["corpus"]),
     )
     rows = read_labelled(inputs["corpus"], "validation", recipe.data.validation_pairs)
     return decided(
@@ -138,33 +161,13 @@ def _exits(
     )
 
 
-def _gates(
-    recipe: Recipe, candidates: Path, inputs: Folders, threads: int, report: Report
-) -> dict[str, Any]:
-    """Measure int8 against fp32 on the validation rows, each in processes of its own."""
-    from dataclasses import replace
+def validation_of(recipe: Recipe, inputs: Folders) -> LabelledEvaluation:
+    """What forms of a student are compared on."""
+    rows = read_labelled(inputs["corpus"], "validation", recipe.data.validation_pairs)
+    truth = truth_of(rows, read_probabilities(inputs["labels"], "validation"))
+    return evaluation_of(rows, labels_of(inputs["corpus"]), "validation", truth)
 
-    from codemill.targets.benchmark import Progress, benchmark
-    from codemill.targets.engine import bundle_engine
-    from codemill.targets.profile import Shape
 
-    corpus, labels = inputs["corpus"], inputs["labels"]
-    rows = read_labelled(corpus, "validation", recipe.data.validation_pairs)
-    truth = truth_of(rows, read_probabilities(labels, "validation"))
-    evaluation = evaluation_of(rows, labels_of(corpus), "validation", truth)
-    fp32 = replace(bundle_engine(candidates, FP32, threads, name=FP32), role="reference")
-    int8 = bundle_engine(candidates, INT8, threads, name=INT8)
-
-    def say(progress: Progress) -> None:
-        report(0.1 + 0.9 * progress.fraction, progress.message)
-
-    shape = Shape(min(TOKENS, recipe.student.max_tokens), 1)
-    result = benchmark([fp32, int8], evaluation, [shape], _ROUNDS, say)
-    kept = result.ratio(INT8, FP32, "accuracy")
-    if kept is not None:
-        return gates_of(recipe, result, shape, 1 - kept.value)
-    found = gates_of(recipe, result, shape, 1.0)
-    # a share of nothing: a gate that cannot be judged is not passed
-    why = "fp32 labels no row of validation right, so no share of its accuracy can be kept"
-    found["gates"]["quality"] |= {"passed": False, "why": why}
-    return {**found, "accepted": FP32}
+def _calibration(corpus: Path) -> list[tuple[str, ...]]:
+    """Texts that the student learned from, one by one."""
+    return [(text,) for text in read_labelled(corpus, "train", CALIBRATED).texts]

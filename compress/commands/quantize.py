@@ -1,0 +1,293 @@
+"""`compress quantize`: one model in smaller numbers, by the method that measures best on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from codemill.compress.commands.output import (
+    in_bytes,
+    json_option,
+    plain_name,
+    print_json,
+    quiet_stdout,
+    require_extra,
+    shown_path,
+    table,
+)
+from codemill.errors import InputError, RefusedError
+
+if TYPE_CHECKING:
+    from codemill.export.choose import Tried
+    from codemill.targets.evaluation import Evaluation, LabelledEvaluation
+
+_VALIDATION = "validation.jsonl.gz"
+_METHODS = ("dynamic-int8", "static-int8", "controlled-int8", "weights-int8", "weights-int4")
+_TOKENS = 128
+_SAMPLES = 128
+
+
+@click.command("quantize")
+@click.argument("model")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", *_METHODS]),
+    default="auto",
+    show_default=True,
+    help="auto tries all of the others and takes the fastest that loses no more than --max-loss and that none beats "
+    "in size, quality and speed at once.",
+)
+@click.option(
+    "--evaluation",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="What quality is compared on, and activations are seen on: JSON lines of query and code, or labelled rows. "
+    f"[default: {_VALIDATION} in the bundle's folder]",
+)
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 1),
+    default=0.02,
+    show_default=True,
+    help="Share of fp32's MRR, or accuracy, that may be lost; controlled-int8 aims at .005 or less.",
+)
+@click.option("--max-size", type=click.IntRange(1), metavar="BYTES", help="Of what ships.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Of each variant. [default: the physical cores]"
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    help="Fresh processes of each variant, in turns.",
+)
+@click.option(
+    "--full-range",
+    is_flag=True,
+    help="8-bit weights in place of 7-bit ones: for processors with VNNI or dot products only; others answer "
+    "otherwise with them.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The bundle's folder, or a file ending in .mill. [default: ./NAME-quantized]",
+)
+@json_option
+def quantize_command(
+    model: str,
+    method: str,
+    evaluation: Path | None,
+    max_loss: float,
+    max_size: int | None,
+    threads: int | None,
+    rounds: int,
+    full_range: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Quantize MODEL, measure every way tried beside fp32, and write a bundle of the best.
+
+    MODEL is the folder of a bundle that `compress run` made, or an encoder, with or without a head, as `compress
+    export` takes it. Leave the machine alone meanwhile.
+    """
+    require_extra("compress", "`compress quantize`")
+    from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
+    from codemill.compress.progress import shown_stage
+    from codemill.export.choose import chosen, measured
+    from codemill.export.derive import derive
+    from codemill.export.quantize.settings import Method, Quantization
+    from codemill.runtime import read_manifest, size_bytes, verify_bundle
+    from codemill.runtime.machine import physical_cores
+    from codemill.targets.profile import Shape
+
+    name = plain_name(model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1], "model")
+    target = out or Path(f"{name}-quantized")
+    check_bundle_out(target, target.parent / ".codemill")
+    methods = [Method(each) for each in (_METHODS if method == "auto" else (method,))]
+    with quiet_stdout(), scratch_beside(target) as scratch:
+        work = scratch / "work"
+        file = _plain_bundle(model, evaluation, work)
+        manifest = read_manifest(work)
+        asked = _asked(work, file)
+        shape = Shape(min(_TOKENS, manifest.max_tokens), 1)
+        texts = _texts(asked)
+        with shown_stage("quantizing") as said:
+            made = (Method.FP32, *methods)
+            for number, each in enumerate(made):
+                how = Quantization(
+                    each,
+                    reduced_range=not full_range,
+                    max_loss=min(max_loss, Quantization(each).max_loss),
+                    samples=_SAMPLES,
+                )
+                start = number / len(made)
+                derive(
+                    work,
+                    how,
+                    validation=asked,
+                    calibration=texts,
+                    report=lambda at, what, start=start: said(  # type: ignore[misc]
+                        start + at / len(made), what
+                    ),
+                )
+        with shown_stage("measuring") as said:
+            tried = measured(
+                work,
+                Method.FP32.value,
+                [each.value for each in methods],
+                asked,
+                shape,
+                threads=threads or physical_cores(),
+                rounds=rounds,
+                max_loss=max_loss,
+                most_bytes=max_size,
+                say=said,
+            )
+        best = chosen(tried)
+        if best is None:
+            said_why = "; ".join(f"{item.variant}: {item.why}" for item in tried)
+            raise RefusedError(f"refused, nothing was written: {said_why}")
+        ready = scratch / "bundle"
+        shipped = _ship(work, best, asked, model, ready)
+        digest, size = verify_bundle(ready), size_bytes(ready, shipped)
+        put_bundle(ready, target, scratch)
+    found = {"bundle": str(target), "digest": digest, "variant": shipped, "size_bytes": size}
+    if as_json:
+        tokens = {"tokens": shape.tokens, "max_loss": max_loss}
+        print_json(
+            {**found, **tokens, "tried": [item.to_json() for item in tried], "chosen": best.variant}
+        )
+        return
+    click.echo(table(_rows(tried, best), heading=True))
+    click.echo()
+    rows = [("bundle", shown_path(target)), ("variant", f"{shipped}, {best.variant}")]
+    click.echo(table([*rows, ("size", in_bytes(size)), ("digest", digest)]))
+
+
+def _plain_bundle(model: str, evaluation: Path | None, work: Path) -> Path:
+    """Write a bundle of the model's plain graphs to `work`; the file of what it is compared on."""
+    import shutil
+
+    from codemill.compress.commands.bundle import folder_of, is_bundle
+    from codemill.export.candidates import PLAIN
+    from codemill.runtime import read_manifest, unpack
+    from codemill.runtime.completion.completer import completes
+
+    if not is_bundle(model):
+        if evaluation is None:
+            raise click.UsageError(
+                "--evaluation: say what quality is compared on: JSON lines of query and code, or labelled rows"
+            )
+        _export_plain(model, evaluation, work)
+        return evaluation
+    folder = folder_of(Path(model))
+    manifest = read_manifest(folder)
+    if completes(manifest):
+        raise InputError(
+            f"{model} completes; how a decoder is rounded is chosen when it is exported: `compress export MODEL "
+            "--task complete --precision int4` measures which matrices stay at 8 bits"
+        )
+    file = evaluation or folder / _VALIDATION
+    if not file.is_file():
+        raise InputError(
+            f"there is no {file} to compare quality on; give --evaluation FILE: JSON lines of query and code, or "
+            "labelled rows"
+        )
+    source = folder
+    if PLAIN not in manifest.variants:
+        packed = folder / "plain.mill"
+        if not packed.is_file():
+            raise InputError(
+                f"{model} has no plain.mill, the graphs that others are made of: `compress run` puts it into a "
+                "bundle's folder (a .mill never has it); or give the model that the bundle was exported from"
+            )
+        source = unpack(packed)
+        if read_manifest(source).provenance != manifest.provenance:
+            raise InputError(f"{packed} is of another run than the bundle; make the bundle again")
+    shutil.copytree(source, work)
+    return file
+
+
+def _export_plain(model: str, evaluation: Path, work: Path) -> None:
+    from codemill.compress.commands.export import export_encoder_bundle
+    from codemill.targets.json_lines import json_lines
+
+    first = next(iter(json_lines(evaluation, "evaluation file", ("query", "labels"), 2**30)), None)
+    task = "encode" if first is not None and "query" in first[1] else "classify"
+    export_encoder_bundle(model, task, "plain", work)
+
+
+def _asked(work: Path, file: Path) -> Evaluation | LabelledEvaluation:
+    from codemill.compress.commands.bench import asked_of
+    from codemill.runtime import read_manifest
+
+    return asked_of(read_manifest(work), file)
+
+
+def _texts(asked: Evaluation | LabelledEvaluation) -> list[tuple[str, ...]]:
+    from codemill.targets.evaluation import Evaluation
+
+    texts = asked.codes if isinstance(asked, Evaluation) else asked.texts
+    return [(text,) for text in texts[:_SAMPLES]]
+
+
+def _ship(
+    work: Path,
+    best: Tried,
+    asked: Evaluation | LabelledEvaluation,
+    model: str,
+    ready: Path,
+) -> str:
+    """The chosen variant as a bundle, what it was made of and judged by beside it; its name there."""
+    import shutil
+
+    from codemill.compress.stages.bundle import VALIDATION, copied, write_plain
+    from codemill.runtime import read_manifest, write_bundle
+    from codemill.targets.evaluation import Evaluation, write_evaluation
+
+    source = read_manifest(work)
+    ready.mkdir()
+    variants = copied(work, source, best.variant, ready)
+    (name,) = variants
+    metric = "mrr" if isinstance(asked, Evaluation) else "accuracy"
+    write_bundle(
+        ready,
+        name=source.name,
+        task=source.task,
+        license=source.license,
+        input=source.input,
+        output=source.output,
+        variants=variants,
+        architecture=source.architecture,
+        metrics={
+            name: {
+                "quantization": best.variant,
+                metric: round(best.quality, 4),
+                "evaluation": asked.name,
+            }
+        },
+        provenance=source.provenance,
+        exits=source.exits,
+    )
+    write_evaluation(ready / VALIDATION, asked)
+    write_plain(work, ready)
+    old = Path(model) / "evaluation.jsonl.gz"
+    if old.is_file():
+        shutil.copyfile(old, ready / old.name)
+    return name
+
+
+def _rows(tried: Sequence[Tried], best: Tried) -> list[tuple[str, ...]]:
+    heading = ("method", "ships", "quality", "lost", "ms", "times as fast", "")
+    rows: list[tuple[str, ...]] = [heading]
+    for item in tried:
+        between = "" if item.low is None else f" [{item.low:.2f}, {item.high:.2f}]"
+        note = "chosen" if item is best else f"refused: {item.why}" if item.why else ""
+        times = f"{item.times_faster:.2f}{between}"
+        figures = (f"{item.quality:.4f}", f"{item.lost:.2%}", f"{item.latency_ms:.2f}", times)
+        rows.append((item.variant, in_bytes(item.size_bytes), *figures, note))
+    return rows

@@ -1,0 +1,131 @@
+"""Which variant ships: all that were made, measured beside fp32 on this machine, and the one no other dominates.
+
+A variant is refused where it is slower than fp32 (the whole confidence interval says so), costs more of the task's
+metric on validation than is allowed, or is larger than is allowed. Of the others the fastest ships that no other
+beats or equals in size, quality and speed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codemill.targets.evaluation import Evaluation, LabelledEvaluation
+    from codemill.targets.figures import BenchmarkResult
+    from codemill.targets.profile import Shape
+
+__all__ = ["Tried", "chosen", "measured", "tried_of"]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A variant as it was measured: quality on validation, and the share of fp32's that is lost (negative: gained).
+
+    times_faster: than fp32, a call at batch 1; with its interval. why: what it is refused for, or None.
+    """
+
+    variant: str
+    size_bytes: int
+    quality: float
+    lost: float
+    latency_ms: float
+    times_faster: float
+    low: float | None
+    high: float | None
+    why: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    def dominates(self, other: Tried) -> bool:
+        """Whether it is at least as good in size, quality and speed, and better in one of them."""
+        mine = (self.size_bytes, -self.quality, -self.times_faster)
+        its = (other.size_bytes, -other.quality, -other.times_faster)
+        return mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
+
+
+def measured(
+    folder: Path,
+    reference: str,
+    variants: Sequence[str],
+    evaluation: Evaluation | LabelledEvaluation,
+    shape: Shape,
+    *,
+    threads: int,
+    rounds: int,
+    max_loss: float,
+    most_bytes: int | None = None,
+    say: Callable[[float, str], None] = lambda _, __: None,
+) -> list[Tried]:
+    """The variants of the bundle in `folder` beside its fp32 one, `reference`, which comes first in what is returned.
+
+    Each runs in processes of its own, alternating (`targets.benchmark`).
+    """
+    from codemill.targets.benchmark import benchmark
+    from codemill.targets.engine import bundle_engine
+
+    engines = [
+        replace(bundle_engine(folder, reference, threads, name=reference), role="reference"),
+        *(bundle_engine(folder, name, threads, name=name) for name in variants),
+    ]
+    result = benchmark(
+        engines, evaluation, [shape], rounds, lambda now: say(now.fraction, now.message)
+    )
+    return tried_of(result, reference, variants, shape, max_loss, most_bytes)
+
+
+def tried_of(
+    result: BenchmarkResult,
+    reference: str,
+    variants: Sequence[str],
+    shape: Shape,
+    max_loss: float,
+    most_bytes: int | None = None,
+) -> list[Tried]:
+    """What a benchmark says of each variant; see `measured`."""
+    whole = _quality(result, reference)
+    found: list[Tried] = []
+    for name in (reference, *variants):
+        engine = result.engine(name)
+        (latency,) = (
+            item
+            for item in engine.latencies
+            if (item.tokens, item.batch) == (shape.tokens, shape.batch)
+        )
+        quality = _quality(result, name)
+        lost = 1 - quality / whole if whole else 0.0
+        speed = result.ratio(name, reference, "latency", shape)
+        times, low, high = (speed.value, speed.low, speed.high) if speed else (1.0, None, None)
+        size = engine.size.size_bytes
+        why = None
+        if most_bytes is not None and size > most_bytes:
+            why = f"{size:,} bytes, more than {most_bytes:,}"
+        elif not whole and name != reference:
+            why = "fp32 itself gets nothing right on validation, so no share of it can be kept"
+        elif lost > max_loss:
+            why = f"loses {lost:.1%}, more than {max_loss:.1%}"
+        elif speed is not None and speed.below_parity:
+            why = f"{times:.2f} times as fast as fp32 [{low:.2f}, {high:.2f}]"
+        p50 = latency.latency_ms_p50
+        found.append(Tried(name, size, quality, lost, p50, times, low, high, why))
+    return found
+
+
+def chosen(tried: Sequence[Tried]) -> Tried | None:
+    """The fastest of those that are not refused and that no other dominates; None where all are refused."""
+    open_ = [item for item in tried if item.why is None]
+    front = [item for item in open_ if not any(other.dominates(item) for other in open_)]
+    return max(front, key=lambda item: item.times_faster, default=None)
+
+
+def _quality(result: BenchmarkResult, name: str) -> float:
+    engine = result.engine(name)
+    if engine.quality is not None:
+        return engine.quality.mrr
+    assert engine.labelling is not None
+    accuracy = engine.labelling.figures.get("accuracy")
+    return accuracy.value if accuracy is not None else 0.0

@@ -1,0 +1,145 @@
+"""Int8 with fixed ranges of activations, by NNCF on a plain graph (QDQ): post-training, and with accuracy control.
+
+Tables of embeddings are not left to NNCF, which would have them dequantized whole for every text (`tables.py`).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from codemill.errors import CodemillError, MachineError
+from codemill.export.fuse import keep_sums_apart
+from codemill.export.quantize.settings import Method, Quantization
+from codemill.export.quantize.tables import quantize_tables
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+__all__ = ["Feed", "Score", "nncf", "quantize_static", "quiet", "settings_of"]
+
+Feed = Mapping[str, "np.ndarray"]
+"""The inputs of one run of a graph, by name."""
+Score = Callable[[Any], float]
+"""Of an ONNX Runtime session with the graph: the task's metric on validation, more is better."""
+
+_MOST_RESTORED = 32
+"""Rounds of giving a group of products back its precision."""
+
+
+def nncf() -> ModuleType:
+    """NNCF, without the telemetry that it would start; MachineError where it is not installed."""
+    # what it falls back to where the package is missing is a stub
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import nncf as found
+    except ImportError as error:
+        raise MachineError(
+            "int8 with fixed ranges needs NNCF, which is not installed: pip install 'codemill[compress]'"
+        ) from error
+    found.set_log_level(logging.CRITICAL)
+    module: ModuleType = found
+    return module
+
+
+def quantize_static(
+    plain: Path,
+    quantized: Path,
+    settings: Quantization,
+    feeds: Sequence[Feed],
+    score: Score | None = None,
+) -> None:
+    """Write the int8 form of a plain graph: products and what is between them, tables of embeddings.
+
+    feeds: what activations are seen on. score: needed by controlled-int8. Raises CodemillError where NNCF fails.
+    """
+    import onnx
+
+    library = nncf()
+    model = onnx.load(str(plain))
+    common = settings_of(library, settings, len(feeds))
+    data = library.Dataset(list(feeds))
+    try:
+        with quiet():
+            if settings.method is Method.CONTROLLED:
+                if score is None:
+                    raise ValueError("controlled-int8 needs a score")
+                made = _controlled(library, model, data, settings, score, common)
+            else:
+                made = library.quantize(model, data, **common)
+    # NNCF raises whatever its passes raise
+    except Exception as error:
+        raise CodemillError(f"NNCF failed on {plain.name}: {error}") from error
+    quantize_tables(made)
+    keep_sums_apart(made.graph)
+    onnx.save(made, str(quantized))
+
+
+def settings_of(
+    library: ModuleType, settings: Quantization, samples: int, *, tables: bool = False
+) -> dict[str, Any]:
+    """What NNCF is told; tables: of embeddings are left to it as well."""
+    advanced = library.AdvancedQuantizationParameters(
+        overflow_fix=library.OverflowFix.ENABLE
+        if settings.reduced_range
+        else library.OverflowFix.DISABLE
+    )
+    # OpenVINO looks compressed rows up as they are; ONNX Runtime would make the whole table anew
+    left = None if tables else library.IgnoredScope(types=["Gather"], validate=False)
+    return {
+        "model_type": library.ModelType.TRANSFORMER,
+        "subset_size": samples,
+        "ignored_scope": left,
+        "advanced_parameters": advanced,
+    }
+
+
+def _controlled(
+    library: ModuleType,
+    model: onnx.ModelProto,
+    data: Any,
+    settings: Quantization,
+    score: Score,
+    common: dict[str, Any],
+) -> onnx.ModelProto:
+    import onnxruntime
+
+    def validated(found: onnx.ModelProto, _: Iterable[Any]) -> tuple[float, None]:
+        session = onnxruntime.InferenceSession(
+            found.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        return score(session), None
+
+    restorer = library.AdvancedAccuracyRestorerParameters(max_num_iterations=_MOST_RESTORED)
+    # relative: a share of what fp32 reaches
+    found: onnx.ModelProto = library.quantize_with_accuracy_control(
+        model,
+        data,
+        data,
+        validated,
+        max_drop=settings.max_loss,
+        drop_type=library.DropType.RELATIVE,
+        advanced_quantization_parameters=common.pop("advanced_parameters"),
+        advanced_accuracy_restorer_parameters=restorer,
+        **common,
+    )
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without NNCF's bars and warnings."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,171 @@
+"""Every way to quantize, of a bundle that embeds and of one that labels with exits, from their plain graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tests.compress.exits.test_leaving import exiting_of
+
+from codemill import load
+from codemill.compress.models.export import export_classifier
+from codemill.errors import ModelError
+from codemill.export.candidates import PLAIN, write_candidates
+from codemill.export.derive import derive
+from codemill.export.quantize.half import to_half
+from codemill.export.quantize.settings import Method, Quantization
+from codemill.export.quantize.tables import quantize_tables
+from codemill.runtime import load_classifier, read_manifest, verify_bundle
+from codemill.targets.evaluation import Evaluation, LabelledEvaluation
+
+from .test_candidates import tokenizer_json
+
+TEXTS = ["open file", "close the file", "open", "file close open open", "close", "open close"]
+EVALUATION = Evaluation("validation", tuple(TEXTS), tuple(text + " file" for text in TEXTS))
+ROWS = [(text,) for text in TEXTS]
+ON_PROCESSORS = [method for method in Method if method is not Method.FP16]
+NEAR = {
+    Method.FP32: 1e-5,
+    Method.WEIGHTS_INT8: 0.03,
+    Method.DYNAMIC: 0.1,
+    Method.CONTROLLED: 0.15,
+    Method.STATIC: 0.15,
+    Method.WEIGHTS_INT4: 0.3,
+}
+"""By which a component of an embedding may differ."""
+
+
+@pytest.fixture(scope="module")
+def plain(graphs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain")
+    sample = np.array([[2, 4, 0], [3, 4, 2]]), np.array([[1, 1, 0], [1, 1, 1]])
+    write_candidates(
+        graphs.model,
+        folder,
+        heads=graphs.heads,
+        tokenizer_json=tokenizer_json(),
+        max_tokens=40,
+        precisions=("plain",),
+        name="made-up",
+        sample=sample,
+        expected=graphs.in_torch(sample),
+        architecture={"heads": graphs.heads, "hidden_size": 64},
+    )
+    return folder
+
+
+@pytest.mark.parametrize("method", ON_PROCESSORS)
+def test_each_method_gives_nearly_what_the_plain_graph_gives(plain: Path, method: Method) -> None:
+    name = derive(plain, Quantization(method), validation=EVALUATION, calibration=ROWS)
+    verify_bundle(plain)
+    manifest = read_manifest(plain)
+    assert name == method.value
+    assert manifest.variants[name].precision == method.precision
+    with load(plain, variant=PLAIN, threads=1) as model:
+        expected = model.encode(TEXTS)
+    with load(plain, variant=name, threads=1) as model:
+        found = model.encode(TEXTS)
+    assert np.abs(found - expected).max() < NEAR[method]
+    if method not in (Method.FP32, Method.CONTROLLED):
+        # products and tables of embeddings too
+        graph = onnx.load(str(plain / manifest.variants[name].segments[0])).graph
+        floats = [
+            item.name
+            for item in graph.initializer
+            if item.data_type == onnx.TensorProto.FLOAT and np.prod(item.dims) >= 2**12
+        ]
+        assert floats == []
+
+
+def test_half_precision_keeps_inputs_and_outputs(plain: Path, tmp_path: Path) -> None:
+    source = plain / read_manifest(plain).variants[PLAIN].segments[0]
+    to_half(source, tmp_path / "half.onnx")
+    made, before = onnx.load(str(tmp_path / "half.onnx")), onnx.load(str(source))
+    for side in ("input", "output"):
+        kinds = [
+            [(item.name, item.type.tensor_type.elem_type) for item in getattr(model.graph, side)]
+            for model in (before, made)
+        ]
+        assert kinds[0] == kinds[1]
+    floats = [
+        item.name
+        for item in made.graph.initializer
+        if item.data_type == onnx.TensorProto.FLOAT and np.prod(item.dims) > 64
+    ]
+    assert floats == []
+
+
+def test_a_table_that_is_multiplied_by_as_well_stays(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    table = numpy_helper.from_array(np.ones((128, 64), np.float32), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("MatMul", ["table", "x"], ["y"]),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [1])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [64, 1])
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("rows", "y")
+    ]
+    graph = helper.make_graph(nodes, "tied", [ids, x], outputs, [table])
+    assert quantize_tables(helper.make_model(graph)) == 0
+    graph = helper.make_graph(nodes[:1], "tied", [ids], outputs[:1], [table])
+    assert quantize_tables(helper.make_model(graph)) == 1
+
+
+def test_a_bundle_without_plain_graphs_says_so(plain: Path, tmp_path: Path, graphs: Any) -> None:
+    sample = np.array([[2, 4]]), np.array([[1, 1]])
+    write_candidates(
+        graphs.model,
+        tmp_path,
+        heads=graphs.heads,
+        tokenizer_json=tokenizer_json(),
+        max_tokens=40,
+        precisions=("fp32",),
+        name="made-up",
+        sample=sample,
+        expected=graphs.in_torch(sample),
+    )
+    with pytest.raises(ModelError, match=r"no variant 'plain-fp32'.*it has: cpu-fp32"):
+        derive(tmp_path, Quantization(Method.DYNAMIC))
+    with pytest.raises(ModelError, match="needs validation data"):
+        derive(plain, Quantization(Method.CONTROLLED), calibration=ROWS)
+
+
+@pytest.mark.parametrize("method", [Method.STATIC, Method.CONTROLLED, Method.WEIGHTS_INT8])
+@pytest.mark.parametrize("texts", [1, 2])
+def test_parts_with_exits_are_quantized_one_after_another(
+    method: Method, texts: int, tmp_path: Path
+) -> None:
+    exiting, tokenizer, architecture, heads = exiting_of("bert", tmp_path / "model", texts)
+    folder = tmp_path / "bundle"
+    export_classifier(
+        exiting.whole,
+        folder,
+        labels=("a", "b", "c"),
+        heads=heads,
+        tokenizer_json=tokenizer,
+        max_tokens=40,
+        precisions=("plain",),
+        name="tiny",
+        architecture=architecture,
+        exiting=exiting,
+    )
+    asked = tuple(TEXTS)
+    rows = tuple((n,) if texts == 1 else (n, (n + 1) % len(asked)) for n in range(len(asked)))
+    items: Any = [asked[row[0]] if texts == 1 else (asked[row[0]], asked[row[1]]) for row in rows]
+    with load_classifier(folder, variant=PLAIN, threads=1) as model:
+        expected = model.probabilities(items)
+    truth = tuple(int(label) for label in expected.argmax(1))
+    validation = LabelledEvaluation("validation", ("a", "b", "c"), asked, rows, truth)
+    how = Quantization(method, reduced_range=False)
+    name = derive(folder, how, validation=validation, calibration=ROWS)
+    manifest = read_manifest(folder)
+    assert len(manifest.variants[name].segments) == len(manifest.variants[PLAIN].segments) == 6
+    with load_classifier(folder, variant=name, threads=1) as model:
+        found = model.probabilities(items)
+    assert np.abs(found - expected).max() < 0.25
