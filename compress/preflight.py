@@ -411,25 +411,24 @@ def _disk_bytes(recipe: Recipe, parameters: int, hidden_size: int) -> int:
 
 def _target(recipe: Recipe) -> Check:
     try:
-        reason = availability(target_named(recipe.target))
+        target = target_named(recipe.target)
+        reason = availability(target)
     except CodemillError as error:
         return Check("target", False, str(error))
-    supported = recipe.target in ("cpu-int8", "cpu-fp32")
-    if not supported:
-        return Check(
-            "target", False, f"{recipe.target} cannot be built yet; choose cpu-int8 or cpu-fp32"
-        )
-    wanted = "cpu-int8" if recipe.quantize.method == "dynamic-int8" else "cpu-fp32"
-    if recipe.target != wanted:
+    if target.provider != "CPUExecutionProvider":
         return Check(
             "target",
             False,
-            f"target {recipe.target} and quantize.method {recipe.quantize.method!r} contradict each "
-            f"other; set target to {wanted}, or quantize.method to what {recipe.target} says",
+            f"a run makes a bundle for processors, and {recipe.target} is none: set target to laptop-cpu, and give the "
+            f"bundle to `compress export BUNDLE --target {recipe.target}` after it",
         )
-    return Check(
-        "target", reason is None, recipe.target if reason is None else f"{recipe.target}: {reason}"
+    # a bundle for processors can be made on any; what is timed is timed here
+    here = (
+        ""
+        if reason is None
+        else f"; this machine is another kind ({reason}), and times are its own"
     )
+    return Check("target", True, f"{recipe.target}{here}")
 
 
 def _memory(needed: int) -> Check:

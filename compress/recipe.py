@@ -754,7 +754,7 @@ class Recipe(_Section):
         "shows none",
     )
     target: Text = Field(
-        "cpu-int8", description="the kind of machine to ship to (`compress targets`)"
+        "laptop-cpu", description="the kind of machine to ship to (`compress targets`)"
     )
     teacher: Teacher = Field(default_factory=Teacher)  # type: ignore[arg-type]
     data: Data = Field(default_factory=Data)  # type: ignore[arg-type]

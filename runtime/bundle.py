@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from codemill.errors import BundleError, IntegrityError
 from codemill.runtime.atomic import write_atomically
 from codemill.runtime.completion.decoding import COMPLETION, check_decoding
+from codemill.runtime.engines import ENGINES
 from codemill.runtime.graph import check_graph
 from codemill.runtime.ir import SUFFIX as IR_SUFFIX
 from codemill.runtime.ir import check_ir
@@ -97,13 +98,15 @@ class Variant:
     """One compiled form of the model.
 
     `segments` are the graphs in the order they run; `files` is everything this variant reads
-    besides the tokenizer: its segments and the weights they refer to.
+    besides the tokenizer: its segments and the weights they refer to. `built_for`: of an engine, the library's version
+    and the GPUs, as plain JSON; else empty.
     """
 
     provider: str
     precision: str
     segments: tuple[str, ...]
     files: tuple[str, ...]
+    built_for: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ class Manifest:
                     "precision": variant.precision,
                     "segments": list(variant.segments),
                     "files": list(variant.files),
+                    **({"built_for": dict(variant.built_for)} if variant.built_for else {}),
                 }
                 for name, variant in self.variants.items()
             },
@@ -276,6 +280,9 @@ def check_files(folder: str | os.PathLike[str], manifest: Manifest) -> None:
 def check_graphs(folder: str | os.PathLike[str], variant: Variant) -> None:
     """Check that the variant's graphs read nothing but its files; BundleError."""
     for path in variant.segments:
+        if variant.provider in ENGINES:
+            # what it holds only the GPU's library can tell
+            continue
         check = check_ir if path.endswith(IR_SUFFIX) else check_graph
         check(Path(folder), path, variant.files)
 
@@ -445,8 +452,11 @@ def _manifest(data: object) -> Manifest:
 
 def _variant(name: str, item: object, files: Mapping[str, FileRecord]) -> Variant:
     where = f"variants.{check_name(name, 'the name of a variant')}"
-    if not isinstance(item, dict) or item.keys() != {"provider", "precision", "segments", "files"}:
+    needed = {"provider", "precision", "segments", "files"}
+    if not isinstance(item, dict) or item.keys() - {"built_for"} != needed:
         raise ValueError(f"{where!r} should have provider, precision, segments and files")
+    if not isinstance(item.get("built_for", {}), dict):
+        raise ValueError(f"'{where}.built_for' should be an object")
     for key in ("provider", "precision"):
         check_name(item[key], f"{where}.{key}")
     for key in ("segments", "files"):
@@ -465,6 +475,7 @@ def _variant(name: str, item: object, files: Mapping[str, FileRecord]) -> Varian
         precision=item["precision"],
         segments=tuple(item["segments"]),
         files=tuple(item["files"]),
+        built_for=item.get("built_for", {}),
     )
 
 

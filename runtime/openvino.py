@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from codemill.errors import BundleError, ProviderError
 from codemill.runtime.bundle import plain
 from codemill.runtime.cache import cache_folder
+from codemill.runtime.engines import OPENVINO
 from codemill.runtime.machine import physical_cores
-from codemill.runtime.session import OPENVINO, check_threads
+from codemill.runtime.session import check_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from codemill.errors import BundleError, ProviderError
 from codemill.runtime.bundle import Manifest, plain
+from codemill.runtime.engines import ENGINES, OPENVINO
 from codemill.runtime.machine import physical_cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "OPENVINO",
     "Binding",
     "Graph",
     "OnnxSession",
@@ -29,9 +29,6 @@ __all__ = [
     "choose_variant",
     "open_session",
 ]
-
-OPENVINO = "OpenVINO"
-"""What a manifest calls the library itself; `OpenVINOExecutionProvider` is ONNX Runtime's."""
 
 # the most specific first: TensorRT and CUDA serve the same card, and the former is why it is there
 _ACCELERATORS = (
@@ -87,6 +84,10 @@ def open_session(
         from codemill.runtime.openvino import OpenVinoSession
 
         return OpenVinoSession(path, threads=threads)
+    if provider in ENGINES:
+        from codemill.runtime.tensorrt import TensorRtSession
+
+        return TensorRtSession(path, provider=provider)
     return OnnxSession(path, provider=provider, threads=threads)
 
 
@@ -227,16 +228,26 @@ def available_providers() -> tuple[str, ...]:
     import onnxruntime
 
     others = (OPENVINO,) if find_spec("openvino") is not None else ()
-    return (*onnxruntime.get_available_providers(), *others)
+    engines: tuple[str, ...] = ()
+    if any(find_spec(package) is not None for package in ("tensorrt_rtx", "tensorrt")):
+        from codemill.runtime.tensorrt import available
+
+        engines = tuple(available())
+    return (*onnxruntime.get_available_providers(), *others, *engines)
 
 
 def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
     """The name of the best variant that one of `providers` runs.
 
-    Accelerators come before the CPU; on the CPU int8 comes first, on an accelerator fp16.
-    Raises ProviderError, with what each variant wants and what is here, where none can run.
+    Accelerators come before the CPU; on the CPU int8 comes first, on an accelerator fp16. An engine (ENGINES) is never
+    chosen: it holds code, and is run only where it is named. Raises ProviderError, with what each variant wants and
+    what is here, where none can run.
     """
-    here = {name: item for name, item in manifest.variants.items() if item.provider in providers}
+    here = {
+        name: item
+        for name, item in manifest.variants.items()
+        if item.provider in providers and item.provider not in ENGINES
+    }
     if not here:
         wants = ", ".join(f"{name} ({item.provider})" for name, item in manifest.variants.items())
         raise ProviderError(

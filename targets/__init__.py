@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TargetSpec,
         all_targets,
         availability,
+        buildable,
         target_named,
     )
     from codemill.targets.report import (
@@ -66,6 +67,7 @@ __all__ = [
     "TrainingPoint",
     "all_targets",
     "availability",
+    "buildable",
     "bundle_engine",
     "limit",
     "make_report",
@@ -97,6 +99,7 @@ _HOMES = {
         "TargetSpec",
         "all_targets",
         "availability",
+        "buildable",
         "target_named",
     ),
     "report": (

@@ -1,21 +1,37 @@
 """Target profiles: the kinds of machine a bundle is made for, read from the YAML beside this file.
 
-A profile says what to run with and what to measure; it does not measure. `availability` answers
-whether this machine can stand for a target, and never offers another provider in its place.
+A profile says what to run with and what to measure; it does not measure. `availability` answers whether this machine
+can stand for a target, and never offers another provider in its place; `buildable` whether its variant can be made
+here.
 """
 
 from __future__ import annotations
 
 import enum
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from codemill.errors import MachineError, RecipeError
+from codemill.runtime.engines import OPENVINO, TENSORRT, TENSORRT_RTX
 
-__all__ = ["Precision", "Shape", "TargetSpec", "all_targets", "availability", "target_named"]
+if TYPE_CHECKING:
+    from codemill.runtime.machine import Machine
+
+__all__ = [
+    "Precision",
+    "Shape",
+    "TargetSpec",
+    "all_targets",
+    "availability",
+    "buildable",
+    "profile_of",
+    "target_named",
+]
 
 
 class Precision(enum.StrEnum):
@@ -39,6 +55,17 @@ class Shape:
             raise RecipeError(f"a latency shape needs tokens and batch of 1 or more, found {self}")
 
 
+SYSTEMS = {"linux": "linux", "win32": "windows", "darwin": "macos"}
+ARCHITECTURES = {"x86_64": "x86_64", "AMD64": "x86_64", "arm64": "arm64", "aarch64": "arm64"}
+"""By what Python calls them."""
+OTHERS = {
+    OPENVINO: "openvino",
+    TENSORRT_RTX: "tensorrt_rtx",
+    TENSORRT: "tensorrt",
+    "onnxruntime-web": None,
+}
+"""Engines that are not ONNX Runtime's providers, and the Python package of each."""
+
 DEFAULT_SHAPES = tuple(Shape(tokens, batch) for tokens in (32, 128, 256) for batch in (1, 8))
 
 
@@ -46,9 +73,11 @@ DEFAULT_SHAPES = tuple(Shape(tokens, batch) for tokens in (32, 128, 256) for bat
 class TargetSpec:
     """A kind of machine to ship to.
 
-    `provider` is ONNX Runtime's name; `threads` is what one call may use (None: the physical
-    cores); `memory_bytes` is the most a process may hold at its peak (None: no limit); `install`
-    says how the provider gets onto a machine.
+    `provider` is ONNX Runtime's name, or that of another engine (OTHERS); `threads` is what one call may use (None: the
+    physical cores); `memory_bytes` is the most a process may hold at its peak (None: no limit); `install` says how the
+    provider gets onto a machine. `systems`, `architectures`, `instruction_sets`: what such a machine has; none: any.
+    `reduced_range`: 7-bit weights where activations are 8-bit, for processors without 8-bit dot products.
+    `compute_capabilities`: of the NVIDIA GPUs that engines are built for.
     """
 
     name: str
@@ -59,6 +88,11 @@ class TargetSpec:
     memory_bytes: int | None
     shapes: tuple[Shape, ...] = DEFAULT_SHAPES
     install: str = ""
+    systems: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    instruction_sets: tuple[str, ...] = ()
+    reduced_range: bool = True
+    compute_capabilities: tuple[str, ...] = ()
 
 
 def all_targets() -> tuple[TargetSpec, ...]:
@@ -82,18 +116,89 @@ def availability(target: TargetSpec) -> str | None:
     memory; whether a driver underneath works shows only when a session is made.
     """
     from codemill.runtime.machine import this_machine
+    from codemill.runtime.session import available_providers
 
     machine = this_machine()
-    if target.provider not in machine.providers:
-        here = ", ".join(machine.providers) or "none"
+    why = _unlike(target, machine)
+    if why is not None:
+        return why
+    here = available_providers()
+    if target.provider not in here:
         how = f"; {target.install}" if target.install else ""
-        return f"ONNX Runtime here has no {target.provider} (it has {here}){how}"
+        if target.provider in OTHERS:
+            return f"{_absent(target)}{how}"
+        return f"ONNX Runtime here has no {target.provider} (it has {', '.join(here)}){how}"
     if target.threads is not None and target.threads > machine.logical_cores:
         return f"it takes {target.threads} threads; this process may use {machine.logical_cores}"
     total = machine.memory_bytes
     if target.memory_bytes is not None and total is not None and total < target.memory_bytes:
         return f"it takes {target.memory_bytes:,} bytes of memory; this machine has {total:,}"
     return None
+
+
+def _unlike(target: TargetSpec, machine: Machine) -> str | None:
+    """Why this machine is of another kind."""
+    system = SYSTEMS.get(sys.platform, sys.platform)
+    if target.systems and system not in target.systems:
+        return f"it is for {' and '.join(target.systems)}; this is {system}"
+    architecture = ARCHITECTURES.get(machine.architecture, machine.architecture)
+    if target.architectures and architecture not in target.architectures:
+        return f"it is for {' and '.join(target.architectures)}; this machine is {architecture}"
+    # where the system does not tell, nothing is known to be missing
+    lacking = [
+        name
+        for name in target.instruction_sets
+        if machine.instruction_sets and name not in machine.instruction_sets
+    ]
+    return f"this processor has no {', '.join(lacking)}" if lacking else None
+
+
+def _absent(target: TargetSpec) -> str:
+    package = OTHERS[target.provider]
+    if package is None:
+        return "it runs in a browser"
+    if find_spec(package) is None:
+        return f"{target.provider} is not installed"
+    return f"{target.provider} is installed and finds no GPU"
+
+
+def buildable(target: TargetSpec) -> str | None:
+    """Why the variant of `target` cannot be made on this machine, in one sentence, or None when it can.
+
+    What ONNX Runtime runs is ONNX, made anywhere; engines of TensorRT for RTX need its package, and no GPU.
+    """
+    package = OTHERS.get(target.provider)
+    if package is not None and find_spec(package) is None:
+        return f"{target.provider} is not installed; {target.install}"
+    if target.provider == TENSORRT and availability(target) is not None:
+        return "its engines are built on the machine that runs them"
+    return None
+
+
+def profile_of(machine: Machine) -> TargetSpec:
+    """A machine as a profile: its own provider, threads and instruction sets, int8 on a processor."""
+    accelerated = [name for name in machine.providers if name in _FP16]
+    provider = accelerated[0] if accelerated else "CPUExecutionProvider"
+    system = SYSTEMS.get(sys.platform)
+    architecture = ARCHITECTURES.get(machine.architecture)
+    return TargetSpec(
+        name="this-machine",
+        description=f"{machine.cpu}, {machine.os}",
+        provider=provider,
+        precision=Precision.FP16 if accelerated else Precision.INT8,
+        threads=machine.physical_cores,
+        memory_bytes=machine.memory_bytes,
+        systems=(system,) if system else (),
+        architectures=(architecture,) if architecture else (),
+        instruction_sets=machine.instruction_sets,
+        reduced_range=not machine.has_int8_products,
+    )
+
+
+_FP16 = (
+    *("NvTensorRTRTXExecutionProvider", "TensorrtExecutionProvider", "CUDAExecutionProvider"),
+    *("CoreMLExecutionProvider", "DmlExecutionProvider"),
+)
 
 
 @cache
@@ -133,6 +238,10 @@ def read_target(text: str, name: str) -> TargetSpec:
         if "shapes" in data
         else DEFAULT_SHAPES,
         install=key("install", _is_text, "a sentence") if "install" in data else "",
+        reduced_range=key("reduced_range", _is_flag, "true or false")
+        if "reduced_range" in data
+        else True,
+        **{name: key.names(name, known) for name, known in _NAMES.items() if name in data},
     )
 
 
@@ -150,6 +259,30 @@ class _Keys:
         if not right(value):
             raise RecipeError(f"{self.file}: {key}: expected {expected}, found {value!r:.80}")
         return value
+
+    def names(self, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
+        """A list of names, of those `known` where there are any."""
+
+        def right(value: object) -> bool:
+            return isinstance(value, list) and all(
+                _is_text(item) and (not known or item in known) for item in value
+            )
+
+        said = f"a list of {', '.join(known)}" if known else "a list of names in quotes"
+        return tuple(self(key, right, said))
+
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "systems": tuple(SYSTEMS.values()),
+    "architectures": ("x86_64", "arm64"),
+    "instruction_sets": (),
+    "compute_capabilities": (),
+}
+"""Lists of names in a profile, and the names there are; none: any."""
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 def _is_text(value: object) -> bool:

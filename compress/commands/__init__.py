@@ -35,7 +35,8 @@ _MODULES = {
     "complete": "complete",
     "find": "find",
     "bench": "bench",
-    "targets": "bench",
+    "targets": "targets",
+    "detect": "targets",
     "report": "bench",
     "cache": "cache",
 }

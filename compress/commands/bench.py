@@ -1,4 +1,4 @@
-"""`compress bench`, `targets` and `report`: measuring on this machine, and showing it."""
+"""`compress bench` and `report`: measuring on this machine, and showing it."""
 
 from __future__ import annotations
 
@@ -155,28 +155,6 @@ def bench_command(
     click.echo(table(report_rows(report), heading=True))
     for path in written:
         click.echo(f"wrote {path}", err=True)
-
-
-@click.command("targets")
-@json_option
-def targets_command(as_json: bool) -> None:
-    """List the kinds of machine to ship to.
-
-    For each, whether this machine can stand for it, and if not, why.
-    """
-    from codemill.targets import all_targets, availability
-    from codemill.targets.codec import to_json
-
-    found = [(target, availability(target)) for target in all_targets()]
-    if as_json:
-        print_json(
-            [{**to_json(target), "runs_here": why is None, "why_not": why} for target, why in found]
-        )
-        return
-    for target, why in found:
-        name = click.style(target.name, bold=True)
-        click.echo(f"{name}  {target.description}")
-        click.echo("    runs here" if why is None else f"    not here: {why}")
 
 
 @click.command("report")

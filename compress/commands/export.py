@@ -78,6 +78,21 @@ _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
     help="Of complete at int4: by which perplexity on other such code may be above that at int8; matrices stay at 8 "
     "bits until it is met, what wins most a byte first. `none`: all are at 4. [default: 0.2]",
 )
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="Make variants for kinds of machine (`compress targets`), called as they are; may be given several times. "
+    "MODEL may be a bundle that `compress run` made: they are added to it.",
+)
+@click.option(
+    "--evaluation",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="With --target: what variants are compared with fp32 on, and activations are seen on. [default: the bundle's "
+    "validation.jsonl.gz, else code that is installed here]",
+)
 @click.option("--name", help="The bundle's name. [default: the model's]")
 @click.option("--license", "licence", help="Licence of the weights, as an SPDX id.")
 @json_option
@@ -92,6 +107,8 @@ def export_command(
     calibration: str | None,
     block: str | None,
     rounding_loss: str | None,
+    targets: tuple[str, ...],
+    evaluation: Path | None,
     name: str | None,
     licence: str | None,
     as_json: bool,
@@ -110,6 +127,14 @@ def export_command(
         name or model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1], "model"
     )
     target = out or Path(f"{chosen}-bundle")
+    if targets:
+        _check_alone(click.get_current_context())
+        from codemill.compress.commands.export_targets import export_targets
+
+        export_targets(model, targets, target, evaluation, as_json)
+        return
+    if evaluation is not None:
+        raise click.UsageError("--evaluation goes with --target")
     rounds = task == "complete" and precision in (None, "int4")
     for option, value in (("--calibration", calibration), ("--rounding-loss", rounding_loss)):
         if value is not None and not rounds:
@@ -154,6 +179,17 @@ def export_command(
         return
     rows = [("bundle", shown_path(target)), ("variant", variant), ("size", in_bytes(size))]
     click.echo(table([*rows, ("digest", digest)]))
+
+
+_WITH_TARGETS = {"model", "targets", "out", "evaluation", "as_json"}
+
+
+def _check_alone(context: click.Context) -> None:
+    """Raise UsageError for an option that --target decides."""
+    for option in context.params.keys() - _WITH_TARGETS:
+        if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+            flag = option.replace("licence", "license").replace("_", "-")
+            raise click.UsageError(f"--{flag} does not go with --target, which says it all")
 
 
 def _loss(asked: str | None) -> float | None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from codemill.targets.latency import Kit, LatencyProfile
     from codemill.targets.profile import TargetSpec
 
-_TARGET = "cpu-int8"
+_TARGET = "laptop-cpu"
 _CPU = "CPUExecutionProvider"
 _MINUTES = 5.0
 # each holds torch and a model

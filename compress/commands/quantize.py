@@ -95,6 +95,7 @@ def quantize_command(
     export` takes it. Leave the machine alone meanwhile.
     """
     require_extra("compress", "`compress quantize`")
+    from codemill.compress.commands.plain import plain_bundle
     from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
     from codemill.compress.progress import shown_stage
     from codemill.export.choose import chosen, measured
@@ -110,7 +111,12 @@ def quantize_command(
     methods = [Method(each) for each in (_METHODS if method == "auto" else (method,))]
     with quiet_stdout(), scratch_beside(target) as scratch:
         work = scratch / "work"
-        file = _plain_bundle(model, evaluation, work)
+        file = plain_bundle(model, evaluation, work)
+        if file is None:
+            raise InputError(
+                f"there is no {_VALIDATION} in {model} to compare quality on; give --evaluation FILE: JSON lines of "
+                "query and code, or labelled rows"
+            )
         manifest = read_manifest(work)
         asked = _asked(work, file)
         shape = Shape(min(_TOKENS, manifest.max_tokens), 1)
@@ -166,59 +172,6 @@ def quantize_command(
     click.echo()
     rows = [("bundle", shown_path(target)), ("variant", f"{shipped}, {best.variant}")]
     click.echo(table([*rows, ("size", in_bytes(size)), ("digest", digest)]))
-
-
-def _plain_bundle(model: str, evaluation: Path | None, work: Path) -> Path:
-    """Write a bundle of the model's plain graphs to `work`; the file of what it is compared on."""
-    import shutil
-
-    from codemill.compress.commands.bundle import folder_of, is_bundle
-    from codemill.export.candidates import PLAIN
-    from codemill.runtime import read_manifest, unpack
-    from codemill.runtime.completion.completer import completes
-
-    if not is_bundle(model):
-        if evaluation is None:
-            raise click.UsageError(
-                "--evaluation: say what quality is compared on: JSON lines of query and code, or labelled rows"
-            )
-        _export_plain(model, evaluation, work)
-        return evaluation
-    folder = folder_of(Path(model))
-    manifest = read_manifest(folder)
-    if completes(manifest):
-        raise InputError(
-            f"{model} completes; how a decoder is rounded is chosen when it is exported: `compress export MODEL "
-            "--task complete --precision int4` measures which matrices stay at 8 bits"
-        )
-    file = evaluation or folder / _VALIDATION
-    if not file.is_file():
-        raise InputError(
-            f"there is no {file} to compare quality on; give --evaluation FILE: JSON lines of query and code, or "
-            "labelled rows"
-        )
-    source = folder
-    if PLAIN not in manifest.variants:
-        packed = folder / "plain.mill"
-        if not packed.is_file():
-            raise InputError(
-                f"{model} has no plain.mill, the graphs that others are made of: `compress run` puts it into a "
-                "bundle's folder (a .mill never has it); or give the model that the bundle was exported from"
-            )
-        source = unpack(packed)
-        if read_manifest(source).provenance != manifest.provenance:
-            raise InputError(f"{packed} is of another run than the bundle; make the bundle again")
-    shutil.copytree(source, work)
-    return file
-
-
-def _export_plain(model: str, evaluation: Path, work: Path) -> None:
-    from codemill.compress.commands.export import export_encoder_bundle
-    from codemill.targets.json_lines import json_lines
-
-    first = next(iter(json_lines(evaluation, "evaluation file", ("query", "labels"), 2**30)), None)
-    task = "encode" if first is not None and "query" in first[1] else "classify"
-    export_encoder_bundle(model, task, "plain", work)
 
 
 def _asked(work: Path, file: Path) -> Evaluation | LabelledEvaluation:

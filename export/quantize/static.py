@@ -55,16 +55,19 @@ def quantize_static(
     settings: Quantization,
     feeds: Sequence[Feed],
     score: Score | None = None,
+    *,
+    for_engine: bool = False,
 ) -> None:
     """Write the int8 form of a plain graph: products and what is between them, tables of embeddings.
 
-    feeds: what activations are seen on. score: needed by controlled-int8. Raises CodemillError where NNCF fails.
+    feeds: what activations are seen on. score: needed by controlled-int8. for_engine: as TensorRT wants it, every zero
+    point 0. Raises CodemillError where NNCF fails.
     """
     import onnx
 
     library = nncf()
     model = onnx.load(str(plain))
-    common = settings_of(library, settings, len(feeds))
+    common = settings_of(library, settings, len(feeds), tables=for_engine, symmetric=for_engine)
     data = library.Dataset(list(feeds))
     try:
         with quiet():
@@ -77,15 +80,21 @@ def quantize_static(
     # NNCF raises whatever its passes raise
     except Exception as error:
         raise CodemillError(f"NNCF failed on {plain.name}: {error}") from error
-    quantize_tables(made)
-    keep_sums_apart(made.graph)
+    if not for_engine:
+        quantize_tables(made)
+        keep_sums_apart(made.graph)
     onnx.save(made, str(quantized))
 
 
 def settings_of(
-    library: ModuleType, settings: Quantization, samples: int, *, tables: bool = False
+    library: ModuleType,
+    settings: Quantization,
+    samples: int,
+    *,
+    tables: bool = False,
+    symmetric: bool = False,
 ) -> dict[str, Any]:
-    """What NNCF is told; tables: of embeddings are left to it as well."""
+    """What NNCF is told; tables: of embeddings are left to it as well; symmetric: no zero point but 0."""
     advanced = library.AdvancedQuantizationParameters(
         overflow_fix=library.OverflowFix.ENABLE
         if settings.reduced_range
@@ -97,6 +106,7 @@ def settings_of(
         "model_type": library.ModelType.TRANSFORMER,
         "subset_size": samples,
         "ignored_scope": left,
+        "preset": library.QuantizationPreset.PERFORMANCE if symmetric else None,
         "advanced_parameters": advanced,
     }
 

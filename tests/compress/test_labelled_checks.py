@@ -25,7 +25,7 @@ def recipe(model: Path, source: Path, **sections: dict[str, Any]) -> Recipe:
         "teacher": {"model": str(model), "max_tokens": 60},
         "data": {"max_tokens": 48, "source": str(source)},
         "student": {"max_tokens": 40},
-        "target": "cpu-int8",
+        "target": "laptop-cpu",
         "bench": {"tokens": [16]},
     }
     return parse_recipe({**values, **sections})

@@ -22,7 +22,7 @@ def recipe(model: Path, **sections: dict[str, Any]) -> Recipe:
         "teacher": {"model": str(model), "max_tokens": 60},
         "data": {"max_tokens": 48},
         "student": {"max_tokens": 60},
-        "target": "cpu-int8",
+        "target": "laptop-cpu",
     }
     return parse_recipe({**values, **sections})
 
@@ -58,7 +58,7 @@ def test_a_teacher_that_cannot_be_opened_is_what_it_is(tmp_path: Path) -> None:
         preflight(recipe(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("target", ["cuda-fp16", "no-such-target"])
+@pytest.mark.parametrize("target", ["laptop-rtx", "no-such-target"])
 def test_a_target_that_cannot_be_built_for_stops_the_run(
     made_model: Path, tmp_path: Path, target: str
 ) -> None:

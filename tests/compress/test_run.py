@@ -6,13 +6,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from codemill import load
 from codemill.compress import pipeline
+from codemill.compress.commands import compress
 from codemill.compress.data.pairs import Pair
 from codemill.compress.preflight import Check
 from codemill.compress.progress import Silent
@@ -276,3 +280,82 @@ def test_a_finished_run_needs_no_room(
     run(finished.recipe, finished.work, tmp_path / "again", Silent())
     with pytest.raises(MachineError, match="full"):
         run(finished.recipe, tmp_path / "elsewhere", tmp_path / "other", Silent())
+
+
+def commanded(*arguments: object) -> Any:
+    """What a command printed as JSON."""
+    ended = CliRunner().invoke(compress, list(map(str, arguments)), catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    return json.loads(ended.stdout)
+
+
+def test_its_bundle_is_quantized_otherwise(finished: Run, tmp_path: Path) -> None:
+    said = commanded(
+        *("quantize", finished.out, "--method", "weights-int8", "--max-loss", "1"),
+        *("--rounds", "1", "--threads", "1", "--out", tmp_path / "q", "--json"),
+    )
+    assert [row["variant"] for row in said["tried"]] == ["fp32", "weights-int8"]
+    assert said["chosen"] in ("fp32", "weights-int8")
+    manifest = read_manifest(tmp_path / "q")
+    (name,) = manifest.variants
+    assert manifest.metrics[name]["quantization"] == said["chosen"]
+    assert manifest.provenance == read_manifest(finished.out).provenance
+    assert verify_bundle(tmp_path / "q") == said["digest"]
+    with load(tmp_path / "q") as model:
+        assert model.encode(["def f(): pass"]).shape[0] == 1
+    # what it was made of is there once more
+    assert commanded(
+        *("export", tmp_path / "q", "--target", "windows", "--out", tmp_path / "w", "--json")
+    )["targets"][0]["not_run"].startswith("it is for windows")
+
+
+def test_its_bundle_gets_variants_for_other_machines(finished: Run, tmp_path: Path) -> None:
+    targets = ["laptop-cpu", "apple-silicon", "windows", "browser"]
+    for package, target in (("openvino", "laptop-intel"), ("tensorrt_rtx", "laptop-rtx")):
+        if find_spec(package) is not None:
+            targets.append(target)
+    asked = [item for target in targets for item in ("--target", target)]
+    said = commanded("export", finished.out, *asked, "--out", tmp_path / "all", "--json")
+    found = {row["target"]: row for row in said["targets"]}
+    manifest = read_manifest(tmp_path / "all")
+    assert set(manifest.variants) == {*read_manifest(finished.out).variants, *targets}
+    assert verify_bundle(tmp_path / "all") == said["digest"]
+    assert found["windows"]["agreement"] is None
+    assert found["windows"]["covered"] == 1.0
+    assert found["apple-silicon"]["missing"]["Gather"] > 0
+    assert found["browser"]["not_run"].startswith("it runs in a browser")
+    for row in said["targets"]:
+        if row["not_run"] is None:
+            assert row["agreement"] > 0.5
+            with load(tmp_path / "all", variant=row["variant"], threads=1) as model:
+                assert model.encode(["def f(): pass"]).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--target", "abacus"), "no target is called 'abacus'"),
+        (("--target", "gpu-datacenter"), "cannot be built here"),
+        (("--target", "windows", "--precision", "int8"), "--precision does not go with --target"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(
+    finished: Run, tmp_path: Path, arguments: tuple[str, ...], why: str
+) -> None:
+    asked = ["export", str(finished.out), *arguments, "--out", str(tmp_path / "x")]
+    ended = CliRunner().invoke(compress, asked)
+    assert why in (str(ended.exception) + ended.output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_without_its_plain_graphs_is_not_quantized(finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.out, tmp_path / "bare")
+    (tmp_path / "bare/plain.mill").unlink()
+    asked = ["quantize", str(tmp_path / "bare"), "--out", str(tmp_path / "q")]
+    with pytest.raises(InputError, match=r"has no plain.mill, the graphs that others are made of"):
+        CliRunner().invoke(compress, asked, catch_exceptions=False)
+    (tmp_path / "bare/validation.jsonl.gz").unlink()
+    shutil.copyfile(finished.out / "plain.mill", tmp_path / "bare/plain.mill")
+    with pytest.raises(InputError, match=r"no validation.jsonl.gz .* give --evaluation"):
+        CliRunner().invoke(compress, asked, catch_exceptions=False)
+    assert not (tmp_path / "q").exists()

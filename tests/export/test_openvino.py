@@ -23,7 +23,8 @@ from codemill.export.openvino import write_ir
 from codemill.export.quantize.settings import Method, Quantization
 from codemill.runtime import load_classifier, read_manifest, verify_bundle
 from codemill.runtime.bundle import update_bundle
-from codemill.runtime.session import OPENVINO, available_providers, choose_variant
+from codemill.runtime.engines import OPENVINO
+from codemill.runtime.session import available_providers, choose_variant
 
 from .conftest import tiny_bert
 from .test_candidates import tokenizer_json
@@ -54,7 +55,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         architecture={"heads": 4, "hidden_size": 64},
     )
     for method in (Method.FP32, Method.STATIC):
-        derive(folder, Quantization(method), provider=OPENVINO, calibration=ROWS)
+        name = f"openvino-{method.precision}"
+        derive(folder, Quantization(method), name=name, provider=OPENVINO, calibration=ROWS)
     return folder
 
 
@@ -117,7 +119,7 @@ def test_exits_run_too(texts: int, tmp_path: Path) -> None:
         architecture=architecture,
         exiting=exiting,
     )
-    derive(folder, Quantization(Method.FP32), provider=OPENVINO)
+    derive(folder, Quantization(Method.FP32), name="openvino-fp32", provider=OPENVINO)
     exits = [{**item, "threshold": 0.6} for item in read_manifest(folder).exits]
     update_bundle(folder, exits=exits)
     items: Any = TEXTS if texts == 1 else list(zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True))

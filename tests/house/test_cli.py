@@ -392,10 +392,31 @@ def test_find_says_which_files_it_left_out(compress: Compress, bundle: Path, cod
 
 def test_targets_says_of_each_whether_it_runs_here(compress: Compress) -> None:
     found = {item["name"]: item for item in compress("targets", "--json").document}
-    assert found["cpu-fp32"]["provider"] == "CPUExecutionProvider"
+    assert found["laptop-cpu"]["provider"] == "CPUExecutionProvider"
+    assert found["browser"]["why_not"].startswith("it runs in a browser")
+    assert found["browser"]["builds_here"] is True
+    assert found["gpu-datacenter"]["builds_here"] is False
     assert all(item["runs_here"] == (item["why_not"] is None) for item in found.values())
     shown = compress("targets").out
     assert all(name in shown for name in found)
+
+
+def test_detect_prints_this_machine_as_a_profile_that_is_read_again(compress: Compress) -> None:
+    from codemill.runtime import this_machine
+    from codemill.targets.profile import read_target
+
+    ended = compress("detect")
+    target = read_target(ended.out, "detected")
+    machine = this_machine()
+    assert (target.name, target.threads) == ("this-machine", machine.physical_cores)
+    assert target.instruction_sets == machine.instruction_sets
+    assert target.reduced_range is not machine.has_int8_products
+    document = compress("detect", "--json").document
+    assert document["machine"]["cpu"] == machine.cpu
+    assert document["profile"]["name"] == "this-machine"
+    assert (
+        "laptop-cpu" in document["runs"] or "laptop-arm" in document["runs"] or not document["runs"]
+    )
 
 
 def test_bench_measures_and_report_draws(compress: Compress, bundle: Path, tmp_path: Path) -> None:

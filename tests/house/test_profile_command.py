@@ -38,7 +38,7 @@ def write_small_kit(folder: Path, bundle: Path, provider: str = CPU, graphs: int
         sha256 = hashlib.sha256(content).hexdigest()
         found.append(KitGraph(str(layers), f"{layers}.onnx", sha256, "int8", architecture))
     shapes = (Shape(8), Shape(16, 2))
-    write_kit(folder, Kit(1, "0", KitTarget("cpu-int8", provider, 1), "1", shapes, tuple(found)))
+    write_kit(folder, Kit(1, "0", KitTarget("laptop-cpu", provider, 1), "1", shapes, tuple(found)))
     return folder
 
 
@@ -142,7 +142,7 @@ def test_a_target_that_this_machine_cannot_run_is_refused_with_what_is_there(
     ended = compress("profile", "--target", "abacus", "--out", "latency.json")
     assert ended.code == 1
     assert "no target is called 'abacus'" in ended.err
-    assert "cpu-int8" in ended.err
+    assert "laptop-cpu" in ended.err
 
 
 def test_a_kit_for_what_is_not_here_is_refused(
@@ -152,9 +152,9 @@ def test_a_kit_for_what_is_not_here_is_refused(
     ended = compress("profile", "--kit", other, "--out", "latency.json")
     assert ended.code == 1
     assert "has no CUDAExecutionProvider" in ended.err
-    ended = compress("profile", "--kit", kit, "--target", "cpu-fp32", "--out", "latency.json")
+    ended = compress("profile", "--kit", kit, "--target", "laptop-arm", "--out", "latency.json")
     assert ended.code == 1
-    assert "was made for cpu-int8" in ended.err
+    assert "was made for laptop-cpu" in ended.err
     ended = compress("profile", "--kit", kit, "--threads", "999", "--out", "latency.json")
     assert ended.code == 1
     assert "it takes 999 threads" in ended.err
@@ -204,7 +204,7 @@ def test_a_kit_is_made_and_its_graphs_are_measured(
     files = {path.name for path in Path("kit").iterdir()}
     assert files == {"kit.json", "00-int8.onnx", "00-fp32.onnx", "01-int8.onnx"}
     written = json.loads(Path("kit/kit.json").read_text())
-    assert written["target"] == {"name": "cpu-int8", "provider": CPU, "threads": 2}
+    assert written["target"] == {"name": "laptop-cpu", "provider": CPU, "threads": 2}
     from codemill.targets.latency import read_kit
 
     profile = measure(Path("kit"), read_kit(Path("kit")), threads=1, minutes=1e-9)

@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
         write_graph(folder / name)
         sha256 = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         graphs.append(KitGraph(name[:-5], name, sha256, "int8", architecture(layers)))
-    target = KitTarget("cpu-int8", CPU, 1)
+    target = KitTarget("laptop-cpu", CPU, 1)
     write_kit(folder, Kit(1, "0", target, "anchor", SHAPES, tuple(graphs)))
     return folder
 

@@ -5,11 +5,19 @@ from dataclasses import replace
 import pytest
 
 from codemill.errors import RecipeError
-from codemill.targets import Precision, Shape, all_targets, availability, target_named
+from codemill.targets import (
+    Precision,
+    Shape,
+    TargetSpec,
+    all_targets,
+    availability,
+    buildable,
+    target_named,
+)
 from codemill.targets.profile import read_target
 
 GOOD = """
-name: cpu-int8
+name: laptop-cpu
 description: A laptop
 provider: CPUExecutionProvider
 precision: int8
@@ -20,9 +28,12 @@ memory_bytes: null
 
 def test_the_targets_that_ship_are_read_with_cpu_first() -> None:
     names = [target.name for target in all_targets()]
-    assert {"cpu-int8", "cpu-fp32", "cuda-fp16", "tensorrt-fp16", "openvino-cpu"} <= set(names)
-    assert names[:2] == ["cpu-fp32", "cpu-int8"]
-    laptop = target_named("cpu-int8")
+    assert set(names) == {
+        *("laptop-cpu", "laptop-cpu-lowmem", "laptop-intel", "laptop-arm", "apple-silicon"),
+        *("windows", "laptop-rtx", "gpu-datacenter", "browser"),
+    }
+    assert names[:3] == ["laptop-arm", "laptop-cpu", "laptop-cpu-lowmem"]
+    laptop = target_named("laptop-cpu")
     assert (laptop.threads, laptop.precision) == (2, Precision.INT8)
     assert Shape(128, 1) in laptop.shapes
 
@@ -35,7 +46,7 @@ def test_each_targets_file_bears_its_name() -> None:
 
 
 def test_an_unknown_target_is_named_with_those_there_are() -> None:
-    with pytest.raises(RecipeError, match=r"'cpu-int9'.*cpu-int8"):
+    with pytest.raises(RecipeError, match=r"'cpu-int9'.*laptop-cpu"):
         target_named("cpu-int9")
 
 
@@ -49,6 +60,11 @@ def test_an_unknown_target_is_named_with_those_there_are() -> None:
         ("shapes: [{tokens: 32}]", "shapes"),
         ("cores: 2", "unknown keys"),
         ("name: ''", "name"),
+        ("systems: [linux, beos]", r"systems: expected a list of linux, windows, macos, found"),
+        ("architectures: arm64", r"architectures: expected a list of x86_64, arm64"),
+        ("instruction_sets: [7]", r"instruction_sets: expected a list of names"),
+        ("compute_capabilities: [8.6]", r"compute_capabilities: .* in quotes, found \[8.6\]"),
+        ("reduced_range: maybe", r"reduced_range: expected true or false"),
     ],
 )
 def test_a_bad_value_is_named_with_its_key_and_file(line: str, message: str) -> None:
@@ -63,8 +79,36 @@ def test_a_missing_key_is_named() -> None:
         read_target(GOOD.replace("provider: CPUExecutionProvider\n", ""), "x.yaml")
 
 
+def any_machine() -> TargetSpec:
+    """The laptop, of whatever kind it is."""
+    return replace(target_named("laptop-cpu"), architectures=(), instruction_sets=())
+
+
+def test_another_kind_of_machine_is_told_from_this_one() -> None:
+    from codemill.runtime import this_machine
+
+    assert "it is for macos" in (availability(replace(any_machine(), systems=("macos",))) or "")
+    other = "arm64" if this_machine().architecture == "x86_64" else "x86_64"
+    wrong = replace(any_machine(), architectures=(other,))
+    assert f"it is for {other}" in (availability(wrong) or "")
+    lacking = replace(any_machine(), instruction_sets=("abacus",))
+    assert availability(lacking) == "this processor has no abacus"
+
+
+def test_what_can_be_made_here_is_told_from_what_runs_here() -> None:
+    assert buildable(target_named("windows")) is None
+    browser = target_named("browser")
+    assert buildable(browser) is None
+    assert (availability(browser) or "").startswith("it runs in a browser")
+    missing = replace(target_named("laptop-rtx"), provider="TensorRT", systems=(), architectures=())
+    assert availability(missing) is not None
+    assert buildable(missing) is not None
+
+
 def test_a_provider_that_is_not_here_is_named_with_those_that_are() -> None:
-    absent = replace(target_named("cpu-int8"), provider="MadeUpExecutionProvider", install="buy it")
+    absent = replace(
+        target_named("laptop-cpu"), provider="MadeUpExecutionProvider", install="buy it"
+    )
     reason = availability(absent)
     assert reason is not None
     assert "MadeUpExecutionProvider" in reason
@@ -73,7 +117,7 @@ def test_a_provider_that_is_not_here_is_named_with_those_that_are() -> None:
 
 
 def test_more_threads_or_memory_than_there_are_is_a_reason() -> None:
-    laptop = replace(target_named("cpu-int8"), threads=1, memory_bytes=None)
+    laptop = replace(any_machine(), threads=1, memory_bytes=None)
     assert availability(laptop) is None
     assert "threads" in (availability(replace(laptop, threads=100_000)) or "")
     assert "memory" in (availability(replace(laptop, memory_bytes=10**18)) or "")

@@ -27,7 +27,7 @@ from codemill.targets.latency import (
 )
 from codemill.targets.profile import Precision, Shape, TargetSpec
 
-TARGET = TargetSpec("cpu-int8", "", "CPUExecutionProvider", Precision.INT8, 2, None)
+TARGET = TargetSpec("laptop-cpu", "", "CPUExecutionProvider", Precision.INT8, 2, None)
 ANCHOR_MS = 2.0
 
 
@@ -62,7 +62,7 @@ def profile_of(
     )
     at = tuple(AnchorLatency(shape.tokens, shape.batch, ANCHOR_MS) for shape in SHAPES)
     environment = Environment({"cpu": "A Processor"}, "abc", {}, 0.0, "2026-01-01T00:00:00+00:00")
-    target = ProfiledTarget("cpu-int8", "CPUExecutionProvider", ("int8", "fp32"))
+    target = ProfiledTarget("laptop-cpu", "CPUExecutionProvider", ("int8", "fp32"))
     anchor = Anchor(chosen[0].to_json(), "int8", at)
     return LatencyProfile(1, "0", target, 2, 3, "0" * 64, environment, anchor, rows)
 

@@ -1,0 +1,229 @@
+"""`compress export ... --target`: variants for named kinds of machine, each compared with fp32 where it runs here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from codemill.compress.commands.output import (
+    in_bytes,
+    print_json,
+    quiet_stdout,
+    shown_path,
+    table,
+)
+from codemill.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from codemill.targets.evaluation import Evaluation, LabelledEvaluation
+    from codemill.targets.profile import TargetSpec
+
+_SAMPLES, _CHARACTERS = 128, 1500
+_COMPARED = 500
+"""Rows of the evaluation on which a variant is compared with fp32."""
+_BROWSER = "onnxruntime-web"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A variant for a target. agreement: share of decisions that are those of fp32, None where it was not run."""
+
+    target: str
+    variant: str
+    provider: str
+    precision: str
+    size_bytes: int
+    agreement: float | None
+    not_run: str | None
+    covered: float | None
+    missing: dict[str, int]
+
+
+def export_targets(
+    model: str, names: Sequence[str], out: Path, evaluation: Path | None, as_json: bool
+) -> None:
+    """Write a bundle at `out` with a variant for each target, called as the target is.
+
+    Of a bundle, beside the variants it has; of a model, beside its plain graphs.
+    """
+    from codemill.compress.commands.bench import asked_of
+    from codemill.compress.commands.bundle import folder_of, is_bundle
+    from codemill.compress.commands.plain import plain_bundle
+    from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
+    from codemill.compress.progress import shown_stage
+    from codemill.runtime import read_manifest, verify_bundle
+    from codemill.runtime.bundle import UNSHIPPED, update_bundle
+    from codemill.targets import buildable, target_named
+
+    targets = [target_named(name) for name in dict.fromkeys(names)]
+    for target in targets:
+        why = buildable(target)
+        if why is not None:
+            raise InputError(f"--target {target.name} cannot be built here: {why}")
+    check_bundle_out(out, out.parent / ".codemill")
+    with quiet_stdout(), scratch_beside(out) as scratch:
+        work = scratch / "work"
+        file = plain_bundle(model, evaluation, work)
+        asked = None if file is None else asked_of(read_manifest(work), file)
+        texts = _texts(asked)
+        with shown_stage("building") as said:
+            for number, target in enumerate(targets):
+                start = number / len(targets)
+                _derive(
+                    work,
+                    target,
+                    texts,
+                    lambda at, what, start=start: said(start + at / len(targets), what),
+                )
+        ready = work
+        if is_bundle(model):
+            ready = scratch / "bundle"
+            shutil.copytree(folder_of(Path(model)), ready)
+            variants = read_manifest(work).variants
+            for target in targets:
+                for path in variants[target.name].files:
+                    (ready / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(work / path, ready / path)
+            made = {target.name: variants[target.name] for target in targets}
+            update_bundle(ready, variants={**read_manifest(ready).variants, **made})
+            for name in UNSHIPPED:
+                # of the bundle as it was; what variants are made of and judged by stays
+                if name.startswith("report."):
+                    (ready / name).unlink(missing_ok=True)
+        digest = verify_bundle(ready)
+        with shown_stage("comparing with fp32"):
+            found = [_compared(ready, work, target, asked) for target in targets]
+        put_bundle(ready, out, scratch)
+    if as_json:
+        rows = [asdict(item) for item in found]
+        print_json({"bundle": str(out), "digest": digest, "targets": rows})
+        return
+    click.echo(table(_rows(found), heading=True))
+    click.echo()
+    click.echo(table([("bundle", shown_path(out)), ("digest", digest)]))
+
+
+def _texts(asked: Evaluation | LabelledEvaluation | None) -> list[tuple[str, ...]]:
+    """What activations are seen on: the task's own code, or what is on this machine."""
+    from codemill.compress.data.code import pieces_from
+    from codemill.targets.evaluation import Evaluation
+
+    if asked is None:
+        found: Sequence[str] = pieces_from("installed", _SAMPLES, _CHARACTERS)
+    else:
+        found = asked.codes if isinstance(asked, Evaluation) else asked.texts
+    return [(text,) for text in found[:_SAMPLES]]
+
+
+def _derive(work: Path, target: TargetSpec, texts: list[tuple[str, ...]], report: Any) -> None:
+    from codemill.export.derive import derive
+    from codemill.export.quantize.settings import Method, Quantization
+    from codemill.runtime.engines import ENGINES, OPENVINO
+
+    compiled = target.provider in (OPENVINO, *ENGINES)
+    methods = {
+        "fp32": Method.FP32,
+        "fp16": Method.FP16,
+        "int8": Method.STATIC if compiled else Method.DYNAMIC,
+        "int4": Method.WEIGHTS_INT4,
+    }
+    derive(
+        work,
+        Quantization(methods[target.precision.value], reduced_range=target.reduced_range),
+        name=target.name,
+        provider=target.provider,
+        capabilities=target.compute_capabilities,
+        calibration=texts,
+        report=report,
+    )
+
+
+def _compared(
+    ready: Path, work: Path, target: TargetSpec, asked: Evaluation | LabelledEvaluation | None
+) -> Made:
+    from codemill.export.coverage import coverage
+    from codemill.runtime import read_manifest, size_bytes
+    from codemill.targets import availability
+
+    manifest = read_manifest(ready)
+    variant = manifest.variants[target.name]
+    covered = coverage([ready / path for path in variant.segments], target.provider)
+    why = availability(target)
+    agreement = None
+    if why is None and asked is None:
+        why = "nothing to compare on: give --evaluation"
+    if why is None:
+        assert asked is not None
+        agreement = _agreement(ready, work, target.name, asked)
+    return Made(
+        target.name,
+        target.name,
+        variant.provider,
+        variant.precision,
+        size_bytes(ready, target.name),
+        agreement,
+        why,
+        None if covered is None else covered.share,
+        {} if covered is None else covered.missing,
+    )
+
+
+def _agreement(
+    ready: Path,
+    work: Path,
+    variant: str,
+    asked: Evaluation | LabelledEvaluation,
+) -> float:
+    """Of decisions: a row's label, or the nearest function of a query."""
+    from codemill.export.candidates import PLAIN
+
+    one = _decisions(work, PLAIN, asked)
+    other = _decisions(ready, variant, asked)
+    return float((one == other).mean())
+
+
+def _decisions(
+    folder: Path, variant: str, asked: Evaluation | LabelledEvaluation
+) -> np.ndarray[Any, Any]:
+    from codemill.runtime import load_classifier, load_encoder
+    from codemill.targets.evaluation import Evaluation
+
+    if isinstance(asked, Evaluation):
+        with load_encoder(folder, variant=variant) as model:
+            queries = model.encode(asked.queries[:_COMPARED])
+            codes = model.encode(asked.codes[:_COMPARED])
+        nearest: np.ndarray[Any, Any] = (queries @ codes.T).argmax(1)
+        return nearest
+    rows = asked.rows[:_COMPARED]
+    items: Any = [
+        asked.texts[row[0]] if len(row) == 1 else (asked.texts[row[0]], asked.texts[row[1]])
+        for row in rows
+    ]
+    with load_classifier(folder, variant=variant) as judge:
+        decided: np.ndarray[Any, Any] = judge.probabilities(items).argmax(1)
+    return decided
+
+
+def _rows(found: Sequence[Made]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("variant", "provider", "precision", "ships", "decides as fp32", "")
+    ]
+    for item in found:
+        notes = [] if item.not_run is None else [f"not run: {item.not_run}"]
+        if item.covered is not None:
+            lacking = ", ".join(f"{name} x{count}" for name, count in item.missing.items())
+            notes.append(
+                f"{item.covered:.0%} of nodes have an operator there"
+                + (f"; on the processor: {lacking}" if lacking else "")
+            )
+        agreed = "" if item.agreement is None else f"{item.agreement:.1%}"
+        size = in_bytes(item.size_bytes)
+        rows.append((item.variant, item.provider, item.precision, size, agreed, "; ".join(notes)))
+    return rows

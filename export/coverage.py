@@ -1,0 +1,80 @@
+"""Which operators of a graph an execution provider has, by the lists that ONNX Runtime publishes; nothing is run.
+
+Of CoreML: tools/ci_build/github/apple/coreml_supported_mlprogram_ops.md; of DirectML: docs/OperatorKernels.md; both
+of its repository, read in November 2026. What a provider lacks runs on the processor, with copies between.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["PUBLISHED", "Coverage", "coverage"]
+
+_COREML: Final = frozenset(
+    (
+        *("Add", "ArgMax", "AveragePool", "Cast", "Ceil", "Clip", "Concat", "Conv", "Cos"),
+        *("ConvTranspose", "DepthToSpace", "Div", "Elu", "Erf", "Exp", "GatherND", "Gelu", "Gemm"),
+        *("GlobalAveragePool", "GlobalMaxPool", "GridSample", "GroupNormalization"),
+        *("HardSigmoid", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu"),
+        *("MatMul", "Max", "MaxPool", "Mul", "PRelu", "Pow", "Range", "Reciprocal", "ReduceMax"),
+        *("ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Shape", "Sigmoid"),
+        *("Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh"),
+        *("Tile", "Transpose", "Unsqueeze"),
+    )
+)
+_DIRECTML: Final = frozenset(
+    (
+        *("Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "CastLike", "Ceil", "Clip", "Concat"),
+        *("ConstantOfShape", "Cos", "CumSum", "DequantizeLinear", "Div", "DynamicQuantizeLinear"),
+        *("Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements"),
+        *("GatherND", "Gemm", "Greater", "GreaterOrEqual", "HardSigmoid", "Identity", "IsInf"),
+        *("IsNaN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax"),
+        *("LpNormalization", "MatMul", "MatMulInteger", "Max", "Mean", "Min", "Mod", "Mul", "Neg"),
+        *("Not", "Or", "PRelu", "Pad", "Pow", "QLinearMatMul", "QuantizeLinear", "Range"),
+        *("Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax"),
+        *("ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu"),
+        *("Reshape", "Round", "Shape", "Sigmoid", "Sign", "SimplifiedLayerNormalization", "Sin"),
+        *("Size", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum"),
+        *("Tan", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"),
+    )
+)
+PUBLISHED: Final = {"CoreMLExecutionProvider": _COREML, "DmlExecutionProvider": _DIRECTML}
+"""By provider, the standard operators that it has."""
+_FOLDED = ("Constant",)
+"""What a session makes part of the graph before a provider sees it."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Of `nodes` in all graphs, how many an execution provider has no operator for, by operator."""
+
+    nodes: int
+    missing: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        """Of nodes that it has."""
+        return 1 - sum(self.missing.values()) / self.nodes if self.nodes else 1.0
+
+
+def coverage(graphs: list[Path], provider: str) -> Coverage | None:
+    """How far a provider covers these graphs; None of one that publishes no list."""
+    import onnx
+
+    known = PUBLISHED.get(provider)
+    if known is None:
+        return None
+    missing: Counter[str] = Counter()
+    nodes = 0
+    for path in graphs:
+        for node in onnx.load(str(path), load_external_data=False).graph.node:
+            if node.op_type in _FOLDED:
+                continue
+            nodes += 1
+            if node.domain not in ("", "ai.onnx") or node.op_type not in known:
+                name = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+                missing[name] += 1
+    return Coverage(nodes, dict(missing.most_common()))

@@ -1,0 +1,163 @@
+"""Plain or half-precision ONNX -> an engine of TensorRT for RTX, or of TensorRT; the former without a GPU.
+
+An engine of TensorRT for RTX holds intermediate code for several compute capabilities, and is compiled to the end on
+the GPU that runs it; one of TensorRT is built on that GPU, and for it alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codemill.errors import CodemillError, InputError
+from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
+from codemill.runtime.tensorrt import tensorrt
+
+__all__ = ["Built", "Profile", "build_engine", "profiles_of"]
+
+_WORKSPACE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes that an engine is tuned for: the least, the usual and the most, each (batch, tokens)."""
+
+    least: tuple[int, int]
+    usual: tuple[int, int]
+    most: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an engine was built with, for which GPUs, and what it holds: layers by their kind, inputs and outputs."""
+
+    library: str
+    compute_capabilities: tuple[str, ...]
+    layers: dict[str, int]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    size_bytes: int
+
+
+def profiles_of(
+    lengths: Sequence[int], max_tokens: int, provider: str = TENSORRT, most_batch: int = 32
+) -> list[Profile]:
+    """One text at a time, and many: tuned for the median of the lengths, in tokens, up to the longest input.
+
+    TensorRT for RTX has one profile for both: it tunes itself for the shapes it meets, and a further profile takes
+    2.7 MB of its file (measured, of an encoder of two layers).
+    """
+    middle = sorted(lengths)[len(lengths) // 2] if lengths else max_tokens // 2
+    usual = max(1, min(max_tokens, middle))
+    if provider == TENSORRT_RTX:
+        return [Profile((1, 1), (1, usual), (most_batch, max_tokens))]
+    one = Profile((1, 1), (1, usual), (1, max_tokens))
+    many = Profile((1, 1), (max(1, most_batch // 2), usual), (most_batch, max_tokens))
+    return [one, many]
+
+
+def build_engine(
+    source: Path,
+    path: Path,
+    profiles: Sequence[Profile],
+    capabilities: Sequence[str] = (),
+    provider: str = TENSORRT_RTX,
+) -> Built:
+    """Build the engine of an ONNX graph of standard operators.
+
+    capabilities: such as 8.6, of TensorRT for RTX. Inputs [rows, ..] take a profile's batch, [.., tokens, ..] its
+    tokens. Raises ProviderError where the package is not installed, InputError for a compute capability that it does
+    not know, and CodemillError where it cannot parse or build.
+    """
+    library = tensorrt(provider)
+    said = _Said(library)
+    builder = library.Builder(said.logger)
+    flag = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flag)
+    parser = library.OnnxParser(network, said.logger)
+    if not parser.parse_from_file(str(source)):
+        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise CodemillError(f"{provider} {library.__version__} cannot read {source.name}: {errors}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+    config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    for profile in profiles:
+        made = builder.create_optimization_profile()
+        for item in inputs:
+            shapes = [
+                _shape(item.shape, *at) for at in (profile.least, profile.usual, profile.most)
+            ]
+            made.set_shape(item.name, *shapes)
+        config.add_optimization_profile(made)
+    if provider == TENSORRT_RTX:
+        _aim(library, config, capabilities)
+    layers = Counter(network.get_layer(i).type.name for i in range(network.num_layers))
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise CodemillError(
+            f"{provider} {library.__version__} cannot build {source.name}: {said.last}"
+        )
+    content = bytes(engine)
+    path.write_bytes(content)
+    return Built(
+        library.__version__,
+        tuple(capabilities),
+        dict(layers.most_common()),
+        {item.name: _said_of(item) for item in inputs},
+        {item.name: _said_of(item) for item in outputs},
+        len(content),
+    )
+
+
+def _aim(library: Any, config: Any, capabilities: Sequence[str]) -> None:
+    """Tell the builder which GPUs; it asks for one where none is named."""
+    known = {
+        name: f"{name[2:-1]}.{name[-1]}"
+        for name in dir(library.ComputeCapability)
+        if name.startswith("SM")
+    }
+    unknown = [item for item in capabilities if item not in known.values()]
+    if unknown or not capabilities:
+        found = ", ".join(unknown) or "none"
+        raise InputError(
+            f"compute capabilities: found {found}; TensorRT for RTX {library.__version__} builds for "
+            f"{', '.join(sorted(known.values(), key=float))}"
+        )
+    names = {value: name for name, value in known.items()}
+    config.num_compute_capabilities = len(capabilities)
+    for number, item in enumerate(capabilities):
+        config.set_compute_capability(getattr(library.ComputeCapability, names[item]), number)
+
+
+def _shape(shape: Sequence[int], batch: int, tokens: int) -> tuple[int, ...]:
+    """Of an input [rows, tokens, ..] or [rows, width] at these sizes."""
+    open_sizes = iter((batch, tokens))
+    return tuple(next(open_sizes) if size < 0 else size for size in shape)
+
+
+def _said_of(item: Any) -> str:
+    sizes = ", ".join("any" if size < 0 else str(size) for size in item.shape)
+    return f"{item.dtype.name.lower()} [{sizes}]"
+
+
+class _Said:
+    """The library's logger, quiet, that keeps what it said last of an error."""
+
+    def __init__(self, library: Any) -> None:
+        self.last = "it does not say why"
+        kept = self
+
+        class Logger(library.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                library.ILogger.__init__(self)
+
+            def log(self, severity: Any, said: str) -> None:
+                if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
+                    kept.last = said
+
+        self.logger = Logger()

@@ -1,0 +1,290 @@
+"""One engine of TensorRT for RTX, or of TensorRT, on an NVIDIA GPU; the only module that touches them and CUDA.
+
+An engine holds code for the GPU, so it is loaded only where its variant is named: see docs/targets.md. What TensorRT
+for RTX compiles for the GPU at hand is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codemill.errors import BundleError, ProviderError
+from codemill.runtime.bundle import plain
+from codemill.runtime.cache import cache_folder
+from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["SUFFIX", "TensorRtSession", "available", "gpus", "tensorrt"]
+
+SUFFIX = ".engine"
+_PACKAGES = {TENSORRT_RTX: "tensorrt_rtx", TENSORRT: "tensorrt"}
+_INSTALL = {TENSORRT_RTX: "pip install 'codemill[tensorrt]'", TENSORRT: "pip install tensorrt"}
+_HEADER_BYTES = 64
+"""Of an engine's file, that say what it was built for."""
+_TYPES = {
+    np.dtype(np.int64): "tensor(int64)",
+    np.dtype(np.int32): "tensor(int32)",
+    np.dtype(np.float32): "tensor(float)",
+    np.dtype(np.float16): "tensor(float16)",
+}
+
+
+def tensorrt(provider: str) -> Any:
+    """The Python package of a provider; ProviderError where it is not installed."""
+    try:
+        return importlib.import_module(_PACKAGES[provider])
+    except ImportError as error:
+        raise ProviderError(
+            f"{provider} is not installed: {_INSTALL[provider]}, or choose another variant"
+        ) from error
+
+
+def installed(provider: str) -> bool:
+    """Whether its package is here; whether a GPU is, `gpus` says."""
+    return find_spec(_PACKAGES[provider]) is not None
+
+
+def _cuda() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise ProviderError(
+            "engines need cuda-python, which is not installed: pip install cuda-python"
+        ) from error
+    return runtime
+
+
+def gpus() -> list[str]:
+    """The compute capability of each NVIDIA GPU here, such as 8.6; none where there is no driver."""
+    try:
+        cuda = _cuda()
+    except ProviderError:
+        return []
+    failed, count = cuda.cudaGetDeviceCount()
+    if failed:
+        return []
+    kinds = cuda.cudaDeviceAttr
+    found = []
+    for number in range(count):
+        (_, major), (_, minor) = (
+            cuda.cudaDeviceGetAttribute(kind, number)
+            for kind in (
+                kinds.cudaDevAttrComputeCapabilityMajor,
+                kinds.cudaDevAttrComputeCapabilityMinor,
+            )
+        )
+        found.append(f"{major}.{minor}")
+    return found
+
+
+class TensorRtSession:
+    """An engine: a `Session`. Runs one call at a time, each with the first profile that fits its shapes.
+
+    Raises ProviderError where the package, a driver or a GPU is missing, or where the engine is for another GPU or
+    version; BundleError where the file is no engine.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, provider: str) -> None:
+        library = tensorrt(provider)
+        self.path, self.provider = os.fspath(path), provider
+        here = gpus()
+        if not here:
+            raise ProviderError(
+                f"{provider} needs an NVIDIA GPU and its driver, and none is found here; choose another variant"
+            )
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise BundleError(f"cannot read {self.path}: {error.strerror or error}") from error
+        self._library, self._cuda = library, _cuda()
+        self._runtime = library.Runtime(library.Logger(library.Logger.ERROR))
+        # never: code for the host, which a file may bring along, would run with this process's rights
+        self._runtime.engine_host_code_allowed = False
+        self._check(content, here)
+        engine = self._runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            raise BundleError(
+                f"{self.path} is no engine that {provider} {library.__version__} loads"
+            )
+        self._engine = engine
+        self._cached = self._cache_of(content) if provider == TENSORRT_RTX else None
+        self._context = self._made_context()
+        self._lock = threading.Lock()
+        self._stream = self._did(self._cuda.cudaStreamCreate())
+        self._buffers: dict[str, tuple[int, int]] = {}
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        mode = library.TensorIOMode.INPUT
+        self._inputs = [name for name in names if engine.get_tensor_mode(name) == mode]
+        self._kinds = {
+            name: np.dtype(library.nptype(engine.get_tensor_dtype(name))) for name in names
+        }
+        self.inputs = {name: self._type_of(name) for name in self._inputs}
+        self.outputs = {
+            name: (self._type_of(name), self._shape_of(name))
+            for name in names
+            if name not in self._inputs
+        }
+
+    def outputs_for(
+        self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
+    ) -> list[NDArray[Any]]:
+        """The outputs called `names` for `inputs`; BundleError where the engine fails."""
+        with self._lock:
+            if self._engine is None:
+                raise RuntimeError(f"the session of {self.path} is closed")
+            return self._run(inputs, names)
+
+    def close(self) -> None:
+        """Free the engine and what it has on the GPU; a run under way in another thread ends first."""
+        with self._lock:
+            if self._engine is None:
+                return
+            self._keep_compiled()
+            for pointer, _ in self._buffers.values():
+                self._cuda.cudaFree(pointer)
+            self._buffers.clear()
+            self._cuda.cudaStreamDestroy(self._stream)
+            self._context = self._engine = self._runtime = None
+
+    def _run(self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:
+        context, cuda = self._context, self._cuda
+        arrays = {
+            name: np.ascontiguousarray(inputs[name], dtype=self._kinds[name])
+            for name in self._inputs
+        }
+        profile = self._profile_for(arrays)
+        if context.active_optimization_profile != profile:
+            context.set_optimization_profile_async(profile, self._stream)
+        for name, array in arrays.items():
+            if not context.set_input_shape(name, array.shape):
+                raise BundleError(f"{self.path} does not take {name} of shape {list(array.shape)}")
+            pointer = self._room(name, array.nbytes)
+            self._did(
+                cuda.cudaMemcpyAsync(
+                    pointer,
+                    array.ctypes.data,
+                    array.nbytes,
+                    cuda.cudaMemcpyKind.cudaMemcpyHostToDevice,
+                    self._stream,
+                )
+            )
+            context.set_tensor_address(name, pointer)
+        found = {}
+        for name in self.outputs:
+            shape = tuple(context.get_tensor_shape(name))
+            found[name] = np.empty(shape, self._kinds[name])
+            context.set_tensor_address(name, self._room(name, found[name].nbytes))
+        if not context.execute_async_v3(self._stream):
+            raise BundleError(f"{self.path} failed while running")
+        for name in names:
+            array = found[name]
+            self._did(
+                cuda.cudaMemcpyAsync(
+                    array.ctypes.data,
+                    self._buffers[name][0],
+                    array.nbytes,
+                    cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost,
+                    self._stream,
+                )
+            )
+        self._did(cuda.cudaStreamSynchronize(self._stream))
+        return [found[name] for name in names]
+
+    def _profile_for(self, arrays: Mapping[str, NDArray[Any]]) -> int:
+        for number in range(self._engine.num_optimization_profiles):
+            if all(self._fits(name, array.shape, number) for name, array in arrays.items()):
+                return number
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        raise BundleError(f"{self.path} was built for smaller inputs than {shapes}")
+
+    def _fits(self, name: str, shape: Sequence[int], profile: int) -> bool:
+        least, _, most = self._engine.get_tensor_profile_shape(name, profile)
+        return len(shape) == len(tuple(least)) and all(
+            a <= size <= b for a, size, b in zip(least, shape, most, strict=True)
+        )
+
+    def _room(self, name: str, size: int) -> int:
+        """Memory on the GPU for a tensor; it grows and never shrinks."""
+        pointer, there = self._buffers.get(name, (0, 0))
+        if there < size:
+            if pointer:
+                self._cuda.cudaFree(pointer)
+                del self._buffers[name]
+            pointer = self._did(self._cuda.cudaMalloc(size))
+            self._buffers[name] = (pointer, size)
+        return pointer
+
+    def _did(self, answer: tuple[Any, ...]) -> Any:
+        """What a call of CUDA gave; BundleError where it failed."""
+        failed, *given = answer
+        if failed:
+            _, said = self._cuda.cudaGetErrorString(failed)
+            text = said.decode() if isinstance(said, bytes) else said
+            raise BundleError(f"{self.path}: CUDA failed: {plain(text)}")
+        return given[0] if given else None
+
+    def _check(self, content: bytes, here: Sequence[str]) -> None:
+        """Raise ProviderError where the engine's header says that it is for another GPU or version."""
+        ask = getattr(self._runtime, "get_engine_validity", None)
+        if ask is None:
+            return
+        size = getattr(self._runtime, "engine_header_size", _HEADER_BYTES)
+        validity, reasons = ask(content[:size])
+        if validity == self._library.EngineValidity.INVALID:
+            raise ProviderError(
+                f"{self.path} was built for another GPU or another version than those here (compute capability "
+                f"{', '.join(here)}, {self.provider} {self._library.__version__}; reasons {reasons:#x}); build it "
+                "again with `compress export BUNDLE --target`, or choose another variant"
+            )
+
+    def _cache_of(self, content: bytes) -> Path:
+        import hashlib
+
+        name = hashlib.sha256(content).hexdigest()
+        return cache_folder("tensorrt") / f"{name}-{self._library.__version__}.cache"
+
+    def _made_context(self) -> Any:
+        if self._cached is None:
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        self._compiled = config.create_runtime_cache()
+        with contextlib.suppress(OSError):
+            self._compiled.deserialize(self._cached.read_bytes())
+        config.set_runtime_cache(self._compiled)
+        return self._engine.create_execution_context(config)
+
+    def _keep_compiled(self) -> None:
+        if self._cached is None:
+            return
+        from codemill.runtime.atomic import write_atomically
+
+        with contextlib.suppress(OSError):
+            content = bytes(self._compiled.serialize())
+            write_atomically(self._cached, lambda file: file.write(content))
+
+    def _type_of(self, name: str) -> str:
+        kind = self._kinds[name]
+        return _TYPES.get(kind, str(kind))
+
+    def _shape_of(self, name: str) -> tuple[int | str | None, ...]:
+        return tuple(
+            None if size < 0 else int(size) for size in self._engine.get_tensor_shape(name)
+        )
+
+
+def available() -> Iterator[str]:
+    """Those of both that are installed, where there is a GPU."""
+    here = [name for name in _PACKAGES if installed(name)]
+    if here and gpus():
+        yield from here

@@ -1,0 +1,203 @@
+"""Engines that are built without a GPU: what they hold, for which GPUs, and what is said where they cannot run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.compress.exits.test_leaving import exiting_of
+
+import codemill
+from codemill.compress.models.export import export_classifier
+from codemill.errors import CodemillError, InputError, ProviderError
+from codemill.export.candidates import PLAIN, write_candidates
+from codemill.export.derive import derive
+from codemill.export.quantize.settings import Method, Quantization
+from codemill.export.tensorrt import build_engine, profiles_of
+from codemill.runtime import read_manifest, verify_bundle
+from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
+from codemill.runtime.session import available_providers, choose_variant
+from codemill.runtime.tensorrt import gpus
+
+from .conftest import tiny_bert
+from .test_candidates import tokenizer_json
+
+pytest.importorskip("tensorrt_rtx")
+GPUS = ("8.6", "8.9", "12.0")
+ROWS = [("open file",), ("close the file open",), ("file",)]
+without_gpu = pytest.mark.skipif(bool(gpus()), reason="a GPU is here")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from codemill.compress.models.pooling import embed
+
+    folder, model = tmp_path_factory.mktemp("tensorrt"), tiny_bert()
+    sample = np.array([[2, 4, 0], [3, 4, 2]]), np.array([[1, 1, 0], [1, 1, 1]])
+    with torch.inference_mode():
+        expected = embed(model, *map(torch.from_numpy, sample)).numpy()
+    write_candidates(
+        model,
+        folder,
+        heads=4,
+        tokenizer_json=tokenizer_json(),
+        max_tokens=40,
+        precisions=("plain",),
+        name="made-up",
+        sample=sample,
+        expected=expected,
+        architecture={"heads": 4, "hidden_size": 64},
+    )
+    return folder
+
+
+@pytest.mark.parametrize("method", [Method.FP16, Method.STATIC, Method.FP32])
+def test_an_engine_is_built_for_several_gpus_at_once(bundle: Path, method: Method) -> None:
+    name = f"rtx-{method.precision}"
+    derive(
+        bundle,
+        Quantization(method, reduced_range=False),
+        name=name,
+        provider=TENSORRT_RTX,
+        capabilities=GPUS,
+        calibration=ROWS,
+    )
+    verify_bundle(bundle)
+    variant = read_manifest(bundle).variants[name]
+    assert variant.provider == TENSORRT_RTX
+    assert variant.files == (f"variants/{name}/encoder.engine",)
+    assert variant.built_for["compute_capabilities"] == list(GPUS)
+    assert variant.built_for["library"].count(".") >= 2
+    assert variant.built_for["profiles"][0]["most"] == [32, 40]
+    (layers,) = variant.built_for["layers"]
+    assert layers["MATRIX_MULTIPLY"] > 10
+    assert ("QUANTIZE" in layers) == (method is Method.STATIC)
+
+
+def test_names_types_and_shapes_of_what_goes_in_and_out(bundle: Path, tmp_path: Path) -> None:
+    source = bundle / read_manifest(bundle).variants[PLAIN].segments[0]
+    found = build_engine(source, tmp_path / "x.engine", profiles_of([8], 40), ["8.6"])
+    assert found.inputs == {
+        "input_ids": "int64 [any, any]",
+        "attention_mask": "int64 [any, any]",
+    }
+    assert found.outputs == {"embedding": "float [any, 64]"}
+    assert found.size_bytes == (tmp_path / "x.engine").stat().st_size
+
+
+@pytest.mark.parametrize("texts", [1, 2])
+def test_parts_with_exits_are_engines_each(texts: int, tmp_path: Path) -> None:
+    exiting, tokenizer, architecture, heads = exiting_of("bert", tmp_path / "model", texts)
+    folder = tmp_path / "bundle"
+    export_classifier(
+        exiting.whole,
+        folder,
+        labels=("a", "b", "c"),
+        heads=heads,
+        tokenizer_json=tokenizer,
+        max_tokens=40,
+        precisions=("plain",),
+        name="tiny",
+        architecture=architecture,
+        exiting=exiting,
+    )
+    how = Quantization(Method.FP16)
+    derive(folder, how, name="rtx", provider=TENSORRT_RTX, capabilities=GPUS, calibration=ROWS)
+    variant = read_manifest(folder).variants["rtx"]
+    assert [Path(path).name for path in variant.segments] == [
+        *("encoder-0.engine", "head-0.engine", "encoder-1.engine", "head-1.engine"),
+        *("encoder-2.engine", "head-2.engine"),
+    ]
+    assert all((folder / path).stat().st_size > 1000 for path in variant.files)
+
+
+def test_profiles_are_tuned_for_the_lengths_there_are() -> None:
+    one, many = profiles_of([10, 30, 200], 128)
+    assert (one.least, one.usual, one.most) == ((1, 1), (1, 30), (1, 128))
+    assert (many.usual, many.most) == ((16, 30), (32, 128))
+    assert profiles_of([500], 128)[0].usual == (1, 128)
+    assert profiles_of([], 128)[0].usual == (1, 64)
+    (both,) = profiles_of([10, 30, 200], 128, TENSORRT_RTX)
+    assert (both.least, both.usual, both.most) == ((1, 1), (1, 30), (32, 128))
+
+
+@pytest.mark.parametrize("asked", [(), ("8.6", "3.5")])
+def test_gpus_that_it_does_not_build_for_are_named(
+    bundle: Path, tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    source = bundle / read_manifest(bundle).variants[PLAIN].segments[0]
+    with pytest.raises(InputError, match=r"found (none|3\.5); .* builds for 7\.5, .*12\.0"):
+        build_engine(source, tmp_path / "x.engine", profiles_of([8], 40), asked)
+
+
+def test_a_file_that_is_no_graph_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"nonsense")
+    with pytest.raises(CodemillError, match=r"TensorRT-RTX .* cannot read x.onnx"):
+        build_engine(tmp_path / "x.onnx", tmp_path / "x.engine", profiles_of([8], 40), ["8.6"])
+    assert not (tmp_path / "x.engine").exists()
+
+
+@without_gpu
+def test_without_a_gpu_an_engine_says_so_and_is_never_chosen(bundle: Path) -> None:
+    derive(
+        bundle,
+        Quantization(Method.FP16),
+        name="laptop-rtx",
+        provider=TENSORRT_RTX,
+        capabilities=GPUS,
+        calibration=ROWS,
+    )
+    manifest = read_manifest(bundle)
+    assert choose_variant(manifest, available_providers()) == PLAIN
+    # nor is it where one is: it holds code
+    assert choose_variant(manifest, (*available_providers(), TENSORRT_RTX)) == PLAIN
+    with pytest.raises(ProviderError, match="needs an NVIDIA GPU and its driver"):
+        codemill.load(bundle, variant="laptop-rtx")
+
+
+def test_without_the_package_it_is_an_error_that_says_what_to_install(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    source = bundle / read_manifest(bundle).variants[PLAIN].segments[0]
+    with pytest.raises(ProviderError, match="TensorRT is not installed: pip install tensorrt"):
+        build_engine(source, tmp_path / "x.engine", profiles_of([8], 40), provider=TENSORRT)
+
+
+def test_a_session_copies_in_runs_and_copies_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from codemill.runtime import tensorrt as module
+
+    from .fake_tensorrt import FakeCuda, FakeLibrary
+
+    cuda = FakeCuda()
+    library = FakeLibrary(cuda)
+    monkeypatch.setattr(module, "tensorrt", lambda _: library)
+    monkeypatch.setattr(module, "_cuda", lambda: cuda)
+    monkeypatch.setattr(module, "gpus", lambda: ["8.6"])
+    (tmp_path / "x.engine").write_bytes(b"vtrt" * 64)
+    session = module.TensorRtSession(tmp_path / "x.engine", provider=TENSORRT)
+    assert session.inputs == {"first": "tensor(float)"}
+    assert session.outputs == {"doubled": ("tensor(float)", (None, 3))}
+    for rows in (2, 4, 1):
+        given = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+        (found,) = session.outputs_for({"first": given}, ("doubled",))
+        assert np.array_equal(found, 2 * given)
+    assert library.profiles == [0, 1, 0]
+    with pytest.raises(codemill.errors.BundleError, match="built for smaller inputs"):
+        session.outputs_for({"first": np.zeros((9, 3), np.float32)}, ("doubled",))
+    session.close()
+    session.close()
+    assert not cuda.memory
+    with pytest.raises(RuntimeError, match="closed"):
+        session.outputs_for({"first": given}, ("doubled",))
+    assert library.runtime.engine_host_code_allowed is False
+    library.valid = False
+    with pytest.raises(ProviderError, match=r"built for another GPU .* \(compute capability 8\.6"):
+        module.TensorRtSession(tmp_path / "x.engine", provider=TENSORRT)
