@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codemill.errors import InputError, MachineError
+from codemill.targets.ceiling import measured_ceiling
 from codemill.targets.energy import WATTS_PER_CORE
 from codemill.targets.engine import Engine, EngineProcess, Role
-from codemill.targets.environment import this_environment
+from codemill.targets.environment import clock_mhz, this_environment
 from codemill.targets.evaluation import (
     CountTokens,
     Evaluation,
@@ -69,6 +70,7 @@ Rewritten = Mapping[str, tuple[Sequence[int], Sequence[tuple[str, ...]]]]
 """kind of rewrite -> the rows of the evaluation that could be rewritten, and their texts"""
 
 _QUALITY, _START = "quality", "start"
+_CLOCK_FELL, _ROUNDS_DIFFER = 0.9, 0.3
 _START_S = 1.0
 """What a start is taken to last before the first was seen."""
 
@@ -135,6 +137,7 @@ def benchmark(
     """
     _check(engines, shapes, rounds, repeats)
     environment, started = this_environment(), time.perf_counter()
+    clocks: list[float] = []
     again = _rewritten(evaluation, rewrites or {})
     clock = _Clock(
         engines,
@@ -173,6 +176,8 @@ def benchmark(
             lengths = list(now.lengths.tokens)
     order = [tuple(engines) if i % 2 == 0 else tuple(reversed(engines)) for i in range(rounds)]
     for number, turn in enumerate(order, start=1):
+        clock_now = clock_mhz()
+        clocks += [] if clock_now is None else [clock_now]
         for engine in turn:
             now = measured[engine.name]
             with _started(clock, engine, number, now) as process:
@@ -199,6 +204,8 @@ def benchmark(
         for ratio, difference in _kept(everyone, evaluation, weights):
             comparisons += [ratio] if ratio else []
             differences += [difference] if difference else []
+    threads = [m.info["threads"] for m in everyone if isinstance(m.info.get("threads"), int)]
+    environment = replace(environment, ceiling=measured_ceiling(max(threads, default=1)))
     return BenchmarkResult(
         engines=tuple(
             replace(_summary(m, evaluation.name, shapes), labelling=qualities.get(m.engine.name))
@@ -212,7 +219,32 @@ def benchmark(
         order=tuple(tuple(engine.name for engine in turn) for turn in order),
         seconds=time.perf_counter() - started,
         differences=tuple(differences),
+        round_clock_mhz=tuple(clocks),
+        doubts=tuple(_doubts(everyone, shapes, clocks)),
     )
+
+
+def _doubts(
+    measured: Sequence[_Measured], shapes: Sequence[Shape], clocks: Sequence[float]
+) -> Iterator[str]:
+    """Why times are to be doubted."""
+    if clocks and min(clocks) < _CLOCK_FELL * clocks[0]:
+        yield (
+            f"The clock fell from {clocks[0]:,.0f} to {min(clocks):,.0f} MHz while it was measured: the machine slowed "
+            "itself down, for heat or power."
+        )
+    for m in measured:
+        for shape in shapes:
+            rounds = m.round_p50(shape)
+            middle = percentile(rounds, 50)
+            spread = (max(rounds) - min(rounds)) / middle if middle else 0.0
+            if len(rounds) > 1 and spread > _ROUNDS_DIFFER:
+                yield (
+                    f"{m.engine.name}, {_said(shape)}: its rounds differ by {spread:.0%} of their median; other "
+                    "work, or a clock that changes."
+                )
+            if any(call.get("settled") is False for call in m.calls[shape]):
+                yield f"{m.engine.name}, {_said(shape)}: its calls had not become alike before they were timed."
 
 
 def _rewritten(evaluation: Evaluation | LabelledEvaluation, rewrites: Rewrites) -> Rewritten:
@@ -393,7 +425,13 @@ def _latency(m: _Measured, shape: Shape) -> Latency:
         functions_per_s=1e3 * len(per_function) / sum(per_function),
         calls=len(per_function),
         round_latency_ms_p50=tuple(ms / shape.batch for ms in m.round_p50(shape)),
+        settled=_settled(m.calls[shape]),
     )
+
+
+def _settled(calls: Sequence[dict[str, Any]]) -> bool | None:
+    known = [call["settled"] for call in calls if call.get("settled") is not None]
+    return all(known) if known else None
 
 
 def _energy(m: _Measured, shapes: Sequence[Shape]) -> Energy | None:

@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__all__ = ["Environment", "machine_id", "this_environment"]
+from codemill.targets.ceiling import Ceiling
+
+__all__ = ["Environment", "clock_mhz", "machine_id", "this_environment"]
 
 PACKAGES = ("codemill", "numpy", "onnxruntime", "tokenizers")
 
@@ -20,7 +22,8 @@ class Environment:
 
     `cpu_busy_share` is how busy all cores were, 0 to 1, in the half second before the first engine
     was started: well above 0 says that something else was running, and that the milliseconds are
-    to be doubted. (Not the load average: it remembers the training that ended a minute ago.)
+    to be doubted. (Not the load average: it remembers the training that ended a minute ago.) `ceiling`: what the
+    processor can do at most, with the threads that the engines had.
     """
 
     machine: dict[str, Any]
@@ -28,6 +31,7 @@ class Environment:
     packages: dict[str, str]
     cpu_busy_share: float | None
     measured_at: str
+    ceiling: Ceiling | None = None
 
 
 def this_environment() -> Environment:
@@ -56,6 +60,17 @@ def _cpu_busy_share() -> float | None:
     except ImportError:
         return None
     return float(psutil.cpu_percent(interval=0.5)) / 100
+
+
+def clock_mhz() -> float | None:
+    """The clock of this machine's cores now, their mean, where the system tells; often a constant of a virtual one."""
+    try:
+        import psutil
+
+        found = psutil.cpu_freq()
+    except (ImportError, OSError, NotImplementedError):
+        return None
+    return float(found.current) if found is not None and found.current else None
 
 
 def machine_id() -> str:

@@ -50,7 +50,8 @@ class Latency:
     """Milliseconds per function (a call's time over its batch) at one shape, over all rounds.
 
     `tokens` are the token counter's (the teacher's), `engine_tokens` the mean that this engine
-    makes of the same texts: a pruned vocabulary makes functions longer.
+    makes of the same texts: a pruned vocabulary makes functions longer. `settled`: whether its calls had become alike
+    before they were timed, in every round.
     """
 
     tokens: int
@@ -63,6 +64,7 @@ class Latency:
     calls: int
     round_latency_ms_p50: tuple[float, ...]
     source: Source = "measured"
+    settled: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,9 @@ class Difference:
 class BenchmarkResult:
     """What `benchmark` found. `order` is the order of the processes, round by round.
 
-    `differences` are of classifiers: for each teacher and reference, of every other engine.
+    `differences` are of classifiers: for each teacher and reference, of every other engine. `round_clock_mhz`: the
+    clock as each round began. `doubts`: why its times are to be doubted, in sentences: rounds that differ, a clock that
+    fell, calls that did not become alike.
     """
 
     engines: tuple[EngineResult, ...]
@@ -265,6 +269,8 @@ class BenchmarkResult:
     order: tuple[tuple[str, ...], ...]
     seconds: float
     differences: tuple[Difference, ...] = ()
+    round_clock_mhz: tuple[float, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def engine(self, name: str) -> EngineResult:
         """The result of the engine called `name`; InputError when there is none."""

@@ -124,6 +124,7 @@ def _section(report: Report, number: int) -> dict[str, Any]:
         ],
         "environment": list(_environment_rows(report)),
         "busy": environment.cpu_busy_share,
+        "doubts": report.benchmark.doubts,
         "recipe": _pretty(report.recipe),
         "provenance": _pretty(report.provenance),
         "architecture": _pretty(report.bundle.architecture or None),
@@ -228,6 +229,14 @@ def _environment_rows(report: Report) -> Iterator[tuple[str, str]]:
             how.append(f"{engine.threads} thread" + ("s" if engine.threads > 1 else ""))
         how += [f"{n} {v}" for n, v in engine.packages.items() if n in ("torch", "transformers")]
         yield f"engine {engine.name}", ", ".join(x for x in how if x) or engine.role
+    if (ceiling := environment.ceiling) is not None:
+        yield (
+            "at most, measured",
+            f"{ceiling.gemm_gflops:,.0f} GFLOP/s of float32 products, {ceiling.read_gb_per_s:,.1f} GB/s read, "
+            f"{ceiling.threads} thread{'s' if ceiling.threads > 1 else ''}",
+        )
+    if clocks := report.benchmark.round_clock_mhz:
+        yield "clock, as rounds began", ", ".join(f"{clock:,.0f}" for clock in clocks) + " MHz"
     if environment.cpu_busy_share is not None:
         yield "CPU busy before the start", f"{environment.cpu_busy_share:.0%}"
     yield "measured at", environment.measured_at

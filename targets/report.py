@@ -39,10 +39,13 @@ __all__ = [
     "limit",
     "make_report",
     "read_report",
+    "report_schema",
     "write_report",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
+_READ = (1, SCHEMA)
+"""What is read: schema 1 has fewer keys."""
 
 _LEAST, _MOST = 1e-9, 1e15
 _LATENCY = {
@@ -229,6 +232,13 @@ def make_report(
     )
 
 
+def report_schema() -> dict[str, Any]:
+    """The JSON schema of the files that `read_report` takes."""
+    from codemill.targets.schema import json_schema
+
+    return json_schema(Report, "codemill report.json", _READ[0], SCHEMA)
+
+
 def write_report(path: str | os.PathLike[str], report: Report) -> None:
     """Write report.json, by rename, so that a reader never sees half of it."""
     try:
@@ -248,10 +258,11 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(schema, int):
         raise DataError(f"{file} is not a report: it has no schema number")
-    if schema != SCHEMA:
+    if schema not in _READ:
         made = data.get("codemill", "another version")
         raise DataError(
-            f"{file} is of schema {schema}, made by codemill {made!s:.40}; this version reads {SCHEMA}"
+            f"{file} is of schema {schema}, made by codemill {made!s:.40}; this version reads "
+            f"{' and '.join(map(str, _READ))}"
         )
     report = from_json(Report, data, str(file))
     _check_names(report, str(file))
@@ -343,6 +354,11 @@ def _bounded(report: Report) -> Iterator[tuple[str, float | None, float, float]]
     for number, item in enumerate(measured.differences):
         yield from _bounded_interval(f"benchmark.differences[{number}]", item.difference)
     yield "benchmark.environment.cpu_busy_share", measured.environment.cpu_busy_share, 0, 1
+    if (ceiling := measured.environment.ceiling) is not None:
+        for key in ("gemm_gflops", "read_gb_per_s"):
+            yield f"benchmark.environment.ceiling.{key}", getattr(ceiling, key), _LEAST, _MOST
+    for number, clock in enumerate(measured.round_clock_mhz):
+        yield f"benchmark.round_clock_mhz[{number}]", clock, 0, _MOST
     for number, stage in enumerate(report.stages):
         yield f"stages[{number}].seconds", stage.seconds, 0, _MOST
     for number, point in enumerate(report.search):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from codemill.targets.ceiling import operations
 from codemill.targets.classification import Interval
 from codemill.targets.figures import EngineResult, LabelQuality, Quantity, Source
 from codemill.targets.metrics import Ratio
@@ -109,6 +110,11 @@ def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row
         yield Row(f"{shape.tokens} tokens, batch {shape.batch}", tuple(cells))
     lengths = sorted({x.tokens for e in engines for x in e.latencies})
     written = " / ".join(map(str, lengths))
+    if any(ceiling_cell(report, e, lengths) for e in engines):
+        yield row(
+            f"of that, its products at the processor's float32 rate, {written} tokens, batch 1",
+            lambda e: ceiling_cell(report, e, lengths),
+        )
     yield row(f"its own tokens for {written}", lambda e: tokens_cell(e, lengths))
     yield Row("Start, memory, throughput, energy")
     yield row("cold start", lambda e: less(start_cell(e), e, "cold_start"))
@@ -358,6 +364,33 @@ def tokens_cell(engine: EngineResult, lengths: Sequence[int]) -> Cell | None:
     if all(count is None for count in counts):
         return None
     return Cell(" / ".join("?" if count is None else f"{count:.0f}" for count in counts))
+
+
+def ceiling_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -> Cell | None:
+    """The share of a call's time that its products would take at the rate that was measured; of the bundle alone.
+
+    Above 100 % where int8 multiplies faster than float32.
+    """
+    ceiling = report.benchmark.environment.ceiling
+    if ceiling is None or engine.name != report.bundle_engine:
+        return None
+    texts = 2 if engine.labelling and engine.labelling.texts == 2 else 1
+    shares = []
+    for tokens in lengths:
+        found = [x for x in engine.latencies if (x.tokens, x.batch) == (tokens, 1)]
+        needed = (
+            operations(report.bundle.architecture, found[0].engine_tokens or tokens)
+            if found
+            else None
+        )
+        if needed is None:
+            shares.append("?")
+            continue
+        seconds = texts * needed / (ceiling.gemm_gflops * 1e9)
+        shares.append(f"{seconds / (found[0].latency_ms_p50 / 1e3):.0%}")
+    if set(shares) <= {"?"}:
+        return None
+    return Cell(" / ".join(shares), source="estimate")
 
 
 def with_ratio(cell: Cell, ratio: Ratio | None, word: str = "") -> Cell:

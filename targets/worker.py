@@ -46,6 +46,8 @@ ENCODE_BATCH = 32
 PREDICT_ROWS = 4096
 """Rows a call of `predict`: enough that the pairs of one text mostly meet in a call."""
 FEWEST_REPEATS = 3
+MOST_WARMUP, ALIKE, ALIKE_WITHIN = 20, 3, 1.1
+"""Further calls before those that are timed; how many of the last must be alike, and how nearly."""
 NAMED_PACKAGES = ("codemill", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
 
 
@@ -80,6 +82,7 @@ def serve(
 
     Takes over stdout for the protocol: from here on, whatever a library prints goes to stderr.
     """
+    _pin(threads)
     with _ProtocolStdout() as out:
 
         def say(message: Mapping[str, Any]) -> None:
@@ -162,8 +165,8 @@ def _answer(engine: Loaded, info: dict[str, Any], request: dict[str, Any]) -> di
 def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of each call: `batch` texts, or pairs of texts, a call, going round the texts.
 
-    `repeats` calls are timed after `warmup` that are not; past `max_s` seconds it stops early,
-    never before FEWEST_REPEATS calls.
+    `repeats` calls are timed after `warmup` that are not, or more, until the last three are alike; past `max_s` seconds
+    it stops early, never before FEWEST_REPEATS calls.
     """
     from codemill.targets.energy import rapl_counter
 
@@ -173,8 +176,7 @@ def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
     batches = [texts[start : start + size] for start in range(0, len(texts) - size + 1, size)]
     if not batches:
         raise ValueError(f"{len(texts)} texts do not fill one batch of {size}")
-    for call in range(request.get("warmup", 1)):
-        encode(batches[call % len(batches)])
+    settled = _warmed_up(encode, batches, request.get("warmup", 1), max_s)
     counter = rapl_counter()
     joules_before = counter.read_uj() if counter else ()
     cpu_before, start, ms = time.process_time(), time.perf_counter(), []
@@ -188,7 +190,26 @@ def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
         "ms": ms,
         "cpu_ms": (time.process_time() - cpu_before) * 1e3,
         "energy_j": counter.spent_j(joules_before, counter.read_uj()) if counter else None,
+        "settled": settled,
     }
+
+
+def _warmed_up(
+    encode: Encode, batches: Sequence[Sequence[str]], fewest: int, max_s: float
+) -> bool | None:
+    """Call until three calls one after another are alike; whether they became so. None: no warm-up is asked for."""
+    if fewest < 1:
+        return None
+    started, seen = time.perf_counter(), []
+    for call in range(fewest + MOST_WARMUP):
+        before = time.perf_counter()
+        # always the same texts: others take another time
+        encode(batches[0])
+        seen.append(time.perf_counter() - before)
+        alike = len(seen) >= ALIKE and max(seen[-ALIKE:]) <= ALIKE_WITHIN * min(seen[-ALIKE:])
+        if call + 1 >= fewest and (alike or time.perf_counter() - started > max_s / 4):
+            return alike
+    return False
 
 
 def _encode(encode: Encode, texts: list[str], out: str) -> dict[str, Any]:
@@ -285,6 +306,15 @@ class _ProtocolStdout:
 
     def __exit__(self, *failure: object) -> None:
         self.file.close()
+
+
+def _pin(threads: int | None) -> None:
+    """Keep this process on so many cores, where the system allows it, so that none of its threads wanders."""
+    if threads is None or not hasattr(os, "sched_setaffinity"):
+        return
+    allowed = sorted(os.sched_getaffinity(0))
+    if threads < len(allowed):
+        os.sched_setaffinity(0, allowed[:threads])
 
 
 def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loaded:

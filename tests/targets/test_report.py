@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from codemill.errors import DataError, InputError, MachineError
 from codemill.targets import (
@@ -24,8 +25,10 @@ from codemill.targets import (
     render,
     write_report,
 )
+from codemill.targets.ceiling import Ceiling
 from codemill.targets.codec import to_json
 from codemill.targets.metrics import Ratio
+from codemill.targets.report import report_schema
 
 
 @pytest.fixture
@@ -63,9 +66,56 @@ def test_a_report_survives_being_written_and_read(report: Report, tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
 
+def test_a_report_fits_the_schema_that_is_published(report: Report) -> None:
+    published = json.loads(Path("docs/report.schema.json").read_text())
+    assert published == report_schema(), "run scripts/docs"
+    Draft202012Validator.check_schema(published)
+    checks = Draft202012Validator(published)
+    data = json.loads(json.dumps(to_json(report)))
+    checks.validate(data)
+    data["benchmark"]["engines"][0]["latencies"][0]["calls"] = "many"
+    del data["title"]
+    said = sorted(error.message for error in checks.iter_errors(data))
+    assert said == ["'many' is not of type 'integer'", "'title' is a required property"]
+
+
+def test_a_report_of_the_schema_before_still_opens(report: Report, tmp_path: Path) -> None:
+    data = to_json(report)
+    data["schema"] = 1
+    for name in ("round_clock_mhz", "doubts"):
+        del data["benchmark"][name]
+    del data["benchmark"]["environment"]["ceiling"]
+    for engine in data["benchmark"]["engines"]:
+        for latency in engine["latencies"]:
+            del latency["settled"]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    Draft202012Validator(report_schema()).validate(data)
+    found = read_report(tmp_path / "old.json")
+    assert found.schema == 1
+    assert found.benchmark.environment.ceiling is None
+    render([found, report], tmp_path / "page.html")
+
+
+def test_times_to_be_doubted_and_the_ceiling_are_shown(report: Report, tmp_path: Path) -> None:
+    ceiling = Ceiling(120.0, 11.5, 2)
+    environment = replace(report.benchmark.environment, ceiling=ceiling)
+    benchmark = replace(
+        report.benchmark, environment=environment, doubts=("The clock fell.", "Rounds differ.")
+    )
+    shape = {"layers": 1, "hidden_size": 64, "heads": 2, "head_size": 16, "intermediate_size": 96}
+    bundle = replace(report.bundle, architecture=shape)
+    page = render(
+        [replace(report, benchmark=benchmark, bundle=bundle)], tmp_path / "page.html"
+    ).read_text()
+    assert "2 reasons to doubt its times" in page
+    assert "Rounds differ." in page
+    assert "120 GFLOP/s of float32 products, 11.5 GB/s read, 2 threads" in page
+    assert "its products at the processor" in page
+
+
 def test_names_in_the_json_carry_their_units(report: Report) -> None:
     data = to_json(report)
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert {
         *("size_bytes", "latency_ms_p50", "cold_start_ms_p50", "peak_rss_bytes"),
         *("functions_per_s", "energy_j_per_function", "mrr", "recall_at_10"),
@@ -106,8 +156,8 @@ def test_a_limit_is_met_up_to_and_with_its_value(bound: Any, value: float, met: 
     ("change", "message"),
     [
         (
-            {"schema": 2, "codemill": "9.9"},
-            r"schema 2, made by codemill 9\.9; this version reads 1",
+            {"schema": 3, "codemill": "9.9"},
+            r"schema 3, made by codemill 9\.9; this version reads 1 and 2",
         ),
         ({"schema": None}, "no schema number"),
         ({"title": 3}, r"report\.json\.title: expected a value of type str, found 3"),

@@ -1,0 +1,80 @@
+"""What a processor can do at most, and what an encoder asks of it."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from codemill.compress.architecture import Architecture
+from codemill.compress.search.cost import gflops
+from codemill.targets import ceiling
+from codemill.targets.benchmark import _doubts, _Measured
+from codemill.targets.ceiling import measured_ceiling, operations
+from codemill.targets.engine import Engine
+from codemill.targets.profile import Shape
+from codemill.targets.worker import MOST_WARMUP, _warmed_up
+
+SHAPE = Architecture(8000, 384, 2, 6, 32, 1024, 256, 64)
+
+
+def test_it_is_measured_in_a_process_of_its_own() -> None:
+    found = measured_ceiling(1)
+    assert found is not None
+    assert found.threads == 1
+    assert found.gemm_gflops > 1
+    assert found.read_gb_per_s > 0.1
+
+
+def test_a_process_that_fails_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("x", 1)
+
+    monkeypatch.setattr(ceiling.subprocess, "run", fail)
+    assert measured_ceiling(1) is None
+
+
+def test_operations_are_those_of_the_search(tmp_path: object) -> None:
+    found = operations(SHAPE.to_json(), 128)
+    assert found is not None
+    assert found == pytest.approx(1e9 * gflops(SHAPE, 128), rel=0.02)
+    assert operations({**SHAPE.to_json(), "family": "t5"}, 128) is None
+    assert operations({"layers": 1}, 128) is None
+
+
+def measured(rounds: list[float], settled: bool | None = True) -> _Measured:
+    found = _Measured(Engine("bundle", (), "bundle", 1))
+    found.calls[Shape(128)] = [{"ms": [ms] * 3, "settled": settled} for ms in rounds]
+    return found
+
+
+def test_rounds_that_differ_calls_that_did_not_settle_and_a_falling_clock_are_doubts() -> None:
+    shapes = [Shape(128)]
+    assert list(_doubts([measured([10.0, 10.5, 11.0])], shapes, [3000.0, 2990.0])) == []
+    (said,) = _doubts([measured([10.0, 10.5, 15.0])], shapes, [])
+    assert "its rounds differ by 48% of their median" in said
+    (said,) = _doubts([measured([10.0], settled=False)], shapes, [])
+    assert "had not become alike" in said
+    (said,) = _doubts([measured([10.0], settled=None)], shapes, [3000.0, 2600.0])
+    assert "clock fell from 3,000 to 2,600 MHz" in said
+
+
+def test_warming_up_goes_on_until_calls_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    took: list[float] = []
+
+    def encode(_: object) -> None:
+        nonlocal now
+        now += took.pop(0) if took else 1.0
+
+    monkeypatch.setattr("codemill.targets.worker.time.perf_counter", lambda: now)
+    took[:] = [9.0, 3.0, 1.0, 1.0, 1.05, 7.0]
+    assert _warmed_up(encode, [["a"]], 2, 1e9) is True
+    assert took == [7.0]
+    took[:] = [1.0, 2.0] * 50
+    assert _warmed_up(encode, [["a"]], 2, 1e9) is False
+    assert len(took) == 100 - 2 - MOST_WARMUP
+    assert _warmed_up(encode, [["a"]], 0, 1e9) is None
+    took[:] = [1.0, 2.0] * 50
+    assert _warmed_up(encode, [["a"]], 2, 8.0) is False
+    assert len(took) > 90
