@@ -69,6 +69,8 @@ class Loaded:
     """a row"""
     completer: Completer | None = None
     """of a bundle that completes"""
+    memory: Callable[[], int] | None = None
+    """of an engine in other processes: what they hold, in bytes"""
 
 
 def serve(
@@ -107,7 +109,7 @@ def serve(
             "first_encode_ms": (first - ready) * 1e3,
             **engine.details,
         }
-        say({"ready": True, **info, "peak_rss_bytes": peak_rss_bytes()})
+        say({"ready": True, **info, "peak_rss_bytes": _held(engine)})
         for line in stdin or sys.stdin:
             try:
                 request = json.loads(line)
@@ -118,6 +120,11 @@ def serve(
                 _log_traceback()
                 say(_error(error))
     return 0
+
+
+def _held(engine: Loaded) -> int:
+    """The engine's memory: this process's peak, or what those that it runs in hold now."""
+    return peak_rss_bytes() if engine.memory is None else engine.memory()
 
 
 def peak_rss_bytes() -> int:
@@ -157,7 +164,7 @@ def _answer(engine: Loaded, info: dict[str, Any], request: dict[str, Any]) -> di
             count = engine.count_tokens
             return {"tokens": None if count is None else [int(n) for n in count(request["texts"])]}
         case "info":
-            return {**info, "peak_rss_bytes": peak_rss_bytes(), "packages": _packages()}
+            return {**info, "peak_rss_bytes": _held(engine), "packages": _packages()}
         case other:
             raise ValueError(f"unknown op {other!r}")
 

@@ -68,6 +68,13 @@ REPORTS = ("report.json", "report.html")
     help="Of a bundle that completes: write HumanEval's 164 functions too, and run them on their tests, each in a "
     "process with limits (Python that a model wrote is run on this machine).",
 )
+@click.option(
+    "--browser",
+    metavar="PAGES",
+    type=click.Path(path_type=Path),
+    help="Measure it in headless Chromium as well, by onnxruntime-web; PAGES is examples/browser, after `npm install` "
+    "in it.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="A folder for report.json and .html.")
 @json_option
 def bench_command(
@@ -79,6 +86,7 @@ def bench_command(
     rounds: int | None,
     places: int | None,
     human_eval: bool,
+    browser: Path | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -110,6 +118,8 @@ def bench_command(
     for option, given in (("--places", places is not None), ("--human-eval", human_eval)):
         if given and not completing:
             raise click.UsageError(f"{option} is of a bundle that completes")
+    if completing and browser is not None:
+        raise click.UsageError("--browser is of a bundle that embeds or labels")
     engines = [bundle_engine(bundle, variant=variant, threads=threads)]
     if out is not None:
         _check_out(out)
@@ -123,6 +133,13 @@ def bench_command(
     if against is not None:
         _check_comparable(manifest, against)
         engines.insert(0, _reference(against, threads))
+    if browser is not None:
+        from codemill.targets.browser import browser_engine
+
+        chosen = engines[-1].argv[engines[-1].argv.index("--variant") + 1]
+        engines.insert(
+            -1, browser_engine(folder_of(bundle), browser, chosen, engines[-1].size_bytes)
+        )
     with shown_stage("measuring") as said:
         found = benchmark(
             engines,

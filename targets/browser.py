@@ -1,0 +1,307 @@
+"""A bundle in a web page: served to a browser, and measured in headless Chromium as an engine of the benchmark.
+
+    python -m codemill.targets.browser BUNDLE --pages examples/browser       # http://127.0.0.1:8000/
+
+`--pages` is a folder with the pages and their npm packages (examples/browser, after `npm install`). The page asks this
+process for texts and answers what the bundle says of them, so that a call's time has a round trip on this machine in
+it, a millisecond or two. Nothing else is asked for, and nobody else is answered: the server listens on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from codemill.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from codemill.targets.engine import Engine
+    from codemill.targets.worker import Loaded
+
+__all__ = ["Browser", "browser_engine"]
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+_TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
+_START_S, _ANSWER_S, _POLL_S = 120.0, 600.0, 10.0
+_FUNCTIONS = 200
+_MODULES = ("onnxruntime-web", "@huggingface/tokenizers")
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    """Pages, the bundle's files, the functions of its evaluation, and the texts that a page is asked for."""
+
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, **_TYPES}  # noqa: RUF012
+
+    def __init__(
+        self, *arguments: Any, bundle: Path, asked: Any, answered: Any, **rest: Any
+    ) -> None:
+        self._bundle, self._asked, self._answered = bundle, asked, answered
+        super().__init__(*arguments, **rest)
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        if path == "/next":
+            try:
+                request = self._asked.get(timeout=_POLL_S)
+            except queue.Empty:
+                request = {}
+            self._say(json.dumps(request).encode())
+        elif path == "/functions.json":
+            self._say(json.dumps(_functions(self._bundle)).encode())
+        elif path.startswith("/bundle/"):
+            self._file(path.removeprefix("/bundle/"))
+        else:
+            super().do_GET()
+
+    def do_POST(self) -> None:
+        size = int(self.headers.get("Content-Length", 0))
+        self._answered.put(json.loads(self.rfile.read(size)))
+        self._say(b"{}")
+
+    def _file(self, name: str) -> None:
+        """A file that the manifest names, and the manifest."""
+        from codemill.runtime.bundle import MANIFEST, read_manifest
+
+        if name != MANIFEST and name not in read_manifest(self._bundle).files:
+            self.send_error(404)
+            return
+        self._say((self._bundle / name).read_bytes(), "application/octet-stream")
+
+    def _say(self, content: bytes, kind: str = "application/json") -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def _functions(bundle: Path) -> list[str]:
+    from codemill.targets.evaluation import read_evaluation
+
+    path = bundle / "evaluation.jsonl.gz"
+    return list(read_evaluation(path).codes[:_FUNCTIONS]) if path.is_file() else []
+
+
+def _served(
+    bundle: Path, pages: Path, port: int
+) -> tuple[ThreadingHTTPServer, queue.Queue[Any], queue.Queue[Any]]:
+    missing = [name for name in _MODULES if not (pages / "node_modules" / name).is_dir()]
+    if missing:
+        raise InputError(
+            f"{pages} has no {' and no '.join(missing)} in node_modules: run `npm install` in it"
+        )
+    asked: queue.Queue[Any] = queue.Queue()
+    answered: queue.Queue[Any] = queue.Queue()
+    handler = partial(
+        _Handler, bundle=bundle, asked=asked, answered=answered, directory=os.fspath(pages)
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    server.daemon_threads = True
+    return server, asked, answered
+
+
+def chromium() -> str:
+    """The browser that is run; MachineError where there is none."""
+    for name in _BROWSERS:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise MachineError(
+        f"no browser to measure in: none of {', '.join(_BROWSERS)} is here; install chromium"
+    )
+
+
+class Browser:
+    """A bundle open in headless Chromium: `encode` and `predict` as the runtime's, `tokens` of texts."""
+
+    def __init__(self, bundle: Path, pages: Path, variant: str | None = None) -> None:
+        program = chromium()
+        self._server, self._asked, self._answered = _served(bundle, pages, 0)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._profile = tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True)
+        named = f"?variant={variant}" if variant else ""
+        address = f"http://127.0.0.1:{self._server.server_address[1]}/worker.html{named}"
+        self._process = subprocess.Popen(
+            [program, *_FLAGS, f"--user-data-dir={self._profile.name}", address],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self._answer(_START_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [n, dim]."""
+        import numpy as np
+
+        return np.array(self._ask({"op": "encode", "texts": list(texts)})["rows"], np.float32)
+
+    def predict(self, items: Sequence[Any]) -> list[dict[str, Any]]:
+        """label, score, probabilities and layersUsed of each item."""
+        found: list[dict[str, Any]] = self._ask({"op": "predict", "items": list(items)})["found"]
+        return found
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, cut as the bundle says."""
+        found: list[list[int]] = self._ask({"op": "tokens", "texts": list(texts)})["tokens"]
+        return found
+
+    def memory_bytes(self) -> int:
+        """What Chromium's processes hold now, memory that they share counted once each."""
+        import psutil
+
+        total = 0
+        try:
+            root = psutil.Process(self._process.pid)
+            for process in (root, *root.children(recursive=True)):
+                total += int(process.memory_full_info().pss)
+        except (psutil.Error, AttributeError):
+            pass
+        return total
+
+    def close(self) -> None:
+        """End the browser and the server."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._server.shutdown()
+        self._server.server_close()
+        self._profile.cleanup()
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._asked.put(request)
+        return self._answer(_ANSWER_S)
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = self._answered.get(timeout=timeout_s)
+        except queue.Empty:
+            raise MachineError(f"the page did not answer within {timeout_s:g} s") from None
+        if "error" in found:
+            raise MachineError(f"the page failed: {found['error']:.500}")
+        return found
+
+
+def browser_engine(bundle: Path, pages: Path, variant: str, size_bytes: int) -> Engine:
+    """The engine that runs a variant in Chromium; what can be missing is said before anything is measured."""
+    from codemill.targets.engine import Engine
+
+    chromium()
+    server, _, _ = _served(bundle, pages, 0)
+    server.server_close()
+    argv = [sys.executable, "-m", "codemill.targets.browser", str(bundle)]
+    argv += ["--pages", str(pages), "--variant", variant, "--measured"]
+    return Engine("onnxruntime-web in Chromium", tuple(argv), "reference", size_bytes)
+
+
+def _load(bundle: Path, pages: Path, variant: str | None) -> Loaded:
+    import numpy as np
+
+    from codemill.runtime.bundle import TOKENIZER, read_manifest
+    from codemill.runtime.labels import LABEL_TASKS, labelling_of
+    from codemill.runtime.texts import Texts, open_tokenizer
+    from codemill.targets.worker import FIRST_TEXT, Loaded
+
+    manifest = read_manifest(bundle)
+    content = (bundle / TOKENIZER).read_bytes()
+    texts = Texts(open_tokenizer(content, str(bundle)), content, manifest.name, manifest.max_tokens)
+    browser = Browser(bundle, pages, variant)
+    details = {
+        "max_tokens": manifest.max_tokens,
+        "provider": "onnxruntime-web",
+        "precision": manifest.variants[variant].precision if variant else None,
+        "threads": 1,
+    }
+
+    def count(given: Sequence[str]) -> list[int]:
+        return [texts.count(text) for text in given]
+
+    if manifest.task not in LABEL_TASKS:
+        return Loaded(browser.encode, count, details, memory=browser.memory_bytes)
+    sides = labelling_of(manifest).texts
+
+    def items(rows: Sequence[Sequence[str]]) -> list[Any]:
+        return [row[0] if sides == 1 else list(row) for row in rows]
+
+    def predict(rows: Sequence[Sequence[str]]) -> Sequence[NDArray[Any]]:
+        found = browser.predict(items(rows))
+        chances = np.array([item["probabilities"] for item in found], np.float32)
+        used = np.array([item["layersUsed"] for item in found])
+        return chances, used, np.zeros(len(found), bool)
+
+    def label(given: Sequence[str]) -> NDArray[np.float32]:
+        whole = list(given) if len(given) >= sides else [*given, FIRST_TEXT + "\n"]
+        rows = [whole[start : start + sides] for start in range(0, len(whole), sides)]
+        chances: NDArray[np.float32] = predict(rows)[0]
+        return chances
+
+    return Loaded(label, count, details, predict, sides, memory=browser.memory_bytes)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the pages until Ctrl-C, or answer the benchmark (`--measured`)."""
+    from codemill.targets.worker import serve
+
+    parser = argparse.ArgumentParser(
+        prog="python -m codemill.targets.browser", description="A bundle in a web page."
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--pages", type=Path, required=True)
+    parser.add_argument("--variant")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--measured", action="store_true")
+    asked = parser.parse_args(arguments)
+    if asked.measured:
+        return serve("browser", lambda: _load(asked.bundle, asked.pages, asked.variant))
+    server, _, _ = _served(asked.bundle, asked.pages, asked.port)
+    print(f"http://127.0.0.1:{asked.port}/")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

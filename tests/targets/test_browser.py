@@ -1,0 +1,100 @@
+"""A bundle in headless Chromium: the same tokens, and nearly the same numbers, as the Python runtime's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.compress.exits.test_leaving import EXITS, exiting_of
+
+from codemill.compress.models.export import export_classifier
+from codemill.errors import InputError, MachineError
+from codemill.runtime import load_classifier, read_manifest
+from codemill.runtime.bundle import update_bundle
+from codemill.targets import browser
+from codemill.targets.browser import Browser, browser_engine
+
+PAGES = Path("examples/browser")
+TEXTS = ["open a file", "close the socket and the file", "def read(path):\n    return 1", ""]
+
+in_browser = pytest.mark.skipif(
+    not any(map(shutil.which, browser._BROWSERS)) or not (PAGES / "node_modules").is_dir(),
+    reason="needs chromium, and `npm install` in examples/browser",
+)
+
+
+def labelling(folder: Path, texts: int, model: Path) -> Path:
+    exiting, tokenizer, architecture, heads = exiting_of("bert", model, texts)
+    export_classifier(
+        exiting.whole,
+        folder,
+        labels=("a", "b", "c"),
+        heads=heads,
+        tokenizer_json=tokenizer,
+        max_tokens=24,
+        precisions=("int8",),
+        name="tiny",
+        architecture=architecture,
+        exiting=exiting,
+    )
+    exits = [{**item, "threshold": 0.6} for item in read_manifest(folder).exits]
+    update_bundle(folder, exits=exits)
+    return folder
+
+
+@in_browser
+@pytest.mark.parametrize("texts", [1, 2])
+def test_it_decides_as_the_python_runtime_does(texts: int, tmp_path: Path) -> None:
+    folder = labelling(tmp_path / "bundle", texts, tmp_path / "model")
+    long = [*TEXTS, "a file " * 60]
+    items: Any = long if texts == 1 else [[a, b] for a, b in zip(long, long[::-1], strict=True)]
+    with Browser(folder, PAGES) as page:
+        found = page.predict(items)
+        rows = page.encode(long)
+        ids = page.tokens(long)
+        assert page.memory_bytes() > 10_000_000
+    pairs: Any = [tuple(item) if texts == 2 else item for item in items]
+    with load_classifier(folder, threads=1) as model:
+        # one by one: what is int8 scales its activations over a batch
+        expected = [model.run([item]) for item in pairs]
+        embedded = np.concatenate([model.encode([text]) for text in long])
+        counted = model.count_tokens(long)
+    assert [len(item) for item in ids] == [min(count, 24) for count in counted]
+    for mine, other in zip(found, expected, strict=True):
+        assert mine["layersUsed"] in (*EXITS, 4)
+        assert mine["layersUsed"] == other.layers_used[0]
+        assert np.abs(np.array(mine["probabilities"]) - other.probabilities[0]).max() < 0.02
+    assert np.abs(rows - embedded).max() < 0.02
+
+
+@in_browser
+def test_it_is_an_engine_of_the_benchmark(tmp_path: Path) -> None:
+    from codemill.targets.engine import EngineProcess
+
+    folder = labelling(tmp_path / "bundle", 1, tmp_path / "model")
+    with EngineProcess(browser_engine(folder, PAGES, "cpu-int8", 1)) as process:
+        assert process.ready["provider"] == "onnxruntime-web"
+        out = tmp_path / "answers.npz"
+        request = {"op": "predict", "rows": [[text] for text in TEXTS], "out": str(out)}
+        assert process.ask(request)["rows"] == len(TEXTS)
+        assert process.ask({"op": "info"})["peak_rss_bytes"] > 10_000_000
+
+
+def test_what_is_missing_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browser.shutil, "which", lambda name: f"/bin/{name}")
+    with pytest.raises(InputError, match=r"has no onnxruntime-web and no @huggingface/tokenizers"):
+        browser_engine(tmp_path, tmp_path, "cpu-int8", 1)
+    monkeypatch.setattr(browser.shutil, "which", lambda _: None)
+    with pytest.raises(MachineError, match=r"none of chromium.* is here; install chromium"):
+        browser_engine(tmp_path, PAGES, "cpu-int8", 1)
+
+
+def test_packages_are_of_one_version_each() -> None:
+    said = json.loads((PAGES / "package.json").read_text())["dependencies"]
+    assert all(version[0].isdigit() for version in said.values())
