@@ -1,0 +1,207 @@
+"""Everything that needs an NVIDIA GPU, in one go: are engines right, and how fast are they?
+
+    pip install 'codemill[compress,tensorrt]'
+    python scripts/bench/on_gpu.py BUNDLE [--data-centre] [--out on_gpu.json]
+
+BUNDLE: the folder of a bundle that `compress run` made (plain.mill and validation.jsonl.gz beside it), one that embeds
+or labels, with or without exits. Builds engines for the GPU at hand in half precision, int8 and float32; compares what
+they say with the plain graphs on the processor; times calls at batch 1 and 32 and the first start against the second,
+which finds what was compiled in the cache; asks the inspector; and runs the half-precision ONNX through those of ONNX
+Runtime's CUDA, TensorRT and TensorRT-RTX providers that are installed. Every figure goes to the JSON file; what fails
+is written there with its message, and the rest goes on. Send the file along with an issue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codemill.compress.commands.bench import asked_of
+from codemill.compress.commands.plain import plain_bundle
+from codemill.export.candidates import PLAIN
+from codemill.export.derive import derive
+from codemill.export.quantize.settings import Method, Quantization
+from codemill.runtime import load, load_classifier, read_manifest, size_bytes
+from codemill.runtime.bundle import update_bundle
+from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
+from codemill.runtime.labels import LABEL_TASKS
+from codemill.runtime.session import available_providers
+from codemill.runtime.tensorrt import gpus, tensorrt
+from codemill.targets.evaluation import Evaluation
+
+PROVIDERS = (
+    *("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"),
+)
+ROWS, CALLS = 500, 50
+
+
+def tried(work: Callable[[], Any]) -> Any:
+    """What it gives, or what went wrong."""
+    try:
+        return work()
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def answers(folder: Path, variant: str, asked: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers, and decisions: of a bundle that labels its probabilities, else embeddings and the nearest code."""
+    if isinstance(asked, Evaluation):
+        with load(folder, variant=variant) as model:
+            queries = model.encode(asked.queries[:ROWS])
+            codes = model.encode(asked.codes[:ROWS])
+        return np.concatenate([queries, codes]), (queries @ codes.T).argmax(1)
+    with load_classifier(folder, variant=variant) as model:
+        chances = model.probabilities(items_of(asked))
+    return chances, chances.argmax(1)
+
+
+def items_of(asked: Any) -> list[Any]:
+    """The evaluation's rows, as a classifier takes them."""
+    rows = asked.rows[:ROWS]
+    return [
+        asked.texts[row[0]] if len(row) == 1 else tuple(asked.texts[index] for index in row)
+        for row in rows
+    ]
+
+
+def timed(folder: Path, variant: str, asked: Any) -> dict[str, Any]:
+    """Milliseconds of a call, and of the first start and of the second."""
+    found: dict[str, Any] = {}
+    labels = read_manifest(folder).task in LABEL_TASKS
+    items = items_of(asked) if labels else list(asked.codes[:ROWS])
+    for start in ("first_start_ms", "second_start_ms"):
+        began = time.perf_counter()
+        model: Any = load(folder, variant=variant)
+        call = model.probabilities if labels else model.encode
+        call(items[:1])
+        found[start] = (time.perf_counter() - began) * 1e3
+        if start == "second_start_ms":
+            for batch in (1, 32):
+                call(items[:batch])
+                ms = []
+                for number in range(CALLS):
+                    at = number * batch % max(1, len(items) - batch)
+                    began = time.perf_counter()
+                    call(items[at : at + batch])
+                    ms.append((time.perf_counter() - began) * 1e3)
+                found[f"batch_{batch}_ms_p50"] = statistics.median(ms)
+        model.close()
+    return found
+
+
+def inspected(folder: Path, variant: str, provider: str) -> list[Any]:
+    """What the inspector says of each engine."""
+    library = tensorrt(provider)
+    runtime = library.Runtime(library.Logger(library.Logger.ERROR))
+    said = []
+    for path in read_manifest(folder).variants[variant].segments:
+        engine = runtime.deserialize_cuda_engine((folder / path).read_bytes())
+        text = engine.create_engine_inspector().get_engine_information(
+            library.LayerInformationFormat.JSON
+        )
+        said.append({"file": path, "layers": engine.num_layers, "said": json.loads(text)})
+    return said
+
+
+def compared(folder: Path, variant: str, asked: Any, plain: tuple[np.ndarray, np.ndarray]) -> Any:
+    """How far a variant's answers are from the plain graphs'."""
+    numbers, decisions = answers(folder, variant, asked)
+    return {
+        "largest_difference": float(np.abs(numbers - plain[0]).max()),
+        "same_decisions": float((decisions == plain[1]).mean()),
+        "rows": len(decisions),
+        "size_bytes": size_bytes(folder, variant),
+    }
+
+
+def main() -> int:
+    """Run everything there is; 1 where no GPU is here."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle")
+    parser.add_argument("--data-centre", action="store_true", help="the package tensorrt")
+    parser.add_argument("--out", type=Path, default=Path("on_gpu.json"))
+    asked_for = parser.parse_args()
+    here = gpus()
+    if not here:
+        print("no NVIDIA GPU, or no driver, or no cuda-python is here", file=sys.stderr)
+        return 1
+    provider = TENSORRT if asked_for.data_centre else TENSORRT_RTX
+    smi = shutil.which("nvidia-smi")
+    names = ["--query-gpu=name,driver_version,memory.total", "--format=csv"]
+    found: dict[str, Any] = {
+        "gpus": here,
+        "driver": subprocess.run([smi, *names], capture_output=True, text=True).stdout
+        if smi
+        else None,
+        "library": f"{provider} {tensorrt(provider).__version__}",
+        "providers": list(available_providers()),
+        "variants": {},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch, "bundle")
+        file = plain_bundle(asked_for.bundle, None, work)
+        if file is None:
+            print(f"{asked_for.bundle} has no validation.jsonl.gz", file=sys.stderr)
+            return 1
+        asked = asked_of(read_manifest(work), file)
+        texts = asked.codes if isinstance(asked, Evaluation) else asked.texts
+        calibration = [(text,) for text in texts[:128]]
+        plain = answers(work, PLAIN, asked)
+        for method in (Method.FP16, Method.STATIC, Method.FP32):
+            name = f"engine-{method.precision}"
+            print(name, flush=True)
+            how = Quantization(method, reduced_range=False)
+            capabilities = () if asked_for.data_centre else (here[0],)
+
+            def built(how: Any = how, name: str = name, capabilities: Any = capabilities) -> Any:
+                began = time.perf_counter()
+                derive(
+                    work,
+                    how,
+                    name=name,
+                    provider=provider,
+                    capabilities=capabilities,
+                    calibration=calibration,
+                )
+                return {"build_s": time.perf_counter() - began}
+
+            made = {"built": tried(built)}
+            if "error" not in made["built"]:
+                made["compared"] = tried(lambda name=name: compared(work, name, asked, plain))
+                made["timed"] = tried(lambda name=name: timed(work, name, asked))
+                made["inspected"] = tried(lambda name=name: inspected(work, name, provider))
+            found["variants"][name] = made
+        derive(work, Quantization(Method.FP16), name="half", calibration=calibration)
+        for other in PROVIDERS:
+            if other not in available_providers():
+                continue
+            print(other, flush=True)
+            variants = dict(read_manifest(work).variants)
+            first = variants["half"]
+            renamed = type(first)(other, "fp16", first.segments, first.files)
+            update_bundle(work, variants={**variants, f"half-{other}": renamed})
+            name = f"half-{other}"
+            found["variants"][name] = {
+                "compared": tried(lambda name=name: compared(work, name, asked, plain)),
+                "timed": tried(lambda name=name: timed(work, name, asked)),
+            }
+    asked_for.out.write_text(json.dumps(found, indent=1, default=str))
+    print(f"wrote {asked_for.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
