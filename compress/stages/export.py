@@ -6,6 +6,7 @@ Writes candidates/ (a bundle with all of them) and export.json, which says what 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from codemill.compress.models.export import export_bundle
@@ -41,6 +42,8 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
 
         student, architecture = load_student(inputs["student"] / STUDENT)
         report(0.0, "exporting")
+        # of a run that was killed
+        shutil.rmtree(folder / CANDIDATES, ignore_errors=True)
         export_bundle(
             student,
             folder / CANDIDATES,

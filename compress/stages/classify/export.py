@@ -7,6 +7,7 @@ recipe with exits gets exited/ too: the accepted form in parts, calibrated, and 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
 
     def work(inputs: Folders, folder: Path, report: Report) -> None:
         report(0.0, "exporting")
+        for left in (CANDIDATES, _EXITED):
+            # of a run that was killed
+            shutil.rmtree(folder / left, ignore_errors=True)
         chosen = read_chosen(inputs["search"])
         export_classifier(
             read_student(recipe, inputs["student"]),
