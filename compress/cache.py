@@ -31,7 +31,7 @@ from codemill.runtime.cache import cache_root
 
 __all__ = ["Explanation", "Kept", "explain", "kept", "remove"]
 
-_RUNTIME_KINDS = ("bundles", "indexes", "models")
+_RUNTIME_KINDS = ("bundles", "indexes", "models", "openvino", "preferred", "tensorrt")
 _SHOWN_DIFFERENCES = 8
 
 

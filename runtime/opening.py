@@ -21,13 +21,14 @@ from codemill.runtime.bundle import (
     check_graphs,
     read_manifest,
 )
+from codemill.runtime.preferred import preferred
 from codemill.runtime.session import available_providers, choose_variant
 from codemill.runtime.texts import Texts, check_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Opened", "open_folder", "open_variant", "refuse_task"]
+__all__ = ["Opened", "best_variant", "open_folder", "open_variant", "refuse_task"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def open_variant(
     folder: Path, manifest: Manifest, variant: str | None, segments: int, joined: bool = False
 ) -> Opened:
     """The variant that is asked for, or the best one here; it has to have so many `segments`."""
-    name = choose_variant(manifest, available_providers()) if variant is None else variant
+    name = best_variant(manifest) if variant is None else variant
     chosen = manifest.variant(name)
     if len(chosen.segments) != segments:
         raise BundleError(
@@ -85,6 +86,12 @@ def open_variant(
     tokenizer = open_tokenizer(tokenizer_json, str(folder))
     check_tokenizer(tokenizer, manifest.max_tokens, str(folder), joined)
     return Opened(folder, manifest, name, chosen, tokenizer, tokenizer_json)
+
+
+def best_variant(manifest: Manifest) -> str:
+    """What is run where no variant is named: the one that was measured to be best here, else by what it is made for."""
+    providers = available_providers()
+    return preferred(manifest, providers) or choose_variant(manifest, providers)
 
 
 def refuse_task(manifest: Manifest, said: str) -> BundleError:

@@ -252,7 +252,7 @@ def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
         wants = ", ".join(f"{name} ({item.provider})" for name, item in manifest.variants.items())
         raise ProviderError(
             f"no variant of bundle {manifest.name!r} runs here. It has: {wants}. "
-            f"Here there are: {', '.join(providers)}"
+            f"This machine has: {', '.join(providers)}"
         )
 
     def rank(name: str) -> tuple[int, int, str]:

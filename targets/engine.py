@@ -62,10 +62,10 @@ def bundle_engine(
     """
     from codemill.runtime.archive import unpack
     from codemill.runtime.bundle import read_manifest, size_bytes
-    from codemill.runtime.session import available_providers, choose_variant
+    from codemill.runtime.opening import best_variant
 
     folder = unpack(bundle) if Path(bundle).is_file() else Path(bundle)
-    chosen = variant or choose_variant(read_manifest(folder), available_providers())
+    chosen = variant or best_variant(read_manifest(folder))
     argv = [sys.executable, "-m", "codemill.targets.worker", str(folder), "--name", name]
     argv += ["--variant", chosen]
     if threads is not None:

@@ -69,6 +69,13 @@ REPORTS = ("report.json", "report.html")
     "process with limits (Python that a model wrote is run on this machine).",
 )
 @click.option(
+    "--variants",
+    "every",
+    is_flag=True,
+    help="Measure all variants that run here beside each other; `codemill.load` takes the fastest that is as good from "
+    "then on, on this machine.",
+)
+@click.option(
     "--browser",
     metavar="PAGES",
     type=click.Path(path_type=Path),
@@ -86,6 +93,7 @@ def bench_command(
     rounds: int | None,
     places: int | None,
     human_eval: bool,
+    every: bool,
     browser: Path | None,
     out: Path | None,
     as_json: bool,
@@ -118,8 +126,9 @@ def bench_command(
     for option, given in (("--places", places is not None), ("--human-eval", human_eval)):
         if given and not completing:
             raise click.UsageError(f"{option} is of a bundle that completes")
-    if completing and browser is not None:
-        raise click.UsageError("--browser is of a bundle that embeds or labels")
+    for option, given in (("--browser", browser is not None), ("--variants", every)):
+        if given and completing:
+            raise click.UsageError(f"{option} is of a bundle that embeds or labels")
     engines = [bundle_engine(bundle, variant=variant, threads=threads)]
     if out is not None:
         _check_out(out)
@@ -130,6 +139,16 @@ def bench_command(
         )
         return
     asked = asked_of(manifest, file)
+    if every:
+        others = (("--against", against), ("--variant", variant), ("--out", out))
+        for option, value in others:
+            if value is not None:
+                raise click.UsageError(f"{option} does not go with --variants")
+        from codemill.compress.commands.bench_variants import bench_variants
+
+        folder = folder_of(bundle)
+        bench_variants(folder, manifest, asked, threads, rounds or _ROUNDS, as_json)
+        return
     if against is not None:
         _check_comparable(manifest, against)
         engines.insert(0, _reference(against, threads))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +94,7 @@ def quantize_command(
     export` takes it. Leave the machine alone meanwhile.
     """
     require_extra("compress", "`compress quantize`")
+    from codemill.compress.commands.bench_variants import tried_rows
     from codemill.compress.commands.plain import plain_bundle
     from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
     from codemill.compress.progress import shown_stage
@@ -168,7 +168,7 @@ def quantize_command(
             {**found, **tokens, "tried": [item.to_json() for item in tried], "chosen": best.variant}
         )
         return
-    click.echo(table(_rows(tried, best), heading=True))
+    click.echo(table(tried_rows(tried, best, Method.FP32.value), heading=True))
     click.echo()
     rows = [("bundle", shown_path(target)), ("variant", f"{shipped}, {best.variant}")]
     click.echo(table([*rows, ("size", in_bytes(size)), ("digest", digest)]))
@@ -232,15 +232,3 @@ def _ship(
     if old.is_file():
         shutil.copyfile(old, ready / old.name)
     return name
-
-
-def _rows(tried: Sequence[Tried], best: Tried) -> list[tuple[str, ...]]:
-    heading = ("method", "ships", "quality", "lost", "ms", "times as fast", "")
-    rows: list[tuple[str, ...]] = [heading]
-    for item in tried:
-        between = "" if item.low is None else f" [{item.low:.2f}, {item.high:.2f}]"
-        note = "chosen" if item is best else f"refused: {item.why}" if item.why else ""
-        times = f"{item.times_faster:.2f}{between}"
-        figures = (f"{item.quality:.4f}", f"{item.lost:.2%}", f"{item.latency_ms:.2f}", times)
-        rows.append((item.variant, in_bytes(item.size_bytes), *figures, note))
-    return rows

@@ -1,0 +1,85 @@
+"""`compress bench BUNDLE --variants`: all variants that run here beside each other; the best is taken from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from codemill.compress.commands.output import in_bytes, print_json, table
+from codemill.errors import InputError
+
+if TYPE_CHECKING:
+    from codemill.export.choose import Tried
+    from codemill.runtime import Manifest
+    from codemill.targets.evaluation import Evaluation, LabelledEvaluation
+
+__all__ = ["bench_variants", "tried_rows"]
+
+_EXACT = ("fp32", "bf16", "fp16", "int8", "int4")
+_MAX_LOSS = 0.005
+_TOKENS = 128
+
+
+def bench_variants(
+    folder: Path,
+    manifest: Manifest,
+    asked: Evaluation | LabelledEvaluation,
+    threads: int,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """Measure, print, and remember the fastest that loses half a percent of the most exact one's quality at most."""
+    from codemill.compress.progress import shown_stage
+    from codemill.export.choose import chosen, measured
+    from codemill.runtime.engines import ENGINES
+    from codemill.runtime.preferred import prefer
+    from codemill.runtime.session import available_providers
+    from codemill.targets.profile import Shape
+
+    here = [provider for provider in available_providers() if provider not in ENGINES]
+    names = [name for name, item in manifest.variants.items() if item.provider in here]
+    if len(names) < 2:
+        raise InputError(
+            f"--variants: {len(names)} of the bundle's variants ({', '.join(manifest.variants)}) run here, two or more "
+            "are needed to compare; `compress export BUNDLE --target` adds some"
+        )
+    reference = min(names, key=lambda name: (_place(manifest.variants[name].precision), name))
+    with shown_stage("measuring") as said:
+        tried = measured(
+            folder,
+            reference,
+            [name for name in names if name != reference],
+            asked,
+            Shape(min(_TOKENS, manifest.max_tokens), 1),
+            threads=threads,
+            rounds=rounds,
+            max_loss=_MAX_LOSS,
+            say=said,
+        )
+    best = chosen(tried) or tried[0]
+    prefer(manifest, best.variant)
+    if as_json:
+        print_json({"tried": [item.to_json() for item in tried], "chosen": best.variant})
+        return
+    click.echo(table(tried_rows(tried, best, reference), heading=True))
+    click.echo(f"\ncodemill.load takes {best.variant} of this bundle on this machine from now on")
+
+
+def tried_rows(tried: Sequence[Tried], best: Tried, reference: str) -> list[tuple[str, ...]]:
+    """What was measured, a variant a row, against `reference`."""
+    heading = ("variant", "ships", "quality", "lost", "ms", f"times as fast as {reference}", "")
+    rows: list[tuple[str, ...]] = [heading]
+    for item in tried:
+        between = "" if item.low is None else f" [{item.low:.2f}, {item.high:.2f}]"
+        note = "chosen" if item is best else f"refused: {item.why}" if item.why else ""
+        times = f"{item.times_faster:.2f}{between}"
+        figures = (f"{item.quality:.4f}", f"{item.lost:.2%}", f"{item.latency_ms:.2f}", times)
+        rows.append((item.variant, in_bytes(item.size_bytes), *figures, note))
+    return rows
+
+
+def _place(precision: str) -> int:
+    return _EXACT.index(precision) if precision in _EXACT else len(_EXACT)
