@@ -182,9 +182,11 @@ class Recording:
         self.value = value
         self.inputs: list[Mapping[str, NDArray[np.int64]]] = []
 
-    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def outputs_for(
+        self, inputs: Mapping[str, NDArray[np.int64]], _: Sequence[str]
+    ) -> list[NDArray[np.float32]]:
         self.inputs.append(inputs)
-        return np.full((len(inputs["input_ids"]), DIM), self.value, dtype=np.float32)
+        return [np.full((len(inputs["input_ids"]), DIM), self.value, dtype=np.float32)]
 
     def close(self) -> None:
         self.value = 0
