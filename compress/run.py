@@ -59,7 +59,6 @@ from codemill.targets.report import read_report
 __all__ = ["Plan", "RunResult", "plan", "run", "run_search", "stages_of"]
 
 _REPORTS = ("report.html", "report.json")
-# delivering takes seconds
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:

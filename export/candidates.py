@@ -14,6 +14,7 @@ from codemill.export.encoder import INPUTS, OUTPUT, export_encoder
 from codemill.export.fuse import fuse_encoder
 from codemill.export.quantize.dynamic import quantize_dynamic_int8
 from codemill.runtime.bundle import Variant, write_bundle
+from codemill.runtime.session import PLAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,8 +33,6 @@ __all__ = [
 ]
 
 FP32 = "cpu-fp32"
-PLAIN = "plain-fp32"
-"""Standard operators only: what every other variant is made of."""
 INT8 = "cpu-int8"
 PROVIDER = "CPUExecutionProvider"
 _PARITY = 1e-4

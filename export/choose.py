@@ -1,8 +1,8 @@
 """Which variant ships: all that were made, measured beside fp32 on this machine, and the one no other dominates.
 
 A variant is refused where it is slower than fp32 (the whole confidence interval says so), costs more of the task's
-metric on validation than is allowed, or is larger than is allowed. Of the others the fastest ships that no other
-beats or equals in size, quality and speed at once.
+metric on validation than is allowed, or is larger than is allowed. Of the others one ships that no other beats or
+equals in size, quality and speed at once: see `chosen`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from codemill.targets.engine import Engine
     from codemill.targets.evaluation import Evaluation, LabelledEvaluation
     from codemill.targets.figures import BenchmarkResult
     from codemill.targets.profile import Shape
 
 __all__ = ["Tried", "chosen", "measured", "tried_of"]
+
+_SIZES_ALIKE = 1.01
+_MANIFEST_BYTES = 4096
+"""Of a bundle with one variant, about."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,19 @@ def measured(
 
     Each runs in processes of its own, alternating (`targets.benchmark`).
     """
+    from codemill.runtime.bundle import TOKENIZER, read_manifest
     from codemill.targets.benchmark import benchmark
     from codemill.targets.engine import bundle_engine
 
-    engines = [
-        replace(bundle_engine(folder, reference, threads, name=reference), role="reference"),
-        *(bundle_engine(folder, name, threads, name=name) for name in variants),
-    ]
+    files = read_manifest(folder).files
+
+    def engine(name: str) -> Engine:
+        # what would ship: this folder's manifest names all variants
+        shipped = (*read_manifest(folder).variants[name].files, TOKENIZER)
+        size = sum(files[path].size_bytes for path in shipped) + _MANIFEST_BYTES
+        return replace(bundle_engine(folder, name, threads, name=name), size_bytes=size)
+
+    engines = [replace(engine(reference), role="reference"), *map(engine, variants)]
     result = benchmark(
         engines, evaluation, [shape], rounds, lambda now: say(now.fraction, now.message)
     )
@@ -115,11 +126,26 @@ def tried_of(
     return found
 
 
-def chosen(tried: Sequence[Tried]) -> Tried | None:
-    """The fastest of those that are not refused and that no other dominates; None where all are refused."""
+def chosen(tried: Sequence[Tried], reference: str | None = None) -> Tried | None:
+    """What ships of those that are not refused; None where all are. `reference` ships only where nothing else does.
+
+    Of the fastest, and those whose interval holds its speed, so that they cannot be told apart by speed: the smallest,
+    and of those within a percent of it the one that keeps most quality. No other is at least as good in all three.
+    """
     open_ = [item for item in tried if item.why is None]
-    front = [item for item in open_ if not any(other.dominates(item) for other in open_)]
-    return max(front, key=lambda item: item.times_faster, default=None)
+    others = [item for item in open_ if item.variant != reference] or open_
+    if not others:
+        return None
+    most = max(item.times_faster for item in others)
+    alike = [item for item in others if most <= (item.high or item.times_faster)]
+    # a point estimate may lie above its own interval
+    alike = alike or [item for item in others if item.times_faster == most]
+    least = min(item.size_bytes for item in alike)
+    small = [item for item in alike if item.size_bytes <= _SIZES_ALIKE * least]
+    best = max(small, key=lambda item: (item.quality, item.times_faster, -item.size_bytes))
+    # what is refused for another reason than being worse dominates nothing
+    better = [item for item in others if item.dominates(best)]
+    return max(better, key=lambda item: item.times_faster) if better else best
 
 
 def _quality(result: BenchmarkResult, name: str) -> float:

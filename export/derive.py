@@ -33,6 +33,9 @@ from codemill.targets.evaluation import Evaluation, LabelledEvaluation
 
 __all__ = ["derive"]
 
+_HEAD_ROWS = 256
+"""That a head judges at once."""
+
 Say = Callable[[float, str], None]
 
 
@@ -64,7 +67,8 @@ def derive(
     if not {"heads", "hidden_size"} <= set(shape):
         raise ModelError(f"bundle {manifest.name!r} does not say its heads and its hidden_size")
     name = name or how.method.value
-    chain = Chain(folder, manifest, validation, calibration[: how.samples])
+    judged = validation if how.method is Method.CONTROLLED else None
+    chain = Chain(folder, manifest, judged, calibration[: how.samples])
     maker: _Maker = _Onnx(how, int(shape["heads"]), int(shape["hidden_size"]), chain)
     if provider == OPENVINO:
         maker = _Ir(how, chain)
@@ -195,7 +199,8 @@ class _Engines:
                 to_half(plain, source)
             else:
                 source.write_bytes(plain.read_bytes())
-            self._build(source, path)
+            # rows of embeddings, of any number of texts: no tokens
+            self._build(source, path, [Profile((1, 1), (1, 1), (_HEAD_ROWS, 1))])
 
     def part(self, plain: Path, path: Path, number: int, go_on: bool) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -208,13 +213,13 @@ class _Engines:
                 source.write_bytes(plain.read_bytes())
             else:
                 raise ValueError(f"{self.how.method.value} is not made for {self.provider}")
-            self._build(source, path)
+            self._build(source, path, self.profiles)
             if go_on:
                 # the same numbers, without a GPU
                 self.chain.go_on(source, number)
 
-    def _build(self, source: Path, path: Path) -> None:
-        found = build_engine(source, path, self.profiles, self.capabilities, self.provider)
+    def _build(self, source: Path, path: Path, profiles: Sequence[Profile]) -> None:
+        found = build_engine(source, path, profiles, self.capabilities, self.provider)
         self.built.append(found)
 
     def built_for(self) -> dict[str, Any]:

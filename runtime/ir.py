@@ -31,6 +31,8 @@ _OPERATORS: Final = frozenset(
         *("Tanh", "Tile", "Transpose", "Unsqueeze", "VariadicSplit"),
     )
 )
+_INSIDE = {"data", "input", "output", "rt_info"}
+"""What a layer holds, each once at most."""
 _VERSION = re.compile(r"opset[0-9]{1,2}")
 
 
@@ -49,20 +51,30 @@ def check_ir(root: Path, path: str, files: Collection[str]) -> None:
         content = (root / path).read_bytes()
     except OSError as error:
         raise BundleError(f"cannot read {root / path}: {error.strerror or error}") from error
-    if b"<!" in content:
-        # entities unfold to any size; no writer of this format declares any
-        raise BundleError(f"{root / path} declares a document type or holds comments")
     try:
-        net = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{root / path} is not UTF-8") from error
+    # entities unfold to any size; a namespace hides an element here that OpenVINO sees
+    for mark, what in (("<!", "a document type"), ("xmlns", "a namespace"), ("\0", "a zero byte")):
+        if mark in text:
+            raise BundleError(f"{root / path} holds {what}, which no writer of this format does")
+    try:
+        net = ElementTree.fromstring(text.removeprefix("\ufeff"))
+    except (ElementTree.ParseError, ValueError) as error:
         raise BundleError(f"{root / path} is no XML: {error}") from error
-    if net.tag != "net":
+    if net.tag != "net" or any(":" in part.tag or "}" in part.tag for part in net.iter()):
         raise BundleError(
             f"{root / path} is not of OpenVINO's format: it begins with {net.tag!r:.80}"
         )
-    layers = net.find("layers")
-    for layer in () if layers is None else layers:
+    tags = [part.tag for part in net]
+    if sorted(tags) not in (["edges", "layers"], ["edges", "layers", "rt_info"]):
+        raise BundleError(f"{root / path} holds {tags!r:.200}; expected layers, edges and rt_info")
+    for layer in net.find("layers") or ():
         kind, version = layer.get("type", ""), layer.get("version", "")
+        inside = sorted(part.tag for part in layer)
+        if layer.tag != "layer" or not set(inside) <= _INSIDE or len(inside) > len(set(inside)):
+            raise BundleError(f"{root / path} has a {layer.tag!r:.80} that holds {inside!r:.200}")
         if kind not in _OPERATORS or not _VERSION.fullmatch(version):
             raise BundleError(
                 f"{root / path} holds the operator {kind!r:.80} of {version!r:.80}, which no bundle needs"

@@ -45,6 +45,8 @@ _INSTRUCTION_SETS = {
     "sve": "sve",
     "sve2": "sve2",
 }
+INSTRUCTION_SETS = tuple(dict.fromkeys(_INSTRUCTION_SETS.values()))
+"""Those that are told, by the names that are used here."""
 _INT8_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"}
 
 
@@ -128,6 +130,18 @@ def physical_cores() -> int:
         known = _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu")
         count = min(known or count, count)
     return min(count, _quota_cores())
+
+
+def one_a_core() -> list[int]:
+    """Logical processors that this process may use, one of each core first, then their siblings."""
+    seen: set[str] = set()
+    first: list[int] = []
+    rest: list[int] = []
+    for cpu in sorted(_allowed()):
+        core = _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        (rest if core and core in seen else first).append(cpu)
+        seen.add(core)
+    return first + rest
 
 
 def _allowed() -> set[int]:

@@ -48,6 +48,10 @@ _CPU_PRECISIONS = ("int8", "int4", "fp32", "bf16", "fp16")
 _PRECISIONS = {_CPU: _CPU_PRECISIONS, OPENVINO: _CPU_PRECISIONS}
 _ACCELERATOR_PRECISIONS = ("fp16", "bf16", "int8", "int4", "fp32")
 
+_PROVIDER_OPTIONS = {"CoreMLExecutionProvider": {"ModelFormat": "MLProgram"}}
+PLAIN = "plain-fp32"
+"""The variant that others are made of."""
+
 # what it logs as an error it raises as well
 _LOG_FATAL_ONLY = 4
 
@@ -140,7 +144,10 @@ class OnnxSession:
         self.path = os.fspath(path)
         try:
             session = ort.InferenceSession(
-                self.path, options, providers=[provider], enable_fallback=0
+                self.path,
+                options,
+                providers=[(provider, _PROVIDER_OPTIONS.get(provider, {}))],
+                enable_fallback=0,
             )
             inputs, outputs = session.get_inputs(), session.get_outputs()
             self.inputs = {item.name: str(item.type) for item in inputs}
@@ -255,10 +262,11 @@ def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
             f"This machine has: {', '.join(providers)}"
         )
 
-    def rank(name: str) -> tuple[int, int, str]:
+    def rank(name: str) -> tuple[bool, int, int, str]:
         variant = here[name]
         precisions = _PRECISIONS.get(variant.provider, _ACCELERATOR_PRECISIONS)
         return (
+            name == PLAIN,
             _place(variant.provider, (*_ACCELERATORS, _CPU, OPENVINO)),
             _place(variant.precision, precisions),
             name,

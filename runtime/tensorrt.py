@@ -143,7 +143,17 @@ class TensorRtSession:
         with self._lock:
             if self._engine is None:
                 raise RuntimeError(f"the session of {self.path} is closed")
-            return self._run(inputs, names)
+            rows = max((len(array) for array in inputs.values()), default=1)
+            most = self._most_rows()
+            found = [
+                self._run({name: array[at : at + most] for name, array in inputs.items()}, names)
+                for at in range(0, rows, most)
+            ]
+        return (
+            found[0]
+            if len(found) == 1
+            else [np.concatenate(part) for part in zip(*found, strict=True)]
+        )
 
     def close(self) -> None:
         """Free the engine and what it has on the GPU; a run under way in another thread ends first."""
@@ -207,6 +217,14 @@ class TensorRtSession:
                 return number
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         raise BundleError(f"{self.path} was built for smaller inputs than {shapes}")
+
+    def _most_rows(self) -> int:
+        """Of one run: what the widest profile takes."""
+        name = self._inputs[0]
+        return max(
+            int(next(iter(self._engine.get_tensor_profile_shape(name, number)[2])))
+            for number in range(self._engine.num_optimization_profiles)
+        )
 
     def _fits(self, name: str, shape: Sequence[int], profile: int) -> bool:
         least, _, most = self._engine.get_tensor_profile_shape(name, profile)

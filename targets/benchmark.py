@@ -23,7 +23,7 @@ from codemill.errors import InputError, MachineError
 from codemill.targets.ceiling import measured_ceiling
 from codemill.targets.energy import WATTS_PER_CORE
 from codemill.targets.engine import Engine, EngineProcess, Role
-from codemill.targets.environment import clock_mhz, this_environment
+from codemill.targets.environment import this_environment
 from codemill.targets.evaluation import (
     CountTokens,
     Evaluation,
@@ -137,7 +137,6 @@ def benchmark(
     """
     _check(engines, shapes, rounds, repeats)
     environment, started = this_environment(), time.perf_counter()
-    clocks: list[float] = []
     again = _rewritten(evaluation, rewrites or {})
     clock = _Clock(
         engines,
@@ -176,8 +175,6 @@ def benchmark(
             lengths = list(now.lengths.tokens)
     order = [tuple(engines) if i % 2 == 0 else tuple(reversed(engines)) for i in range(rounds)]
     for number, turn in enumerate(order, start=1):
-        clock_now = clock_mhz()
-        clocks += [] if clock_now is None else [clock_now]
         for engine in turn:
             now = measured[engine.name]
             with _started(clock, engine, number, now) as process:
@@ -190,6 +187,7 @@ def benchmark(
                 now.info = process.ask({"op": "info"})
                 now.peak.append(now.info["peak_rss_bytes"])
     everyone = tuple(measured.values())
+    clocks = _clocks(everyone, shapes, rounds)
     qualities: dict[str, LabelQuality] = {}
     comparisons = list(_comparisons(everyone, shapes))
     differences: list[Difference] = []
@@ -224,14 +222,23 @@ def benchmark(
     )
 
 
+def _clocks(measured: Sequence[_Measured], shapes: Sequence[Shape], rounds: int) -> list[float]:
+    """The clock as each round's calls ended, their mean; nothing where the system does not tell."""
+    found = []
+    for number in range(rounds):
+        seen = [m.calls[shape][number].get("mhz") for m in measured for shape in shapes]
+        known = [clock for clock in seen if clock is not None]
+        found += [sum(known) / len(known)] if known else []
+    return found
+
+
 def _doubts(
     measured: Sequence[_Measured], shapes: Sequence[Shape], clocks: Sequence[float]
 ) -> Iterator[str]:
     """Why times are to be doubted."""
     if clocks and min(clocks) < _CLOCK_FELL * clocks[0]:
         yield (
-            f"The clock fell from {clocks[0]:,.0f} to {min(clocks):,.0f} MHz while it was measured: the machine slowed "
-            "itself down, for heat or power."
+            f"The clock fell from {clocks[0]:,.0f} to {min(clocks):,.0f} MHz from one round to another."
         )
     for m in measured:
         for shape in shapes:

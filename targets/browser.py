@@ -4,12 +4,13 @@
 
 `--pages` is a folder with the pages and their npm packages (examples/browser, after `npm install`). The page asks this
 process for texts and answers what the bundle says of them, so that a call's time has a round trip on this machine in
-it, a millisecond or two. Nothing else is asked for, and nobody else is answered: the server listens on 127.0.0.1.
+it, a millisecond or two. The server listens on 127.0.0.1 and answers the pages that it serves, no other site's.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -25,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from codemill.errors import InputError, MachineError
+from codemill.errors import CodemillError, InputError, MachineError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,12 +39,16 @@ __all__ = ["Browser", "browser_engine"]
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--headless", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 _TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 _START_S, _ANSWER_S, _POLL_S = 120.0, 600.0, 10.0
+_MOST_BYTES = 2**28
+_AT_ONCE = 64
+"""Texts, or rows, of one request."""
 _FUNCTIONS = 200
+_RUN_THERE = ("CPUExecutionProvider", "onnxruntime-web")
 _MODULES = ("onnxruntime-web", "@huggingface/tokenizers")
 
 
@@ -59,6 +64,8 @@ class _Handler(SimpleHTTPRequestHandler):
         super().__init__(*arguments, **rest)
 
     def do_GET(self) -> None:
+        if not self._ours():
+            return
         path = self.path.split("?")[0]
         if path == "/next":
             try:
@@ -74,9 +81,25 @@ class _Handler(SimpleHTTPRequestHandler):
             super().do_GET()
 
     def do_POST(self) -> None:
-        size = int(self.headers.get("Content-Length", 0))
+        size = int(self.headers.get("Content-Length") or 0)
+        if not self._ours() or size > _MOST_BYTES:
+            return
         self._answered.put(json.loads(self.rfile.read(size)))
         self._say(b"{}")
+
+    def _ours(self) -> bool:
+        """Whether one of the pages that are served here asks: another site's may not, by whatever name it calls us."""
+        port = self.server.server_port  # type: ignore[attr-defined]
+        hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
+        origin = self.headers.get("Origin")
+        if (
+            self.headers.get("Host") in hosts
+            and self.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
+            and (origin is None or origin.removeprefix("http://") in hosts)
+        ):
+            return True
+        self.send_error(403)
+        return False
 
     def _file(self, name: str) -> None:
         """A file that the manifest names, and the manifest."""
@@ -109,6 +132,9 @@ def _functions(bundle: Path) -> list[str]:
 def _served(
     bundle: Path, pages: Path, port: int
 ) -> tuple[ThreadingHTTPServer, queue.Queue[Any], queue.Queue[Any]]:
+    from codemill.runtime.bundle import check_files, read_manifest
+
+    check_files(bundle, read_manifest(bundle))
     missing = [name for name in _MODULES if not (pages / "node_modules" / name).is_dir()]
     if missing:
         raise InputError(
@@ -145,13 +171,16 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True)
         named = f"?variant={variant}" if variant else ""
         address = f"http://127.0.0.1:{self._server.server_address[1]}/worker.html{named}"
-        self._process = subprocess.Popen(
-            [program, *_FLAGS, f"--user-data-dir={self._profile.name}", address],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        self._process: subprocess.Popen[bytes] | None = None
+        # Chromium has no sandbox for root
+        flags = (*_FLAGS, "--no-sandbox") if hasattr(os, "geteuid") and not os.geteuid() else _FLAGS
         try:
+            self._process = subprocess.Popen(
+                [program, *flags, f"--user-data-dir={self._profile.name}", address],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             self._answer(_START_S)
         except BaseException:
             self.close()
@@ -161,11 +190,17 @@ class Browser:
         """float32 [n, dim]."""
         import numpy as np
 
-        return np.array(self._ask({"op": "encode", "texts": list(texts)})["rows"], np.float32)
+        rows = [
+            self._ask({"op": "encode", "texts": list(texts[at : at + _AT_ONCE])})["rows"]
+            for at in range(0, len(texts), _AT_ONCE)
+        ]
+        return np.array([row for part in rows for row in part], np.float32)
 
     def predict(self, items: Sequence[Any]) -> list[dict[str, Any]]:
-        """label, score, probabilities and layersUsed of each item."""
-        found: list[dict[str, Any]] = self._ask({"op": "predict", "items": list(items)})["found"]
+        """label, score, probabilities, layersUsed and truncated of each item."""
+        found: list[dict[str, Any]] = []
+        for at in range(0, len(items), _AT_ONCE):
+            found += self._ask({"op": "predict", "items": list(items[at : at + _AT_ONCE])})["found"]
         return found
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
@@ -174,26 +209,28 @@ class Browser:
         return found
 
     def memory_bytes(self) -> int:
-        """What Chromium's processes hold now, memory that they share counted once each."""
+        """What Chromium's processes hold now; what they share is counted once, where the system tells (Linux)."""
         import psutil
 
+        assert self._process is not None
         total = 0
-        try:
-            root = psutil.Process(self._process.pid)
-            for process in (root, *root.children(recursive=True)):
-                total += int(process.memory_full_info().pss)
-        except (psutil.Error, AttributeError):
-            pass
+        root = psutil.Process(self._process.pid)
+        for process in (root, *root.children(recursive=True)):
+            # one that has ended meanwhile holds nothing
+            with contextlib.suppress(psutil.Error):
+                held = process.memory_full_info()
+                total += int(getattr(held, "pss", 0) or held.rss)
         return total
 
     def close(self) -> None:
         """End the browser and the server."""
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         self._server.shutdown()
         self._server.server_close()
         self._profile.cleanup()
@@ -225,17 +262,24 @@ class Browser:
 
 def browser_engine(bundle: Path, pages: Path, variant: str, size_bytes: int) -> Engine:
     """The engine that runs a variant in Chromium; what can be missing is said before anything is measured."""
+    from codemill.runtime.bundle import read_manifest
     from codemill.targets.engine import Engine
 
     chromium()
     server, _, _ = _served(bundle, pages, 0)
     server.server_close()
+    provider = read_manifest(bundle).variant(variant).provider
+    if provider not in _RUN_THERE:
+        raise InputError(
+            f"variant {variant!r} is for {provider}; a browser runs those of {' and '.join(_RUN_THERE)}"
+        )
     argv = [sys.executable, "-m", "codemill.targets.browser", str(bundle)]
     argv += ["--pages", str(pages), "--variant", variant, "--measured"]
-    return Engine("onnxruntime-web in Chromium", tuple(argv), "reference", size_bytes)
+    # of role bundle: nothing is compared with it unless it is asked for by name
+    return Engine("onnxruntime-web in Chromium", tuple(argv), "bundle", size_bytes)
 
 
-def _load(bundle: Path, pages: Path, variant: str | None) -> Loaded:
+def _load(bundle: Path, browser: Browser, variant: str | None) -> Loaded:
     import numpy as np
 
     from codemill.runtime.bundle import TOKENIZER, read_manifest
@@ -246,7 +290,6 @@ def _load(bundle: Path, pages: Path, variant: str | None) -> Loaded:
     manifest = read_manifest(bundle)
     content = (bundle / TOKENIZER).read_bytes()
     texts = Texts(open_tokenizer(content, str(bundle)), content, manifest.name, manifest.max_tokens)
-    browser = Browser(bundle, pages, variant)
     details = {
         "max_tokens": manifest.max_tokens,
         "provider": "onnxruntime-web",
@@ -268,7 +311,7 @@ def _load(bundle: Path, pages: Path, variant: str | None) -> Loaded:
         found = browser.predict(items(rows))
         chances = np.array([item["probabilities"] for item in found], np.float32)
         used = np.array([item["layersUsed"] for item in found])
-        return chances, used, np.zeros(len(found), bool)
+        return chances, used, np.array([item["truncated"] for item in found], bool)
 
     def label(given: Sequence[str]) -> NDArray[np.float32]:
         whole = list(given) if len(given) >= sides else [*given, FIRST_TEXT + "\n"]
@@ -293,13 +336,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--measured", action="store_true")
     asked = parser.parse_args(arguments)
     if asked.measured:
-        return serve("browser", lambda: _load(asked.bundle, asked.pages, asked.variant))
-    server, _, _ = _served(asked.bundle, asked.pages, asked.port)
-    print(f"http://127.0.0.1:{asked.port}/")
+        with contextlib.ExitStack() as stack:
+
+            def load() -> Loaded:
+                # the time that a page takes to be there is its start
+                page = stack.enter_context(Browser(asked.bundle, asked.pages, asked.variant))
+                return _load(asked.bundle, page, asked.variant)
+
+            return serve("browser", load)
     try:
+        server, _, _ = _served(asked.bundle, asked.pages, asked.port)
+    except (CodemillError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"http://127.0.0.1:{asked.port}/")
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        return 0
     return 0
 
 

@@ -38,7 +38,7 @@ def measured_ceiling(threads: int) -> Ceiling | None:
     environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "codemill.targets.ceiling"],
+            [sys.executable, "-m", "codemill.targets.ceiling", str(threads)],
             capture_output=True,
             text=True,
             check=True,
@@ -93,4 +93,7 @@ def _rates() -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    from codemill.targets.worker import pin
+
+    pin(int(sys.argv[1]))
     print(json.dumps(_rates()))

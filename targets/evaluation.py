@@ -108,6 +108,8 @@ def read_labelled_evaluation(
     groups: list[str | None] = []
     for where, row in json_lines(file, "evaluation file", ("text", "row"), _MOST_BYTES):
         if "labels" in row:
+            if not isinstance(row["labels"], list) or not row["labels"]:
+                raise DataError(f"{where}: labels: expected a list, found {row['labels']!r:.80}")
             labels = [str(label) for label in row["labels"]]
         elif "text" in row:
             texts.append(text_of(row, "text", where))

@@ -256,8 +256,8 @@ class BenchmarkResult:
     """What `benchmark` found. `order` is the order of the processes, round by round.
 
     `differences` are of classifiers: for each teacher and reference, of every other engine. `round_clock_mhz`: the
-    clock as each round began. `doubts`: why its times are to be doubted, in sentences: rounds that differ, a clock that
-    fell, calls that did not become alike.
+    clock as each round's calls ended. `doubts`: why its times are to be doubted, in sentences: rounds that differ, a
+    clock that fell, calls that did not become alike.
     """
 
     engines: tuple[EngineResult, ...]

@@ -236,7 +236,7 @@ def _environment_rows(report: Report) -> Iterator[tuple[str, str]]:
             f"{ceiling.threads} thread{'s' if ceiling.threads > 1 else ''}",
         )
     if clocks := report.benchmark.round_clock_mhz:
-        yield "clock, as rounds began", ", ".join(f"{clock:,.0f}" for clock in clocks) + " MHz"
+        yield "clock, round by round", ", ".join(f"{clock:,.0f}" for clock in clocks) + " MHz"
     if environment.cpu_busy_share is not None:
         yield "CPU busy before the start", f"{environment.cpu_busy_share:.0%}"
     yield "measured at", environment.measured_at

@@ -8,16 +8,19 @@ here.
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codemill.errors import MachineError, RecipeError
 from codemill.runtime.engines import OPENVINO, TENSORRT, TENSORRT_RTX
+from codemill.runtime.machine import INSTRUCTION_SETS
 
 if TYPE_CHECKING:
     from codemill.runtime.machine import Machine
@@ -101,7 +104,12 @@ def all_targets() -> tuple[TargetSpec, ...]:
 
 
 def target_named(name: str) -> TargetSpec:
-    """The target called `name`; RecipeError naming those there are."""
+    """The target called `name`, or the profile in a .yaml file; RecipeError naming those there are."""
+    if name.endswith((".yaml", ".yml")):
+        try:
+            return read_target(Path(name).read_text(encoding="utf-8"), name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot read the profile {name}: {error}") from error
     for target in all_targets():
         if target.name == name:
             return target
@@ -128,6 +136,15 @@ def availability(target: TargetSpec) -> str | None:
         if target.provider in OTHERS:
             return f"{_absent(target)}{how}"
         return f"ONNX Runtime here has no {target.provider} (it has {', '.join(here)}){how}"
+    if target.compute_capabilities and target.provider in OTHERS:
+        from codemill.runtime.tensorrt import gpus
+
+        found = gpus()
+        if not set(found) & set(target.compute_capabilities):
+            return (
+                f"its engines are for compute capability {', '.join(target.compute_capabilities)}; this machine has "
+                f"{', '.join(found)}"
+            )
     if target.threads is not None and target.threads > machine.logical_cores:
         return f"it takes {target.threads} threads; this process may use {machine.logical_cores}"
     total = machine.memory_bytes
@@ -187,7 +204,7 @@ def profile_of(machine: Machine) -> TargetSpec:
         provider=provider,
         precision=Precision.FP16 if accelerated else Precision.INT8,
         threads=machine.physical_cores,
-        memory_bytes=machine.memory_bytes,
+        memory_bytes=None,
         systems=(system,) if system else (),
         architectures=(architecture,) if architecture else (),
         instruction_sets=machine.instruction_sets,
@@ -228,9 +245,9 @@ def read_target(text: str, name: str) -> TargetSpec:
     key = _Keys(data, name)
     precisions = [p.value for p in Precision]
     return TargetSpec(
-        name=key("name", _is_text, "a name"),
+        name=key("name", _is_name, "a name of letters, digits, dots and dashes"),
         description=key("description", _is_text, "a sentence"),
-        provider=key("provider", _is_text, "an ONNX Runtime execution provider"),
+        provider=key("provider", _is_provider, f"an execution provider, or one of {list(OTHERS)}"),
         precision=Precision(key("precision", precisions.__contains__, f"one of {precisions}")),
         threads=key("threads", _is_count_or_null, "a whole number above 0, or null"),
         memory_bytes=key("memory_bytes", _is_count_or_null, "a whole number above 0, or null"),
@@ -265,20 +282,35 @@ class _Keys:
 
         def right(value: object) -> bool:
             return isinstance(value, list) and all(
-                _is_text(item) and (not known or item in known) for item in value
+                item in known if known else _is_capability(item) for item in value
             )
 
-        said = f"a list of {', '.join(known)}" if known else "a list of names in quotes"
+        said = f"a list of {', '.join(known)}" if known else "a list of numbers in quotes, as '8.6'"
         return tuple(self(key, right, said))
 
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "systems": tuple(SYSTEMS.values()),
     "architectures": ("x86_64", "arm64"),
-    "instruction_sets": (),
+    "instruction_sets": INSTRUCTION_SETS,
     "compute_capabilities": (),
 }
 """Lists of names in a profile, and the names there are; none: any."""
+
+
+def _is_provider(value: object) -> bool:
+    return _is_text(value) and (value in OTHERS or str(value).endswith("ExecutionProvider"))
+
+
+def _is_name(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value) is not None
+    )
+
+
+def _is_capability(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9]{1,2}\.[0-9]", value) is not None
 
 
 def _is_flag(value: object) -> bool:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from codemill.runtime import Classifier, Completer
 
-__all__ = ["Encode", "Loaded", "main", "peak_rss_bytes", "serve"]
+__all__ = ["Encode", "Loaded", "main", "peak_rss_bytes", "pin", "serve"]
 
 Encode = Callable[[Sequence[str]], "npt.NDArray[np.float32]"]
 Predict = Callable[[Sequence[Sequence[str]]], Sequence["npt.NDArray[Any]"]]
@@ -84,7 +84,7 @@ def serve(
 
     Takes over stdout for the protocol: from here on, whatever a library prints goes to stderr.
     """
-    _pin(threads)
+    pin(threads)
     with _ProtocolStdout() as out:
 
         def say(message: Mapping[str, Any]) -> None:
@@ -176,6 +176,7 @@ def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
     it stops early, never before FEWEST_REPEATS calls.
     """
     from codemill.targets.energy import rapl_counter
+    from codemill.targets.environment import clock_mhz
 
     texts, batch = request["texts"], request.get("batch") or len(request["texts"]) // engine.texts
     encode, size = engine.encode, batch * engine.texts
@@ -198,6 +199,7 @@ def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
         "cpu_ms": (time.process_time() - cpu_before) * 1e3,
         "energy_j": counter.spent_j(joules_before, counter.read_uj()) if counter else None,
         "settled": settled,
+        "mhz": clock_mhz(),
     }
 
 
@@ -214,8 +216,11 @@ def _warmed_up(
         encode(batches[0])
         seen.append(time.perf_counter() - before)
         alike = len(seen) >= ALIKE and max(seen[-ALIKE:]) <= ALIKE_WITHIN * min(seen[-ALIKE:])
-        if call + 1 >= fewest and (alike or time.perf_counter() - started > max_s / 4):
-            return alike
+        if call + 1 >= fewest and alike:
+            return True
+        if call + 1 >= fewest and time.perf_counter() - started > max_s / 4:
+            # too slow to tell
+            return False if len(seen) >= ALIKE else None
     return False
 
 
@@ -315,11 +320,13 @@ class _ProtocolStdout:
         self.file.close()
 
 
-def _pin(threads: int | None) -> None:
+def pin(threads: int | None) -> None:
     """Keep this process on so many cores, where the system allows it, so that none of its threads wanders."""
     if threads is None or not hasattr(os, "sched_setaffinity"):
         return
-    allowed = sorted(os.sched_getaffinity(0))
+    from codemill.runtime.machine import one_a_core
+
+    allowed = one_a_core()
     if threads < len(allowed):
         os.sched_setaffinity(0, allowed[:threads])
 

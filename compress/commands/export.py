@@ -128,10 +128,11 @@ def export_command(
     )
     target = out or Path(f"{chosen}-bundle")
     if targets:
-        _check_alone(click.get_current_context())
+        given = _given_beside(click.get_current_context())
         from codemill.compress.commands.export_targets import export_targets
 
-        export_targets(model, targets, target, evaluation, as_json)
+        asked = task if "task" in given else None
+        export_targets(model, targets, target, evaluation, chosen, asked, licence, as_json)
         return
     if evaluation is not None:
         raise click.UsageError("--evaluation goes with --target")
@@ -181,15 +182,21 @@ def export_command(
     click.echo(table([*rows, ("digest", digest)]))
 
 
-_WITH_TARGETS = {"model", "targets", "out", "evaluation", "as_json"}
+_WITH_TARGETS = {"model", "targets", "out", "evaluation", "as_json", "name", "licence", "task"}
 
 
-def _check_alone(context: click.Context) -> None:
-    """Raise UsageError for an option that --target decides."""
-    for option in context.params.keys() - _WITH_TARGETS:
-        if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
-            flag = option.replace("licence", "license").replace("_", "-")
-            raise click.UsageError(f"--{flag} does not go with --target, which says it all")
+def _given_beside(context: click.Context) -> set[str]:
+    """The options that were given; UsageError for one that does not go with --target."""
+    given = {
+        option
+        for option in context.params
+        if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
+    }
+    for option in sorted(given - _WITH_TARGETS):
+        raise click.UsageError(f"--{option.replace('_', '-')} does not go with --target")
+    if context.params["task"] == "complete":
+        raise click.UsageError("--target is of encoders; of a decoder give --precision")
+    return given
 
 
 def _loss(asked: str | None) -> float | None:

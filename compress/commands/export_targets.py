@@ -17,7 +17,7 @@ from codemill.compress.commands.output import (
     shown_path,
     table,
 )
-from codemill.errors import InputError
+from codemill.errors import CodemillError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,14 @@ class Made:
 
 
 def export_targets(
-    model: str, names: Sequence[str], out: Path, evaluation: Path | None, as_json: bool
+    model: str,
+    names: Sequence[str],
+    out: Path,
+    evaluation: Path | None,
+    name: str,
+    task: str | None,
+    licence: str | None,
+    as_json: bool,
 ) -> None:
     """Write a bundle at `out` with a variant for each target, called as the target is.
 
@@ -70,7 +77,7 @@ def export_targets(
     check_bundle_out(out, out.parent / ".codemill")
     with quiet_stdout(), scratch_beside(out) as scratch:
         work = scratch / "work"
-        file = plain_bundle(model, evaluation, work)
+        file = plain_bundle(model, evaluation, work, name, task)
         asked = None if file is None else asked_of(read_manifest(work), file)
         texts = _texts(asked)
         with shown_stage("building") as said:
@@ -93,10 +100,12 @@ def export_targets(
                     shutil.copyfile(work / path, ready / path)
             made = {target.name: variants[target.name] for target in targets}
             update_bundle(ready, variants={**read_manifest(ready).variants, **made})
-            for name in UNSHIPPED:
+            for beside in UNSHIPPED:
                 # of the bundle as it was; what variants are made of and judged by stays
-                if name.startswith("report."):
-                    (ready / name).unlink(missing_ok=True)
+                if beside.startswith("report."):
+                    (ready / beside).unlink(missing_ok=True)
+        if licence is not None:
+            update_bundle(ready, license=licence)
         digest = verify_bundle(ready)
         with shown_stage("comparing with fp32"):
             found = [_compared(ready, work, target, asked) for target in targets]
@@ -161,7 +170,11 @@ def _compared(
         why = "nothing to compare on: give --evaluation"
     if why is None:
         assert asked is not None
-        agreement = _agreement(ready, work, target.name, asked)
+        try:
+            agreement = _agreement(ready, work, target.name, asked)
+        # what was built stays, whatever a driver says
+        except CodemillError as error:
+            why = str(error)
     return Made(
         target.name,
         target.name,

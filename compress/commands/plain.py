@@ -10,11 +10,14 @@ from codemill.errors import InputError
 _VALIDATION = "validation.jsonl.gz"
 
 
-def plain_bundle(model: str, evaluation: Path | None, work: Path) -> Path | None:
+def plain_bundle(
+    model: str, evaluation: Path | None, work: Path, name: str = "model", task: str | None = None
+) -> Path | None:
     """Write a bundle of the model's plain graphs to `work`; the file of what it is compared on, where there is one.
 
     model: a bundle that a run made, or a model as `compress export` takes it; evaluation: of what kind it is says
-    whether a model embeds or labels, and None that it embeds.
+    whether a model embeds or labels, where `task` (encode, classify) does not, and None that it embeds. name: of the
+    bundle of a model.
     """
     from codemill.compress.commands.bundle import folder_of, is_bundle
     from codemill.export.candidates import PLAIN
@@ -22,7 +25,7 @@ def plain_bundle(model: str, evaluation: Path | None, work: Path) -> Path | None
     from codemill.runtime.completion.completer import completes
 
     if not is_bundle(model):
-        _export_plain(model, evaluation, work)
+        _export_plain(model, evaluation, work, name, task)
         return evaluation
     folder = folder_of(Path(model))
     manifest = read_manifest(folder)
@@ -47,13 +50,14 @@ def plain_bundle(model: str, evaluation: Path | None, work: Path) -> Path | None
     return file if evaluation or file.is_file() else None
 
 
-def _export_plain(model: str, evaluation: Path | None, work: Path) -> None:
+def _export_plain(
+    model: str, evaluation: Path | None, work: Path, name: str, task: str | None
+) -> None:
     from codemill.compress.commands.export import export_encoder_bundle
     from codemill.targets.json_lines import json_lines
 
-    task = "encode"
-    if evaluation is not None:
+    if task is None and evaluation is not None:
         rows = json_lines(evaluation, "evaluation file", ("query", "labels"), 2**30)
         first = next(iter(rows), None)
         task = "encode" if first is not None and "query" in first[1] else "classify"
-    export_encoder_bundle(model, task, "plain", work)
+    export_encoder_bundle(model, task or "encode", "plain", work, name=name)

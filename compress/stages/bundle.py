@@ -137,7 +137,7 @@ def copied(candidates: Path, source: Manifest, variant: str, bundle: Path) -> di
 def write_plain(candidates: Path, bundle: Path) -> None:
     """Put the plain graphs beside a bundle that was written, as a bundle of one file."""
     source, made = read_manifest(candidates), read_manifest(bundle)
-    with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "plain")
         (folder / TOKENIZER).parent.mkdir(parents=True)
         shutil.copyfile(bundle / TOKENIZER, folder / TOKENIZER)

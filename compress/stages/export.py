@@ -13,7 +13,13 @@ from codemill.compress.models.export import export_bundle
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.corpus import read_split
-from codemill.compress.stages.quantized import FACTS, forms, libraries_of, said_of
+from codemill.compress.stages.quantized import (
+    FACTS,
+    forms,
+    libraries_of,
+    said_of,
+    settings_of,
+)
 from codemill.compress.stages.search import read_chosen
 from codemill.compress.stages.student import STUDENT
 from codemill.targets.evaluation import Evaluation
@@ -31,7 +37,7 @@ CALIBRATED = 256
 def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
     """Depends on the student, the validation pairs, the `quantize` section, and the machine it times on."""
     settings = {
-        "quantize": recipe.quantize.model_dump(),
+        **settings_of(recipe),
         "validation_pairs": recipe.data.validation_pairs,
         "max_tokens": recipe.student.max_tokens,
         "threads": threads,

@@ -16,6 +16,7 @@ from codemill.compress.architecture import Architecture
 from codemill.compress.pipeline import Report
 from codemill.compress.recipe import Recipe
 from codemill.export.quantize.settings import Method, Quantization
+from codemill.targets.profile import target_named
 
 if TYPE_CHECKING:
     from codemill.targets.evaluation import Evaluation, LabelledEvaluation
@@ -29,7 +30,10 @@ __all__ = [
     "forms",
     "how_of",
     "libraries_of",
+    "methods_of",
+    "rehearsed",
     "said_of",
+    "settings_of",
     "shipped_as",
 ]
 
@@ -44,6 +48,7 @@ AUTO = (
 )
 """What `auto` tries."""
 _ROUNDS = 5
+_REHEARSED = [("def first(items):\n    return items[0]\n",), ("return the first of some items",)]
 _MADE_SHARE = 0.5
 """Of the time, that making the forms takes."""
 
@@ -67,8 +72,19 @@ def methods_of(recipe: Recipe, architecture: Architecture) -> tuple[Method, ...]
 def how_of(recipe: Recipe, method: Method) -> Quantization:
     """How a form is made; controlled-int8 keeps to what the recipe allows, half a percent at most."""
     return Quantization(
-        method, max_loss=min(recipe.quantize.max_loss, Quantization(method).max_loss)
+        method,
+        reduced_range=target_named(recipe.target).reduced_range,
+        max_loss=min(recipe.quantize.max_loss, Quantization(method).max_loss),
     )
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What an export stage depends on, of what is in this module."""
+    return {
+        "quantize": recipe.quantize.model_dump(),
+        "reduced_range": target_named(recipe.target).reduced_range,
+        "size_bytes": recipe.budget.size_bytes,
+    }
 
 
 def shipped_as(variant: str) -> str:
@@ -116,14 +132,27 @@ def forms(
         threads=threads,
         rounds=_ROUNDS,
         max_loss=recipe.quantize.max_loss,
+        most_bytes=recipe.budget.size_bytes,
         say=lambda at, what: report(_MADE_SHARE + (1 - _MADE_SHARE) * at, what),
     )
-    best = chosen(found)
+    best = chosen(found, PLAIN_FORM)
     return {
         "accepted": PLAIN_FORM if best is None else best.variant,
         "tokens": shape.tokens,
         "tried": [item.to_json() for item in found],
     }
+
+
+def rehearsed(recipe: Recipe, architecture: Architecture, folder: Path) -> None:
+    """Make the forms that a recipe asks for of an untrained student, whose bundle in `folder` has a plain one.
+
+    So that what a method cannot do is known before hours of training. Accuracy control has nothing to control here.
+    """
+    from codemill.export.derive import derive
+
+    for method in methods_of(recipe, architecture):
+        if method is not Method.CONTROLLED:
+            derive(folder, how_of(recipe, method), calibration=_REHEARSED)
 
 
 def accepted(folder: Path) -> dict[str, Any]:

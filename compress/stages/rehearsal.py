@@ -8,6 +8,7 @@ and duration are known beforehand. Writes predicted.json.
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from codemill.compress.models.load import TeacherModel, load_teacher, resolve_mo
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Losses, Recipe
 from codemill.compress.stages.corpus import read_split
+from codemill.compress.stages.quantized import rehearsed
 from codemill.compress.stages.search import Chosen, read_chosen
 from codemill.compress.stages.student import cut
 from codemill.errors import RefusedError
@@ -104,6 +106,8 @@ def _rehearse(
     pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
     precision = "int8" if chosen.architecture.bits == 8 else "fp32"
     report(0.1, "exporting an untrained student")
+    # of a run that was killed
+    shutil.rmtree(folder / "student", ignore_errors=True)
     student = cut(teacher, chosen)
     export_bundle(
         student,
@@ -111,8 +115,9 @@ def _rehearse(
         heads=chosen.architecture.heads,
         tokenizer_json=chosen.tokenizer_json,
         max_tokens=recipe.student.max_tokens,
-        precisions=(precision,),
+        precisions=("plain", precision),
         name=recipe.name,
+        architecture=chosen.architecture.to_json(),
     )
     report(0.4, "timing it")
     latency_ms = _latency_ms(folder / "student", threads, pairs)
@@ -134,6 +139,8 @@ def _rehearse(
     seconds["student"] = _distill_seconds(recipe, compute, teacher, chosen, pairs)
     seconds["export, bundle, benchmark"] = _FIXED_SECONDS + recipe.bench.rounds * _SECONDS_PER_ROUND
     size = size_bytes(folder / "student", f"cpu-{precision}") + MANIFEST_ALLOWANCE
+    report(0.9, "quantizing it as it will be")
+    rehearsed(recipe, chosen.architecture, folder / "student")
     return Prediction(
         size, round(latency_ms, 3), {name: round(value, 1) for name, value in seconds.items()}
     )

@@ -442,7 +442,7 @@ def space_of(recipe: Recipe, shape: TeacherShape, tokens: int) -> AnySpace:
 
 
 def _bits(recipe: Recipe) -> int:
-    return 8 if recipe.quantize.method == "dynamic-int8" else 32
+    return 32 if recipe.quantize.method == "none" else 8
 
 
 def _file_of(recipe: Recipe, name: str) -> Path | None:

@@ -40,7 +40,8 @@ class Model {
   // Ids of a text, or of two that share a sequence, at most as many as the bundle reads.
   tokens(text, second = null) {
     const whole = this.tokenizer.encode(text, { text_pair: second }).ids;
-    if (whole.length <= this.maxTokens) return whole;
+    this.cut = whole.length > this.maxTokens;
+    if (!this.cut) return whole;
     if (second !== null) throw new Error("two texts that are too long together: shorten them before");
     const plain = this.tokenizer.encode(text, { add_special_tokens: false }).ids;
     // special tokens stand before and behind; the text between them is cut
@@ -70,7 +71,13 @@ class Model {
     const found = [];
     for (const item of items) {
       const texts = Array.isArray(item) ? item : [item];
-      const rows = input.joined ? [this.tokens(...texts)] : texts.map((text) => this.tokens(text));
+      let truncated = false;
+      const cut = (...given) => {
+        const ids = this.tokens(...given);
+        truncated ||= this.cut;
+        return ids;
+      };
+      const rows = input.joined ? [cut(...texts)] : texts.map((text) => cut(text));
       let states = rows.map((ids) => this.inputs(ids));
       for (let part = 0; ; part += 1) {
         const last = part === exits.length;
@@ -86,7 +93,8 @@ class Model {
         const best = chances.indexOf(Math.max(...chances));
         if (last || chances[best] >= exits[part].threshold) {
           const layersUsed = last ? architecture.layers : exits[part].layer;
-          found.push({ label: output.labels[best], score: chances[best], probabilities: chances, layersUsed });
+          const score = chances[best];
+          found.push({ label: output.labels[best], score, probabilities: chances, layersUsed, truncated });
           break;
         }
         states = next;

@@ -6,13 +6,9 @@ ONNX Runtime rounds the other side of a product to 8 bits as it comes, a block a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from codemill.export.quantize.blocks import quantize_blocks
 from codemill.export.quantize.tables import quantize_tables
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["quantize_weights"]
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from codemill.export.derive import derive
 from codemill.export.openvino import write_ir
 from codemill.export.quantize.settings import Method, Quantization
 from codemill.runtime import load_classifier, read_manifest, verify_bundle
-from codemill.runtime.bundle import update_bundle
+from codemill.runtime.bundle import Variant, update_bundle
 from codemill.runtime.engines import OPENVINO
 from codemill.runtime.session import available_providers, choose_variant
 
@@ -32,6 +33,7 @@ from .test_candidates import tokenizer_json
 pytest.importorskip("openvino")
 TEXTS = ["open file", "close the file", "open", "file close open open", "close", "open close"]
 ROWS = [(text,) for text in TEXTS]
+CPU = "CPUExecutionProvider"
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +133,16 @@ def test_exits_run_too(texts: int, tmp_path: Path) -> None:
     assert found.layers_used.tolist() == expected.layers_used.tolist()
 
 
-def test_the_processor_comes_before_it_where_nothing_was_measured(bundle: Path) -> None:
+def test_the_processor_comes_before_it_and_plain_graphs_come_last(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert OPENVINO in available_providers()
-    assert choose_variant(manifest, ("CPUExecutionProvider", OPENVINO)) == PLAIN
-    assert choose_variant(manifest, (OPENVINO,)) == "openvino-int8"
+    both = (CPU, OPENVINO)
+    # what is there for others to be made of is run only where nothing else can be
+    assert choose_variant(manifest, both) == "openvino-int8"
+    assert choose_variant(manifest, (CPU,)) == PLAIN
+    fused = Variant(CPU, "fp32", ("x",), ("x",))
+    more = replace(manifest, variants={**manifest.variants, "cpu-fp32": fused})
+    assert choose_variant(more, both) == "cpu-fp32"
 
 
 def test_what_is_not_made_for_it_is_said(bundle: Path, tmp_path: Path) -> None:
@@ -162,6 +169,10 @@ def test_without_openvino_it_is_an_error_that_says_what_to_install(
         ('type="MatMul" version="opset1"', 'type="MatMul" version="extension"', "of 'extension'"),
         ("<net ", "<!DOCTYPE net []><net ", "document type"),
         ("<net ", "<ten ", "no XML"),
+        ("<layers>", '<layers xmlns="x">', "a namespace"),
+        ("<layers>", "<layers></layers><layers>", "expected layers, edges"),
+        ("<layers>", "<layers><layer><layers></layers></layer>", "has a 'layer' that holds"),
+        ('<data element_type="f32"', '<data></data><data element_type="f32"', "that holds"),
         ('offset="0"', 'offset="999999999"', "ends behind its weights"),
         ('offset="0"', 'offset="-1"', "without a place"),
     ],

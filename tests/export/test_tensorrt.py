@@ -190,8 +190,12 @@ def test_a_session_copies_in_runs_and_copies_out(
         (found,) = session.outputs_for({"first": given}, ("doubled",))
         assert np.array_equal(found, 2 * given)
     assert library.profiles == [0, 1, 0]
+    # more rows than any profile takes are run in parts
+    given = np.arange(60, dtype=np.float32).reshape(20, 3)
+    (found,) = session.outputs_for({"first": given}, ("doubled",))
+    assert np.array_equal(found, 2 * given)
     with pytest.raises(codemill.errors.BundleError, match="built for smaller inputs"):
-        session.outputs_for({"first": np.zeros((9, 3), np.float32)}, ("doubled",))
+        session.outputs_for({"first": np.zeros((2, 4), np.float32)}, ("doubled",))
     session.close()
     session.close()
     assert not cuda.memory

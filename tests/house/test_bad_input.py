@@ -139,7 +139,7 @@ def _data(folder: Path) -> None:
         "deep-texts": b'"open"\n' + b"[" * 100_000,
         "report.json": b'{"schema": 1, "title": NaN}',
         "deep.json": b"[" * 100_000,
-        "newer.json": b'{"schema": 2, "codemill": "9.9"}',
+        "newer.json": b'{"schema": 3, "codemill": "9.9"}',
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
@@ -448,7 +448,10 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
             ("binary.jsonl", "binary.jsonl is not a report"),
             ("long.jsonl", "long.jsonl is not a report: it has more than 20,000,000 bytes"),
             ("deep.json", "deep.json is not a report"),
-            ("newer.json", "newer.json is of schema 2, made by codemill 9.9; this version reads 1"),
+            (
+                "newer.json",
+                "newer.json is of schema 3, made by codemill 9.9; this version reads 1 and 2",
+            ),
             ("report.json", "report.json: the key 'codemill' is missing"),
         )
     ),

@@ -67,6 +67,7 @@ def test_it_decides_as_the_python_runtime_does(texts: int, tmp_path: Path) -> No
     for mine, other in zip(found, expected, strict=True):
         assert mine["layersUsed"] in (*EXITS, 4)
         assert mine["layersUsed"] == other.layers_used[0]
+        assert mine["truncated"] == other.truncated[0]
         assert np.abs(np.array(mine["probabilities"]) - other.probabilities[0]).max() < 0.02
     assert np.abs(rows - embedded).max() < 0.02
 
@@ -88,6 +89,8 @@ def test_what_is_missing_is_said_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(browser.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("codemill.runtime.bundle.read_manifest", lambda _: None)
+    monkeypatch.setattr("codemill.runtime.bundle.check_files", lambda *_: None)
     with pytest.raises(InputError, match=r"has no onnxruntime-web and no @huggingface/tokenizers"):
         browser_engine(tmp_path, tmp_path, "cpu-int8", 1)
     monkeypatch.setattr(browser.shutil, "which", lambda _: None)

@@ -62,8 +62,11 @@ def test_an_unknown_target_is_named_with_those_there_are() -> None:
         ("name: ''", "name"),
         ("systems: [linux, beos]", r"systems: expected a list of linux, windows, macos, found"),
         ("architectures: arm64", r"architectures: expected a list of x86_64, arm64"),
-        ("instruction_sets: [7]", r"instruction_sets: expected a list of names"),
-        ("compute_capabilities: [8.6]", r"compute_capabilities: .* in quotes, found \[8.6\]"),
+        ("instruction_sets: [avx9]", r"instruction_sets: expected a list of sse4_1, avx"),
+        ("compute_capabilities: [8.6]", r"compute_capabilities: .* in quotes.*, found \[8.6\]"),
+        ("compute_capabilities: ['86']", r"compute_capabilities: .* in quotes"),
+        ("provider: Foo", r"provider: expected an execution provider, or one of"),
+        ("name: a b/../c", r"name: expected a name of letters"),
         ("reduced_range: maybe", r"reduced_range: expected true or false"),
     ],
 )

@@ -29,6 +29,7 @@ from codemill.compress.stages.quantized import (
     how_of,
     libraries_of,
     said_of,
+    settings_of,
 )
 from codemill.compress.stages.search import Chosen, read_chosen
 from codemill.export.derive import derive
@@ -45,7 +46,7 @@ _EXITED = "exited"
 def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
     """Depends on the student, the validation rows, the `quantize` section, and the machine it times on."""
     settings = {
-        "quantize": recipe.quantize.model_dump(),
+        **settings_of(recipe),
         "validation_pairs": recipe.data.validation_pairs,
         "max_tokens": recipe.student.max_tokens,
         "order": recipe.data.pair_order,

@@ -6,6 +6,7 @@ As the rehearsal of every run (`stages/rehearsal.py`), whose file it writes and 
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from dataclasses import asdict
 from functools import partial
@@ -26,6 +27,7 @@ from codemill.compress.stages.classify.evaluation import items_of
 from codemill.compress.stages.classify.exits import has_exits, trained_as
 from codemill.compress.stages.classify.rewrites import MOST_TEXTS
 from codemill.compress.stages.classify.student import check_rewritable, origin_of, untrained
+from codemill.compress.stages.quantized import rehearsed
 from codemill.compress.stages.rehearsal import (
     FACTS,
     MANIFEST_ALLOWANCE,
@@ -96,6 +98,8 @@ def _rehearse(
     check_rewritable(recipe, rows.texts)
     precision = "int8" if chosen.architecture.bits == 8 else "fp32"
     report(0.1, "exporting an untrained student")
+    # of a run that was killed
+    shutil.rmtree(folder / "student", ignore_errors=True)
     student = untrained(recipe, chosen, len(labels))
     exiting = None
     if isinstance(recipe.exits.after, tuple):
@@ -108,7 +112,7 @@ def _rehearse(
         heads=chosen.architecture.heads,
         tokenizer_json=chosen.tokenizer_json,
         max_tokens=recipe.student.max_tokens,
-        precisions=(precision,),
+        precisions=("plain", precision),
         name=recipe.name,
         architecture=chosen.architecture.to_json(),
         long=recipe.student.long,
@@ -132,6 +136,8 @@ def _rehearse(
         + _reading_seconds(recipe, inputs["corpus"], latency_ms),
     }
     size = size_bytes(folder / "student", f"cpu-{precision}") + MANIFEST_ALLOWANCE
+    report(0.9, "quantizing it as it will be")
+    rehearsed(recipe, chosen.architecture, folder / "student")
     return Prediction(
         size, round(latency_ms, 3), {name: round(value, 1) for name, value in seconds.items()}
     )
