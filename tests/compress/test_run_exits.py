@@ -13,7 +13,7 @@ from codemill.compress.progress import Silent
 from codemill.compress.recipe import Recipe, parse_recipe
 from codemill.compress.run import RunResult, run, stages_of
 from codemill.compress.stages.classify.export import shipped
-from codemill.compress.stages.export import accepted
+from codemill.compress.stages.quantized import accepted
 from codemill.errors import RecipeError
 from codemill.runtime import load_classifier, read_manifest, verify_bundle
 
