@@ -244,4 +244,4 @@ def test_a_kit_is_made_by_the_real_export_and_the_same_each_time(tmp_path: Path)
         attention = "QAttention" if graph.precision == "int8" else "Attention"
         assert fused_operators(path)[attention] == graph.architecture["layers"]
         session = OnnxSession(path, threads=1)
-        assert session.output_shape[1] == graph.architecture["hidden_size"]
+        assert session.outputs["embedding"][1][1] == graph.architecture["hidden_size"]
