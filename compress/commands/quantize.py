@@ -88,7 +88,7 @@ def quantize_command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Quantize MODEL, measure every way tried beside fp32, and write a bundle of the best.
+    """Quantize MODEL in several ways and keep the best.
 
     MODEL is the folder of a bundle that `compress run` made, or an encoder, with or without a head, as `compress
     export` takes it. Leave the machine alone meanwhile.

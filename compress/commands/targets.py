@@ -50,7 +50,7 @@ def targets_command(as_json: bool) -> None:
 @click.command("detect")
 @json_option
 def detect_command(as_json: bool) -> None:
-    """Print this machine as a target profile (YAML), with the targets that it can stand for."""
+    """Print this machine as a target profile."""
     from codemill.runtime import this_machine
     from codemill.targets import all_targets, availability
     from codemill.targets.codec import to_json

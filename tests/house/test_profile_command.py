@@ -135,7 +135,10 @@ def test_options_that_do_not_go_together_are_refused(
 def test_a_target_that_this_machine_cannot_run_is_refused_with_what_is_there(
     compress: Compress,
 ) -> None:
-    ended = compress("profile", "--target", "cuda-fp16", "--out", "latency.json")
+    lines = ("name: mine", "description: A GPU", "provider: CUDAExecutionProvider")
+    more = ("precision: fp16", "threads: null", "memory_bytes: null")
+    Path("mine.yaml").write_text("\n".join((*lines, *more)))
+    ended = compress("profile", "--target", "mine.yaml", "--out", "latency.json")
     assert ended.code == 1
     assert "has no CUDAExecutionProvider" in ended.err
     assert CPU in ended.err
