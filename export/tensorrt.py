@@ -14,7 +14,7 @@ from typing import Any
 
 from codemill.errors import CodemillError, InputError
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
-from codemill.runtime.tensorrt import tensorrt
+from codemill.runtime.tensorrt import logger, tensorrt
 
 __all__ = ["Built", "Profile", "build_engine", "profiles_of"]
 
@@ -73,11 +73,10 @@ def build_engine(
     not know, and CodemillError where it cannot parse or build.
     """
     library = tensorrt(provider)
-    said = _Said(library)
-    builder = library.Builder(said.logger)
+    builder = library.Builder(logger(provider))
     flag = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flag)
-    parser = library.OnnxParser(network, said.logger)
+    parser = library.OnnxParser(network, logger(provider))
     if not parser.parse_from_file(str(source)):
         errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise CodemillError(f"{provider} {library.__version__} cannot read {source.name}: {errors}")
@@ -143,21 +142,3 @@ def _shape(shape: Sequence[int], batch: int, tokens: int) -> tuple[int, ...]:
 def _said_of(item: Any) -> str:
     sizes = ", ".join("any" if size < 0 else str(size) for size in item.shape)
     return f"{item.dtype.name.lower()} [{sizes}]"
-
-
-class _Said:
-    """The library's logger, quiet, that keeps what it said last of an error."""
-
-    def __init__(self, library: Any) -> None:
-        self.last = "it does not say why"
-        kept = self
-
-        class Logger(library.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                library.ILogger.__init__(self)
-
-            def log(self, severity: Any, said: str) -> None:
-                if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
-                    kept.last = said
-
-        self.logger = Logger()

@@ -11,6 +11,7 @@ import importlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SUFFIX", "TensorRtSession", "available", "gpus", "tensorrt"]
+__all__ = ["SUFFIX", "TensorRtSession", "available", "gpus", "logger", "tensorrt"]
 
 SUFFIX = ".engine"
 _PACKAGES = {TENSORRT_RTX: "tensorrt_rtx", TENSORRT: "tensorrt"}
@@ -48,6 +49,13 @@ def tensorrt(provider: str) -> Any:
         raise ProviderError(
             f"{provider} is not installed: {_INSTALL[provider]}, or choose another variant"
         ) from error
+
+
+@cache
+def logger(provider: str) -> Any:
+    """The one logger of a library, quiet but for errors: it keeps the first that it is given as long as it runs."""
+    library = tensorrt(provider)
+    return library.Logger(library.Logger.ERROR)
 
 
 def installed(provider: str) -> bool:
@@ -108,7 +116,7 @@ class TensorRtSession:
         except OSError as error:
             raise BundleError(f"cannot read {self.path}: {error.strerror or error}") from error
         self._library, self._cuda = library, _cuda()
-        self._runtime = library.Runtime(library.Logger(library.Logger.ERROR))
+        self._runtime = library.Runtime(logger(provider))
         # never: code for the host, which a file may bring along, would run with this process's rights
         self._runtime.engine_host_code_allowed = False
         self._check(content, here)

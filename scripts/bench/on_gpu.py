@@ -38,7 +38,7 @@ from codemill.runtime.bundle import update_bundle
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
 from codemill.runtime.labels import LABEL_TASKS
 from codemill.runtime.session import available_providers
-from codemill.runtime.tensorrt import gpus, tensorrt
+from codemill.runtime.tensorrt import gpus, logger, tensorrt
 from codemill.targets.evaluation import Evaluation
 
 PROVIDERS = (
@@ -105,7 +105,7 @@ def timed(folder: Path, variant: str, asked: Any) -> dict[str, Any]:
 def inspected(folder: Path, variant: str, provider: str) -> list[Any]:
     """What the inspector says of each engine."""
     library = tensorrt(provider)
-    runtime = library.Runtime(library.Logger(library.Logger.ERROR))
+    runtime = library.Runtime(logger(provider))
     said = []
     for path in read_manifest(folder).variants[variant].segments:
         engine = runtime.deserialize_cuda_engine((folder / path).read_bytes())

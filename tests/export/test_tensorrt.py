@@ -179,6 +179,7 @@ def test_a_session_copies_in_runs_and_copies_out(
     cuda = FakeCuda()
     library = FakeLibrary(cuda)
     monkeypatch.setattr(module, "tensorrt", lambda _: library)
+    monkeypatch.setattr(module, "logger", lambda _: None)
     monkeypatch.setattr(module, "_cuda", lambda: cuda)
     monkeypatch.setattr(module, "gpus", lambda: ["8.6"])
     (tmp_path / "x.engine").write_bytes(b"vtrt" * 64)
