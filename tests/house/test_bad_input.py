@@ -261,7 +261,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (setting("search.vocab_sizes=[10]"), 1, "a vocabulary of 10 has no room for"),
     (setting("teacher.max_tokens=99"), 1, "teacher.max_tokens is 99, but the teacher takes"),
     (setting("target=cpu-int9"), 1, "no target is called 'cpu-int9'"),
-    (setting("target=cuda-fp16"), 1, "target:"),
+    (setting("target=laptop-rtx"), 1, "target:"),
     (run("--size", "much"), 1, "size 'much' is not understood; expected a number"),
     (run("--size", "-3MB"), 1, "size '-3MB' is not understood"),
     (run("--size", "5kB"), 3, "size_bytes <= 5,000; the smallest takes "),
