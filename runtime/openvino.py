@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from codemill.errors import BundleError, ProviderError
@@ -22,16 +23,21 @@ from codemill.runtime.session import check_threads
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["OpenVinoSession", "openvino"]
+__all__ = ["OpenVinoSession", "openvino", "without_telemetry"]
 
 _DEVICE = "CPU"
 _TYPES = {"i64": "tensor(int64)", "i32": "tensor(int32)", "f32": "tensor(float)"}
 """What ONNX Runtime calls them."""
 
 
+def without_telemetry() -> None:
+    """Keep OpenVINO's tools, and NNCF, from the package that reports home; where it is missing they use a stub."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
 def openvino() -> Any:
     """OpenVINO, without the telemetry that its tools would start; ProviderError where it is not installed."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    without_telemetry()
     try:
         import openvino as found
     except ImportError as error:
@@ -64,7 +70,9 @@ class OpenVinoSession:
             "CACHE_DIR": os.fspath(cache_folder("openvino")),
         }
         try:
-            compiled = library.Core().compile_model(self.path, _DEVICE, options)
+            compiled = _in_a_thread(
+                lambda: library.Core().compile_model(self.path, _DEVICE, options)
+            )
             self.inputs = {str(item.get_any_name()): _type_of(item) for item in compiled.inputs}
             self.outputs = {
                 str(item.get_any_name()): (_type_of(item), _shape_of(item))
@@ -99,6 +107,16 @@ class OpenVinoSession:
         """Free the graph; a run under way in another thread ends first."""
         self._compiled = None
         self._requests = threading.local()
+
+
+def _in_a_thread(work: Callable[[], Any]) -> Any:
+    """What `work` gives, done in a thread that ends with it.
+
+    OpenVINO gives the thread that loads it a stack for signals, and frees it with the last model, in whatever thread
+    that is: the next signal of the first one would then end the process.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 def _type_of(item: Any) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -18,6 +17,7 @@ from codemill.errors import CodemillError, MachineError
 from codemill.export.fuse import keep_sums_apart
 from codemill.export.quantize.settings import Method, Quantization
 from codemill.export.quantize.tables import quantize_tables
+from codemill.runtime.openvino import without_telemetry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,8 +36,7 @@ _MOST_RESTORED = 32
 
 def nncf() -> ModuleType:
     """NNCF, without the telemetry that it would start; MachineError where it is not installed."""
-    # what it falls back to where the package is missing is a stub
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    without_telemetry()
     try:
         import nncf as found
     except ImportError as error:

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tests.compress.exits.test_leaving import exiting_of
 
 from codemill import load
-from codemill.compress.models.export import export_classifier
 from codemill.errors import ModelError
-from codemill.export.candidates import PLAIN, write_candidates
+from codemill.export.candidates import PLAIN
 from codemill.export.derive import derive
 from codemill.export.quantize.half import to_half
 from codemill.export.quantize.settings import Method, Quantization
@@ -21,7 +19,7 @@ from codemill.export.quantize.tables import quantize_tables
 from codemill.runtime import load_classifier, read_manifest, verify_bundle
 from codemill.targets.evaluation import Evaluation, LabelledEvaluation
 
-from .test_candidates import tokenizer_json
+from .bundles import embedding_bundle, labelling_bundle
 
 TEXTS = ["open file", "close the file", "open", "file close open open", "close", "open close"]
 EVALUATION = Evaluation("validation", tuple(TEXTS), tuple(text + " file" for text in TEXTS))
@@ -40,21 +38,7 @@ NEAR = {
 
 @pytest.fixture(scope="module")
 def plain(graphs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plain")
-    sample = np.array([[2, 4, 0], [3, 4, 2]]), np.array([[1, 1, 0], [1, 1, 1]])
-    write_candidates(
-        graphs.model,
-        folder,
-        heads=graphs.heads,
-        tokenizer_json=tokenizer_json(),
-        max_tokens=40,
-        precisions=("plain",),
-        name="made-up",
-        sample=sample,
-        expected=graphs.in_torch(sample),
-        architecture={"heads": graphs.heads, "hidden_size": 64},
-    )
-    return folder
+    return embedding_bundle(tmp_path_factory.mktemp("plain"), graphs.model, graphs.heads)
 
 
 @pytest.mark.parametrize("method", ON_PROCESSORS)
@@ -118,18 +102,7 @@ def test_a_table_that_is_multiplied_by_as_well_stays(tmp_path: Path) -> None:
 
 
 def test_a_bundle_without_plain_graphs_says_so(plain: Path, tmp_path: Path, graphs: Any) -> None:
-    sample = np.array([[2, 4]]), np.array([[1, 1]])
-    write_candidates(
-        graphs.model,
-        tmp_path,
-        heads=graphs.heads,
-        tokenizer_json=tokenizer_json(),
-        max_tokens=40,
-        precisions=("fp32",),
-        name="made-up",
-        sample=sample,
-        expected=graphs.in_torch(sample),
-    )
+    embedding_bundle(tmp_path, graphs.model, graphs.heads, ("fp32",))
     with pytest.raises(ModelError, match=r"no variant 'plain-fp32'.*it has: cpu-fp32"):
         derive(tmp_path, Quantization(Method.DYNAMIC))
     with pytest.raises(ModelError, match="needs validation data"):
@@ -141,20 +114,7 @@ def test_a_bundle_without_plain_graphs_says_so(plain: Path, tmp_path: Path, grap
 def test_parts_with_exits_are_quantized_one_after_another(
     method: Method, texts: int, tmp_path: Path
 ) -> None:
-    exiting, tokenizer, architecture, heads = exiting_of("bert", tmp_path / "model", texts)
-    folder = tmp_path / "bundle"
-    export_classifier(
-        exiting.whole,
-        folder,
-        labels=("a", "b", "c"),
-        heads=heads,
-        tokenizer_json=tokenizer,
-        max_tokens=40,
-        precisions=("plain",),
-        name="tiny",
-        architecture=architecture,
-        exiting=exiting,
-    )
+    folder = labelling_bundle(tmp_path, texts)
     asked = tuple(TEXTS)
     rows = tuple((n,) if texts == 1 else (n, (n + 1) % len(asked)) for n in range(len(asked)))
     items: Any = [asked[row[0]] if texts == 1 else (asked[row[0]], asked[row[1]]) for row in rows]

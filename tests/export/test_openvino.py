@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.compress.exits.test_leaving import exiting_of
 
 import codemill
-from codemill.compress.models.export import export_classifier
-from codemill.compress.models.pooling import embed
 from codemill.errors import BundleError, ProviderError
-from codemill.export.candidates import PLAIN, write_candidates
+from codemill.export.candidates import PLAIN
 from codemill.export.derive import derive
 from codemill.export.openvino import write_ir
 from codemill.export.quantize.settings import Method, Quantization
@@ -27,8 +24,8 @@ from codemill.runtime.bundle import Variant, update_bundle
 from codemill.runtime.engines import OPENVINO
 from codemill.runtime.session import available_providers, choose_variant
 
+from .bundles import embedding_bundle, labelling_bundle
 from .conftest import tiny_bert
-from .test_candidates import tokenizer_json
 
 pytest.importorskip("openvino")
 TEXTS = ["open file", "close the file", "open", "file close open open", "close", "open close"]
@@ -38,24 +35,7 @@ CPU = "CPUExecutionProvider"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    folder, model = tmp_path_factory.mktemp("openvino"), tiny_bert()
-    sample = np.array([[2, 4, 0], [3, 4, 2]]), np.array([[1, 1, 0], [1, 1, 1]])
-    with torch.inference_mode():
-        expected = embed(model, *map(torch.from_numpy, sample)).numpy()
-    write_candidates(
-        model,
-        folder,
-        heads=4,
-        tokenizer_json=tokenizer_json(),
-        max_tokens=40,
-        precisions=("plain",),
-        name="made-up",
-        sample=sample,
-        expected=expected,
-        architecture={"heads": 4, "hidden_size": 64},
-    )
+    folder = embedding_bundle(tmp_path_factory.mktemp("openvino"), tiny_bert(), 4)
     for method in (Method.FP32, Method.STATIC):
         name = f"openvino-{method.precision}"
         derive(folder, Quantization(method), name=name, provider=OPENVINO, calibration=ROWS)
@@ -107,20 +87,7 @@ def test_threads_have_requests_of_their_own(bundle: Path) -> None:
 
 @pytest.mark.parametrize("texts", [1, 2])
 def test_exits_run_too(texts: int, tmp_path: Path) -> None:
-    exiting, tokenizer, architecture, heads = exiting_of("bert", tmp_path / "model", texts)
-    folder = tmp_path / "bundle"
-    export_classifier(
-        exiting.whole,
-        folder,
-        labels=("a", "b", "c"),
-        heads=heads,
-        tokenizer_json=tokenizer,
-        max_tokens=40,
-        precisions=("plain",),
-        name="tiny",
-        architecture=architecture,
-        exiting=exiting,
-    )
+    folder = labelling_bundle(tmp_path, texts)
     derive(folder, Quantization(Method.FP32), name="openvino-fp32", provider=OPENVINO)
     exits = [{**item, "threshold": 0.6} for item in read_manifest(folder).exits]
     update_bundle(folder, exits=exits)
@@ -195,6 +162,24 @@ def test_weights_have_to_be_among_the_files(copy: Path) -> None:
     update_bundle(copy, variants=variants)
     with pytest.raises(BundleError, match=r"weights, .*encoder.bin, are not among"):
         codemill.load(copy, variant="openvino-fp32")
+
+
+def test_a_signal_after_a_model_was_freed_in_another_thread_ends_nothing(bundle: Path) -> None:
+    said = f"""
+import signal, threading, codemill
+model = codemill.load({str(bundle)!r}, variant="openvino-fp32")
+model.encode(["open"])
+thread = threading.Thread(target=model.close)
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n")
 
 
 def test_its_telemetry_is_never_loaded(bundle: Path) -> None:

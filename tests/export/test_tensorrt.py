@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.compress.exits.test_leaving import exiting_of
 
 import codemill
-from codemill.compress.models.export import export_classifier
 from codemill.errors import CodemillError, InputError, ProviderError
-from codemill.export.candidates import PLAIN, write_candidates
+from codemill.export.candidates import PLAIN
 from codemill.export.derive import derive
 from codemill.export.quantize.settings import Method, Quantization
 from codemill.export.tensorrt import build_engine, profiles_of
@@ -20,8 +18,8 @@ from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
 from codemill.runtime.session import available_providers, choose_variant
 from codemill.runtime.tensorrt import gpus
 
+from .bundles import embedding_bundle, labelling_bundle
 from .conftest import tiny_bert
-from .test_candidates import tokenizer_json
 
 pytest.importorskip("tensorrt_rtx")
 GPUS = ("8.6", "8.9", "12.0")
@@ -31,27 +29,7 @@ without_gpu = pytest.mark.skipif(bool(gpus()), reason="a GPU is here")
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    from codemill.compress.models.pooling import embed
-
-    folder, model = tmp_path_factory.mktemp("tensorrt"), tiny_bert()
-    sample = np.array([[2, 4, 0], [3, 4, 2]]), np.array([[1, 1, 0], [1, 1, 1]])
-    with torch.inference_mode():
-        expected = embed(model, *map(torch.from_numpy, sample)).numpy()
-    write_candidates(
-        model,
-        folder,
-        heads=4,
-        tokenizer_json=tokenizer_json(),
-        max_tokens=40,
-        precisions=("plain",),
-        name="made-up",
-        sample=sample,
-        expected=expected,
-        architecture={"heads": 4, "hidden_size": 64},
-    )
-    return folder
+    return embedding_bundle(tmp_path_factory.mktemp("tensorrt"), tiny_bert(), 4)
 
 
 @pytest.mark.parametrize("method", [Method.FP16, Method.STATIC, Method.FP32])
@@ -90,20 +68,7 @@ def test_names_types_and_shapes_of_what_goes_in_and_out(bundle: Path, tmp_path: 
 
 @pytest.mark.parametrize("texts", [1, 2])
 def test_parts_with_exits_are_engines_each(texts: int, tmp_path: Path) -> None:
-    exiting, tokenizer, architecture, heads = exiting_of("bert", tmp_path / "model", texts)
-    folder = tmp_path / "bundle"
-    export_classifier(
-        exiting.whole,
-        folder,
-        labels=("a", "b", "c"),
-        heads=heads,
-        tokenizer_json=tokenizer,
-        max_tokens=40,
-        precisions=("plain",),
-        name="tiny",
-        architecture=architecture,
-        exiting=exiting,
-    )
+    folder = labelling_bundle(tmp_path, texts)
     how = Quantization(Method.FP16)
     derive(folder, how, name="rtx", provider=TENSORRT_RTX, capabilities=GPUS, calibration=ROWS)
     variant = read_manifest(folder).variants["rtx"]

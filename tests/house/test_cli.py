@@ -461,29 +461,24 @@ def test_bench_without_an_evaluation_set_says_what_to_give(
     assert "--evaluation" in ended.err
 
 
-def test_an_interrupt_that_a_library_made_another_error_of_is_an_interrupt() -> None:
-    # in a process of its own: after all the libraries of other tests, a signal raised in this one ended it (SIGSEGV)
-    code = """
-import signal, sys
-import codemill.targets
-from codemill.__main__ import main
+def test_an_interrupt_that_a_library_made_another_error_of_is_an_interrupt(
+    compress: Compress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_numpy() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
 
-def import_numpy():
+    monkeypatch.setattr("codemill.targets.all_targets", import_numpy)
+    # tests may have been started in the background, where shells have Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        signal.raise_signal(signal.SIGINT)
-    except KeyboardInterrupt as error:
-        raise ImportError("initialization failed") from error
-
-codemill.targets.all_targets = import_numpy
-# tests may have been started in the background, where shells have Ctrl-C ignored
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main())
-"""
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "targets"], capture_output=True, text=True, timeout=60
-    )
-    assert ended.returncode == 130
-    assert ended.stderr == "interrupted; run the same command again to continue\n"
+        ended = compress("targets")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.code == 130
+    assert ended.err == "interrupted; run the same command again to continue\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.compress.exits.test_leaving import EXITS, exiting_of
+from tests.compress.exits.test_leaving import EXITS
+from tests.export.bundles import labelling_bundle
 
-from codemill.compress.models.export import export_classifier
 from codemill.errors import InputError, MachineError
 from codemill.runtime import load_classifier, read_manifest
 from codemill.runtime.bundle import update_bundle
@@ -27,20 +27,8 @@ in_browser = pytest.mark.skipif(
 )
 
 
-def labelling(folder: Path, texts: int, model: Path) -> Path:
-    exiting, tokenizer, architecture, heads = exiting_of("bert", model, texts)
-    export_classifier(
-        exiting.whole,
-        folder,
-        labels=("a", "b", "c"),
-        heads=heads,
-        tokenizer_json=tokenizer,
-        max_tokens=24,
-        precisions=("int8",),
-        name="tiny",
-        architecture=architecture,
-        exiting=exiting,
-    )
+def labelling(home: Path, texts: int) -> Path:
+    folder = labelling_bundle(home, texts, ("int8",), max_tokens=24)
     exits = [{**item, "threshold": 0.6} for item in read_manifest(folder).exits]
     update_bundle(folder, exits=exits)
     return folder
@@ -49,7 +37,7 @@ def labelling(folder: Path, texts: int, model: Path) -> Path:
 @in_browser
 @pytest.mark.parametrize("texts", [1, 2])
 def test_it_decides_as_the_python_runtime_does(texts: int, tmp_path: Path) -> None:
-    folder = labelling(tmp_path / "bundle", texts, tmp_path / "model")
+    folder = labelling(tmp_path, texts)
     long = [*TEXTS, "a file " * 60]
     items: Any = long if texts == 1 else [[a, b] for a, b in zip(long, long[::-1], strict=True)]
     with Browser(folder, PAGES) as page:
@@ -76,7 +64,7 @@ def test_it_decides_as_the_python_runtime_does(texts: int, tmp_path: Path) -> No
 def test_it_is_an_engine_of_the_benchmark(tmp_path: Path) -> None:
     from codemill.targets.engine import EngineProcess
 
-    folder = labelling(tmp_path / "bundle", 1, tmp_path / "model")
+    folder = labelling(tmp_path, 1)
     with EngineProcess(browser_engine(folder, PAGES, "cpu-int8", 1)) as process:
         assert process.ready["provider"] == "onnxruntime-web"
         out = tmp_path / "answers.npz"
