@@ -668,7 +668,7 @@ class Quantize(_Section):
         "none",
     ] = Field(
         "dynamic-int8",
-        description="how (docs/targets.md); `auto` tries all and ships the fastest that none dominates; `none` is fp32",
+        description="how (docs/targets.md); `auto` tries all and ships the best that none dominates; `none` is fp32",
     )
     max_loss: float = Field(
         0.02,

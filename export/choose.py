@@ -74,12 +74,12 @@ def measured(
     from codemill.targets.benchmark import benchmark
     from codemill.targets.engine import bundle_engine
 
-    files = read_manifest(folder).files
+    manifest = read_manifest(folder)
 
     def engine(name: str) -> Engine:
         # what would ship: this folder's manifest names all variants
-        shipped = (*read_manifest(folder).variants[name].files, TOKENIZER)
-        size = sum(files[path].size_bytes for path in shipped) + _MANIFEST_BYTES
+        shipped = (*manifest.variants[name].files, TOKENIZER)
+        size = sum(manifest.files[path].size_bytes for path in shipped) + _MANIFEST_BYTES
         return replace(bundle_engine(folder, name, threads, name=name), size_bytes=size)
 
     engines = [replace(engine(reference), role="reference"), *map(engine, variants)]

@@ -52,6 +52,7 @@ __all__ = [
     "update_bundle",
     "verify_bundle",
     "write_bundle",
+    "write_bundle_like",
 ]
 
 SCHEMA = 1
@@ -379,8 +380,12 @@ def write_bundle(
 
 def update_bundle(folder: str | os.PathLike[str], **changes: Any) -> Manifest:
     """Write the manifest in `folder` anew, with some fields of `write_bundle` changed, after its files were."""
-    found = read_manifest(folder)
-    kept = {item.name: getattr(found, item.name) for item in fields(found)}
+    return write_bundle_like(folder, read_manifest(folder), **changes)
+
+
+def write_bundle_like(folder: str | os.PathLike[str], other: Manifest, **changes: Any) -> Manifest:
+    """`write_bundle` with another bundle's fields, some of them changed."""
+    kept = {item.name: getattr(other, item.name) for item in fields(other)}
     for written in ("codemill", "schema", "files"):
         del kept[written]
     return write_bundle(folder, **{**kept, **changes})

@@ -231,16 +231,14 @@ class Binding:
 
 
 def available_providers() -> tuple[str, ...]:
-    """The execution providers of the installed ONNX Runtime, then the other engines that are installed."""
+    """The execution providers of the installed ONNX Runtime, and OpenVINO where that is installed.
+
+    Not the engines, which are never chosen: to ask for a GPU takes its driver (`tensorrt.available`).
+    """
     import onnxruntime
 
     others = (OPENVINO,) if find_spec("openvino") is not None else ()
-    engines: tuple[str, ...] = ()
-    if any(find_spec(package) is not None for package in ("tensorrt_rtx", "tensorrt")):
-        from codemill.runtime.tensorrt import available
-
-        engines = tuple(available())
-    return (*onnxruntime.get_available_providers(), *others, *engines)
+    return (*onnxruntime.get_available_providers(), *others)
 
 
 def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
@@ -280,7 +278,9 @@ def _place(item: str, order: tuple[str, ...]) -> int:
 
 
 def _require(provider: str) -> None:
-    here = available_providers()
+    import onnxruntime
+
+    here = onnxruntime.get_available_providers()
     if provider not in here:
         raise ProviderError(
             f"{provider} was asked for and is not here. This ONNX Runtime has: {', '.join(here)}. "

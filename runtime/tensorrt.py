@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,11 +56,6 @@ def logger(provider: str) -> Any:
     """The one logger of a library, quiet but for errors: it keeps the first that it is given as long as it runs."""
     library = tensorrt(provider)
     return library.Logger(library.Logger.ERROR)
-
-
-def installed(provider: str) -> bool:
-    """Whether its package is here; whether a GPU is, `gpus` says."""
-    return find_spec(_PACKAGES[provider]) is not None
 
 
 def _cuda() -> Any:
@@ -309,8 +304,7 @@ class TensorRtSession:
         )
 
 
-def available() -> Iterator[str]:
-    """Those of both that are installed, where there is a GPU."""
-    here = [name for name in _PACKAGES if installed(name)]
-    if here and gpus():
-        yield from here
+def available() -> tuple[str, ...]:
+    """Those of both that are installed, where there is a GPU; asks its driver."""
+    here = tuple(name for name, package in _PACKAGES.items() if find_spec(package) is not None)
+    return here if here and gpus() else ()

@@ -92,6 +92,12 @@ class LabelledEvaluation:
         if self.groups is not None and len(self.groups) != len(self.rows):
             raise DataError(f"evaluation {self.name!r} needs a group for each row, or none at all")
 
+    @property
+    def items(self) -> list[Any]:
+        """The rows as a classifier takes them: a text each, or two."""
+        texts = [tuple(self.texts[index] for index in row) for row in self.rows]
+        return [row[0] for row in texts] if len(self.rows[0]) == 1 else list(texts)
+
 
 def read_labelled_evaluation(
     path: str | os.PathLike[str], name: str | None = None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codemill.errors import MachineError, RecipeError
-from codemill.runtime.engines import OPENVINO, TENSORRT, TENSORRT_RTX
+from codemill.runtime.engines import ENGINES, OPENVINO, TENSORRT, TENSORRT_RTX
 from codemill.runtime.machine import INSTRUCTION_SETS
 
 if TYPE_CHECKING:
@@ -125,12 +125,13 @@ def availability(target: TargetSpec) -> str | None:
     """
     from codemill.runtime.machine import this_machine
     from codemill.runtime.session import available_providers
+    from codemill.runtime.tensorrt import available
 
     machine = this_machine()
     why = _unlike(target, machine)
     if why is not None:
         return why
-    here = available_providers()
+    here = available() if target.provider in ENGINES else available_providers()
     if target.provider not in here:
         how = f"; {target.install}" if target.install else ""
         if target.provider in OTHERS:

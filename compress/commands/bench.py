@@ -130,6 +130,8 @@ def bench_command(
         if given and completing:
             raise click.UsageError(f"{option} is of a bundle that embeds or labels")
     engines = [bundle_engine(bundle, variant=variant, threads=threads)]
+    # bundle_engine names the variant it chose
+    chosen = engines[0].argv[engines[0].argv.index("--variant") + 1]
     if out is not None:
         _check_out(out)
     file = _evaluation_of(bundle, completing) if evaluation is None else evaluation
@@ -140,8 +142,8 @@ def bench_command(
         return
     asked = asked_of(manifest, file)
     if every:
-        others = (("--against", against), ("--variant", variant), ("--out", out))
-        for option, value in others:
+        others = (("--against", against), ("--variant", variant), ("--browser", browser))
+        for option, value in (*others, ("--out", out)):
             if value is not None:
                 raise click.UsageError(f"{option} does not go with --variants")
         from codemill.compress.commands.bench_variants import bench_variants
@@ -155,7 +157,6 @@ def bench_command(
     if browser is not None:
         from codemill.targets.browser import browser_engine
 
-        chosen = engines[-1].argv[engines[-1].argv.index("--variant") + 1]
         engines.insert(
             -1, browser_engine(folder_of(bundle), browser, chosen, engines[-1].size_bytes)
         )
@@ -166,8 +167,6 @@ def bench_command(
             rounds=rounds or _ROUNDS,
             progress=lambda now: said(now.fraction, now.message),
         )
-    # bundle_engine names the variant it chose
-    chosen = engines[-1].argv[engines[-1].argv.index("--variant") + 1]
     report = make_report(
         found,
         title=manifest.name,

@@ -34,12 +34,11 @@ def bench_variants(
     """Measure, print, and remember the fastest that loses half a percent of the most exact one's quality at most."""
     from codemill.compress.progress import shown_stage
     from codemill.export.choose import chosen, measured
-    from codemill.runtime.engines import ENGINES
     from codemill.runtime.preferred import prefer
     from codemill.runtime.session import available_providers
     from codemill.targets.profile import Shape
 
-    here = [provider for provider in available_providers() if provider not in ENGINES]
+    here = available_providers()
     names = [name for name, item in manifest.variants.items() if item.provider in here]
     if len(names) < 2:
         raise InputError(

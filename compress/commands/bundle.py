@@ -25,11 +25,12 @@ def inspect_command(bundle: Path, as_json: bool) -> None:
     """Show what is in BUNDLE, a folder or a .mill file."""
     from codemill.runtime.bundle import digest, read_manifest, size_bytes
     from codemill.runtime.session import available_providers
+    from codemill.runtime.tensorrt import available
 
     folder = folder_of(bundle)
     manifest = read_manifest(folder)
     sizes = {name: size_bytes(folder, name) for name in manifest.variants}
-    providers = available_providers()
+    providers = (*available_providers(), *available())
     if as_json:
         print_json(
             {

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from codemill.targets.evaluation import Evaluation, LabelledEvaluation
     from codemill.targets.profile import TargetSpec
 
-_SAMPLES, _CHARACTERS = 128, 1500
 _COMPARED = 500
 """Rows of the evaluation on which a variant is compared with fp32."""
 _BROWSER = "onnxruntime-web"
@@ -62,7 +61,7 @@ def export_targets(
     """
     from codemill.compress.commands.bench import asked_of
     from codemill.compress.commands.bundle import folder_of, is_bundle
-    from codemill.compress.commands.plain import plain_bundle
+    from codemill.compress.commands.plain import calibration_of, plain_bundle
     from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
     from codemill.compress.progress import shown_stage
     from codemill.runtime import read_manifest, verify_bundle
@@ -79,7 +78,7 @@ def export_targets(
         work = scratch / "work"
         file = plain_bundle(model, evaluation, work, name, task)
         asked = None if file is None else asked_of(read_manifest(work), file)
-        texts = _texts(asked)
+        texts = calibration_of(asked)
         with shown_stage("building") as said:
             for number, target in enumerate(targets):
                 start = number / len(targets)
@@ -117,18 +116,6 @@ def export_targets(
     click.echo(table(_rows(found), heading=True))
     click.echo()
     click.echo(table([("bundle", shown_path(out)), ("digest", digest)]))
-
-
-def _texts(asked: Evaluation | LabelledEvaluation | None) -> list[tuple[str, ...]]:
-    """What activations are seen on: the task's own code, or what is on this machine."""
-    from codemill.compress.data.code import pieces_from
-    from codemill.targets.evaluation import Evaluation
-
-    if asked is None:
-        found: Sequence[str] = pieces_from("installed", _SAMPLES, _CHARACTERS)
-    else:
-        found = asked.codes if isinstance(asked, Evaluation) else asked.texts
-    return [(text,) for text in found[:_SAMPLES]]
 
 
 def _derive(work: Path, target: TargetSpec, texts: list[tuple[str, ...]], report: Any) -> None:
@@ -214,13 +201,8 @@ def _decisions(
             codes = model.encode(asked.codes[:_COMPARED])
         nearest: np.ndarray[Any, Any] = (queries @ codes.T).argmax(1)
         return nearest
-    rows = asked.rows[:_COMPARED]
-    items: Any = [
-        asked.texts[row[0]] if len(row) == 1 else (asked.texts[row[0]], asked.texts[row[1]])
-        for row in rows
-    ]
     with load_classifier(folder, variant=variant) as judge:
-        decided: np.ndarray[Any, Any] = judge.probabilities(items).argmax(1)
+        decided: np.ndarray[Any, Any] = judge.probabilities(asked.items[:_COMPARED]).argmax(1)
     return decided
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from codemill.errors import InputError
 
+if TYPE_CHECKING:
+    from codemill.targets.evaluation import Evaluation, LabelledEvaluation
+
 _VALIDATION = "validation.jsonl.gz"
+_SAMPLES, _CHARACTERS = 128, 1500
 
 
 def plain_bundle(
@@ -61,3 +67,15 @@ def _export_plain(
         first = next(iter(rows), None)
         task = "encode" if first is not None and "query" in first[1] else "classify"
     export_encoder_bundle(model, task or "encode", "plain", work, name=name)
+
+
+def calibration_of(asked: Evaluation | LabelledEvaluation | None) -> list[tuple[str, ...]]:
+    """What activations are seen on: the task's own code, or what is on this machine."""
+    from codemill.compress.data.code import pieces_from
+    from codemill.targets.evaluation import Evaluation
+
+    if asked is None:
+        found: Sequence[str] = pieces_from("installed", _SAMPLES, _CHARACTERS)
+    else:
+        found = asked.codes if isinstance(asked, Evaluation) else asked.texts
+    return [(text,) for text in found[:_SAMPLES]]

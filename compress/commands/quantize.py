@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _VALIDATION = "validation.jsonl.gz"
 _METHODS = ("dynamic-int8", "static-int8", "controlled-int8", "weights-int8", "weights-int4")
 _TOKENS = 128
-_SAMPLES = 128
 
 
 @click.command("quantize")
@@ -94,8 +93,9 @@ def quantize_command(
     export` takes it. Leave the machine alone meanwhile.
     """
     require_extra("compress", "`compress quantize`")
+    from codemill.compress.commands.bench import asked_of
     from codemill.compress.commands.bench_variants import tried_rows
-    from codemill.compress.commands.plain import plain_bundle
+    from codemill.compress.commands.plain import calibration_of, plain_bundle
     from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
     from codemill.compress.progress import shown_stage
     from codemill.export.choose import chosen, measured
@@ -118,9 +118,9 @@ def quantize_command(
                 "query and code, or labelled rows"
             )
         manifest = read_manifest(work)
-        asked = _asked(work, file)
+        asked = asked_of(manifest, file)
         shape = Shape(min(_TOKENS, manifest.max_tokens), 1)
-        texts = _texts(asked)
+        texts = calibration_of(asked)
         with shown_stage("quantizing") as said:
             made = (Method.FP32, *methods)
             for number, each in enumerate(made):
@@ -128,7 +128,6 @@ def quantize_command(
                     each,
                     reduced_range=not full_range,
                     max_loss=min(max_loss, Quantization(each).max_loss),
-                    samples=_SAMPLES,
                 )
                 start = number / len(made)
                 derive(
@@ -174,20 +173,6 @@ def quantize_command(
     click.echo(table([*rows, ("size", in_bytes(size)), ("digest", digest)]))
 
 
-def _asked(work: Path, file: Path) -> Evaluation | LabelledEvaluation:
-    from codemill.compress.commands.bench import asked_of
-    from codemill.runtime import read_manifest
-
-    return asked_of(read_manifest(work), file)
-
-
-def _texts(asked: Evaluation | LabelledEvaluation) -> list[tuple[str, ...]]:
-    from codemill.targets.evaluation import Evaluation
-
-    texts = asked.codes if isinstance(asked, Evaluation) else asked.texts
-    return [(text,) for text in texts[:_SAMPLES]]
-
-
 def _ship(
     work: Path,
     best: Tried,
@@ -199,7 +184,8 @@ def _ship(
     import shutil
 
     from codemill.compress.stages.bundle import VALIDATION, copied, write_plain
-    from codemill.runtime import read_manifest, write_bundle
+    from codemill.runtime import read_manifest
+    from codemill.runtime.bundle import write_bundle_like
     from codemill.targets.evaluation import Evaluation, write_evaluation
 
     source = read_manifest(work)
@@ -209,25 +195,12 @@ def _ship(
     metric = "mrr" if isinstance(asked, Evaluation) else "accuracy"
     # what it was chosen by says more than is true of other data; the test's figure is in the report of `bench`
     evaluation = f"{asked.name}, by which it was chosen"
-    write_bundle(
-        ready,
-        name=source.name,
-        task=source.task,
-        license=source.license,
-        input=source.input,
-        output=source.output,
-        variants=variants,
-        architecture=source.architecture,
-        metrics={
-            name: {
-                "quantization": best.variant,
-                metric: round(best.quality, 4),
-                "evaluation": evaluation,
-            }
-        },
-        provenance=source.provenance,
-        exits=source.exits,
-    )
+    figures = {
+        "quantization": best.variant,
+        metric: round(best.quality, 4),
+        "evaluation": evaluation,
+    }
+    write_bundle_like(ready, source, variants=variants, metrics={name: figures})
     write_evaluation(ready / VALIDATION, asked)
     write_plain(work, ready)
     old = Path(model) / "evaluation.jsonl.gz"

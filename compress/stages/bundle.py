@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from codemill.runtime import (
     size_bytes,
     write_bundle,
 )
-from codemill.runtime.bundle import TOKENIZER, Variant
+from codemill.runtime.bundle import TOKENIZER, Variant, write_bundle_like
 from codemill.targets.evaluation import Evaluation, write_evaluation
 from codemill.targets.metrics import mrr, recall_at
 
@@ -127,36 +128,25 @@ def copied(candidates: Path, source: Manifest, variant: str, bundle: Path) -> di
     """Copy a form and the tokenizer into a bundle's folder; the variant that it is there."""
     name, found = shipped_as(variant), source.variant(variant)
     renamed = {path: path.replace(f"/{variant}/", f"/{name}/", 1) for path in found.files}
-    for path, to in (*renamed.items(), (TOKENIZER, TOKENIZER)):
-        (bundle / to).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(candidates / path, bundle / to)
+    _copy(candidates, bundle, {**renamed, TOKENIZER: TOKENIZER})
     segments = tuple(renamed[path] for path in found.segments)
     return {name: Variant(found.provider, found.precision, segments, tuple(renamed.values()))}
 
 
+def _copy(source: Path, folder: Path, paths: Mapping[str, str]) -> None:
+    """Files of one folder into another, made where it is not there, under other paths."""
+    for path, to in paths.items():
+        (folder / to).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, folder / to)
+
+
 def write_plain(candidates: Path, bundle: Path) -> None:
     """Put the plain graphs beside a bundle that was written, as a bundle of one file."""
-    source, made = read_manifest(candidates), read_manifest(bundle)
+    plain, made = read_manifest(candidates).variant(PLAIN), read_manifest(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "plain")
-        (folder / TOKENIZER).parent.mkdir(parents=True)
-        shutil.copyfile(bundle / TOKENIZER, folder / TOKENIZER)
-        plain = source.variant(PLAIN)
-        for path in plain.files:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(candidates / path, folder / path)
-        write_bundle(
-            folder,
-            name=made.name,
-            task=made.task,
-            license=made.license,
-            input=made.input,
-            output=made.output,
-            variants={PLAIN: plain},
-            architecture=made.architecture,
-            provenance=made.provenance,
-            exits=made.exits,
-        )
+        _copy(candidates, folder, {path: path for path in (*plain.files, TOKENIZER)})
+        write_bundle_like(folder, made, variants={PLAIN: plain}, metrics={})
         pack(folder, bundle / PLAIN_BUNDLE)
 
 

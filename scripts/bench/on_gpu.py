@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from codemill.compress.commands.bench import asked_of
-from codemill.compress.commands.plain import plain_bundle
+from codemill.compress.commands.plain import calibration_of, plain_bundle
 from codemill.export.candidates import PLAIN
 from codemill.export.derive import derive
 from codemill.export.quantize.settings import Method, Quantization
@@ -64,24 +64,15 @@ def answers(folder: Path, variant: str, asked: Any) -> tuple[np.ndarray, np.ndar
             codes = model.encode(asked.codes[:ROWS])
         return np.concatenate([queries, codes]), (queries @ codes.T).argmax(1)
     with load_classifier(folder, variant=variant) as model:
-        chances = model.probabilities(items_of(asked))
+        chances = model.probabilities(asked.items[:ROWS])
     return chances, chances.argmax(1)
-
-
-def items_of(asked: Any) -> list[Any]:
-    """The evaluation's rows, as a classifier takes them."""
-    rows = asked.rows[:ROWS]
-    return [
-        asked.texts[row[0]] if len(row) == 1 else tuple(asked.texts[index] for index in row)
-        for row in rows
-    ]
 
 
 def timed(folder: Path, variant: str, asked: Any) -> dict[str, Any]:
     """Milliseconds of a call, and of the first start and of the second."""
     found: dict[str, Any] = {}
     labels = read_manifest(folder).task in LABEL_TASKS
-    items = items_of(asked) if labels else list(asked.codes[:ROWS])
+    items = asked.items[:ROWS] if labels else list(asked.codes[:ROWS])
     for start in ("first_start_ms", "second_start_ms"):
         began = time.perf_counter()
         model: Any = load(folder, variant=variant)
@@ -157,8 +148,7 @@ def main() -> int:
             print(f"{asked_for.bundle} has no validation.jsonl.gz", file=sys.stderr)
             return 1
         asked = asked_of(read_manifest(work), file)
-        texts = asked.codes if isinstance(asked, Evaluation) else asked.texts
-        calibration = [(text,) for text in texts[:128]]
+        calibration = calibration_of(asked)
         plain = answers(work, PLAIN, asked)
         for method in (Method.FP16, Method.STATIC, Method.FP32):
             name = f"engine-{method.precision}"
