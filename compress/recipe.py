@@ -592,7 +592,8 @@ class Complete(_Section):
         ge=0,
         le=_MANY,
         description="at int4, the share by which perplexity on held-out code may be above that at 8 bits: kinds of "
-        "matrices stay at 8 bits until it is met, what wins most a byte first; null: all are at 4",
+        "matrices stay at 8 bits until it is met, what wins most a byte first, a student's as far as budget.size_bytes "
+        "has room; null: all are at 4",
     )
     vocab_size: int | None = Field(
         None,
@@ -969,7 +970,6 @@ class Recipe(_Section):
         instead = {
             "vocab_size": "a student's tokens are searched: search.vocab_sizes",
             "tune_above": "all of a student's layers learn",
-            "rounding_loss": "a student's size is planned with all matrices at complete.precision",
         }
         for key, why in instead.items():
             if getattr(self.complete, key) is not None and self.student.init != "whole":

@@ -24,7 +24,6 @@ _MOST_TOKENS = 512
 _NONE = "none"
 _PIECES, _PIECE_TOKENS = 24, 256
 """Of code that rounding is fitted to; as many again say what is lost."""
-_ROUNDING_LOSS = 0.2
 _CHARACTERS = 4
 """Of a token of code, about."""
 _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
@@ -201,8 +200,10 @@ def _given_beside(context: click.Context) -> set[str]:
 
 def _loss(asked: str | None) -> float | None:
     """The share of perplexity that rounding may cost; None: whatever it does."""
+    from codemill.export.decoder.mixed import ROUNDING_LOSS
+
     if asked is None:
-        return _ROUNDING_LOSS
+        return ROUNDING_LOSS
     if asked == _NONE:
         return None
     try:

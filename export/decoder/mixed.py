@@ -22,7 +22,10 @@ from codemill.export.decoder.weights import FULL
 from codemill.export.decoder.write import write_decoder
 from codemill.export.quantize.blocks import BLOCK
 
-__all__ = ["round_decoder"]
+__all__ = ["ROUNDING_LOSS", "round_decoder"]
+
+ROUNDING_LOSS = 0.2
+"""Share of perplexity that rounding a decoder as it is to 4 bits may cost, where nobody says."""
 
 Pieces = Sequence[NDArray[Any]]
 _ROUNDED_BY = 0.5
@@ -39,11 +42,13 @@ def round_decoder(
     folder: Path | None = None,
     threads: int | None = None,
     report: Callable[[float, str], None] = lambda _, __: None,
+    room: int | None = None,
 ) -> Rounding:
     """Round at `bits` by `pieces` (each as it is where there are none), ids [tokens] as of `held_out`.
 
     most_loss: at 4 bits, the share by which perplexity on `held_out` may be above that at 8 bits. Kinds are kept at 8
-    bits, that which wins most a byte first, until it is met. None: none are. Takes disk for the decoder in float32.
+    bits, that which wins most a byte first, until it is met, or nothing more fits into `room`, bytes beyond what all
+    take at 4 bits (None: all that is needed). most_loss None: none are. Takes disk for the decoder in float32.
     Raises ValueError where there is nothing to measure a loss on.
     """
     if bits == FULL:
@@ -68,7 +73,7 @@ def round_decoder(
         return rounding
     assert most_loss is not None
     losses = _Losses(weights, held_out, folder, threads)
-    return _mixed(rounding, losses, weights.shape, most_loss, report)
+    return _mixed(rounding, losses, weights.shape, most_loss, room, report)
 
 
 class _Losses:
@@ -104,9 +109,12 @@ def _mixed(
     losses: _Losses,
     shape: DecoderShape,
     most_loss: float,
+    room: int | None,
     report: Callable[[float, str], None],
 ) -> Rounding:
-    sizes = _elements(shape)
+    sizes, more = _elements(shape), 0.5 + 0.5 / rounding.block
+    left_over = math.inf if room is None else room
+    # more: bytes of a weight and its part of a zero point, at 8 bits beyond 4
     # all at 4 bits, all at 8, each kind, and each but the first again beside those that are chosen
     steps, done = 2 * len(sizes) + 1, 0
 
@@ -121,8 +129,15 @@ def _mixed(
     now = loss(rounding, "4 bits")
     if now <= allowed:
         return rounding
-    alone = {kind: loss(replace(rounding, eight=(kind,)), f"{kind} at 8 bits") for kind in sizes}
+    alone = {
+        kind: loss(replace(rounding, eight=(kind,)), f"{kind} at 8 bits")
+        for kind, elements in sizes.items()
+        if elements * more <= left_over
+    }
     for kind in sorted(alone, key=lambda kind: (alone[kind] - now) / sizes[kind]):
+        if sizes[kind] * more > left_over:
+            continue
+        left_over -= sizes[kind] * more
         rounding = replace(rounding, eight=(*rounding.eight, kind))
         first = len(rounding.eight) == 1
         left = alone[kind] if first else loss(rounding, f"{', '.join(rounding.eight)} at 8 bits")

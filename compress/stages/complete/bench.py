@@ -42,7 +42,7 @@ from codemill.targets.report import BundleSummary, Limit, TrainingPoint, limit
 
 __all__ = ["VERSION", "stage"]
 
-VERSION = 2
+VERSION = 3
 _TEACHER_SHARE = 0.2
 """Of the stage's time, about: rounding the teacher."""
 TEACHER = "teacher, full depth"
@@ -156,11 +156,13 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
 
 
 def _teacher(recipe: Recipe, threads: int, corpus: Path, folder: Path, report: Report) -> Path:
-    """The teacher as it is, at the bundle's precision, rounded as the bundle is."""
+    """The teacher as it is, at the bundle's precision, rounded as the bundle is; beside a student as it would ship."""
     from codemill.compress.models.causal import pieces_of
     from codemill.export.decoder.bundle import write_completion
+    from codemill.export.decoder.mixed import ROUNDING_LOSS
 
     complete = recipe.complete
+    most_loss = complete.rounding_loss if recipe.student.init == "whole" else ROUNDING_LOSS
     folder.mkdir(parents=True, exist_ok=True)
     with open_decoder_of(recipe.model) as model:
         pieces = {
@@ -172,7 +174,7 @@ def _teacher(recipe: Recipe, threads: int, corpus: Path, folder: Path, report: R
             )
             for name, most in (("train", complete.rounding_pieces), ("validation", None))
         }
-        rounding = rounding_of(recipe, model.weights, pieces, folder, threads, report)
+        rounding = rounding_of(recipe, model.weights, pieces, folder, threads, report, most_loss)
         write_completion(
             model.weights,
             folder,

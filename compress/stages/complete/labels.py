@@ -42,7 +42,7 @@ __all__ = [
     "stage",
 ]
 
-VERSION = 3
+VERSION = 4
 STUDENT = "student"
 ROUNDED = "rounded.safetensors"
 _GRAPHS = "graphs"
@@ -60,6 +60,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "tokens": complete.piece_tokens,
         "likeliest": complete.likeliest,
         "rounding": [complete.rounding_pieces, complete.rounding_loss, complete.block],
+        "budget": None if recipe.student.init == "whole" else recipe.budget.size_bytes,
         "threads": compute.threads,
     }
 
@@ -70,7 +71,7 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
     return Stage(
         "labels",
         VERSION,
-        ("corpus", *decoder_from(recipe)),
+        ("corpus", *(() if recipe.student.init == "whole" else ("search",)), *decoder_from(recipe)),
         settings,
         libraries,
         work,
@@ -155,8 +156,10 @@ def rounding_of(
     folder: Path,
     threads: int,
     report: Report,
+    most_loss: float | None,
+    room: int | None = None,
 ) -> Rounding:
-    """How the recipe has a decoder rounded, by pieces of `train`, at 8 bits where it loses most on `validation`."""
+    """A decoder rounded by pieces of `train`, at 8 bits where it loses most on `validation`: as `round_decoder`."""
     from codemill.export.decoder.bundle import PRECISIONS
     from codemill.export.decoder.mixed import round_decoder
 
@@ -166,12 +169,21 @@ def rounding_of(
         PRECISIONS[complete.precision],
         pieces["train"][: complete.rounding_pieces],
         pieces["validation"],
-        complete.rounding_loss,
+        most_loss,
         complete.block,
         folder,
         threads,
         report,
+        room,
     )
+
+
+def _room(recipe: Recipe, inputs: Folders) -> int | None:
+    """Bytes that a student's budget leaves beyond what all matrices take as they were planned."""
+    if recipe.student.init == "whole" or recipe.budget.size_bytes is None:
+        return None
+    planned = json.loads((inputs["search"] / "architecture.json").read_text())["size_bytes"]
+    return max(0, recipe.budget.size_bytes - int(planned))
 
 
 def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
@@ -215,6 +227,8 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
                 folder,
                 threads,
                 lambda share, what: report(0.1 * share, what),
+                complete.rounding_loss,
+                _room(recipe, inputs),
             )
             write_rounding(folder / ROUNDED, rounding)
         rounding = read_rounding(folder / ROUNDED)

@@ -216,7 +216,6 @@ def test_layers_that_cannot_learn_are_said_before_anything_is_done(
         ("exits.train=all", "exits.train: all"),
         ("complete.max_new_tokens=400", "more than half"),
         ("student.init=teacher; complete.vocab_size=300", "student's tokens are searched"),
-        ("student.init=teacher; complete.rounding_loss=0.1", "planned"),
         ("student.init=teacher; complete.tune_above=2", "layers learn"),
         ("complete.precision=int8; complete.rounding_loss=0.1", "rounding_loss is of int4"),
         ("student.max_tokens=100", "needs 128 or more"),

@@ -79,5 +79,30 @@ def test_what_wins_most_a_byte_comes_first(
     # what is lost with just so many kept, and for the last one a loss that cannot be met
     allowed = 1e-12 if count is None else of(None, Rounding(4, tuple(kept))) - 1 + 1e-9
     losses = mixed._Losses.__new__(mixed._Losses)
-    found = mixed._mixed(Rounding(4), losses, shape, float(np.expm1(allowed)), lambda *_: None)
+    found = mixed._mixed(
+        Rounding(4), losses, shape, float(np.expm1(allowed)), None, lambda *_: None
+    )
     assert found.eight == tuple(kept)
+
+
+def test_what_has_no_room_stays_at_4_bits(
+    monkeypatch: pytest.MonkeyPatch, decoder: PreTrainedModel
+) -> None:
+    shape = of_module(decoder).shape
+    sizes = mixed._elements(shape)
+    asked: list[Rounding] = []
+
+    def of(_: object, rounding: Rounding) -> float:
+        asked.append(rounding)
+        lost = 0 if rounding.bits == 8 else sum(sizes[k] for k in sizes if k not in rounding.eight)
+        return 1 + lost / sum(sizes.values())
+
+    monkeypatch.setattr(mixed._Losses, "of", of)
+    losses = mixed._Losses.__new__(mixed._Losses)
+    # half a byte of each weight more, and of each block half a byte of zero point
+    least = min(sizes.values())
+    room = least // 2 + least // 2 // 64 + 1
+    found = mixed._mixed(Rounding(4), losses, shape, 0.0, room, lambda *_: None)
+    assert [sizes[kind] for kind in found.eight] == [least]
+    assert all(sizes[kind] <= 2 * room for item in asked for kind in item.eight)
+    assert mixed._mixed(Rounding(4), losses, shape, 0.0, 0, lambda *_: None).eight == ()
