@@ -12,11 +12,15 @@ import pytest
 from codemill import load
 from codemill.errors import ModelError
 from codemill.export.candidates import PLAIN
+from codemill.export.chain import Chain
 from codemill.export.derive import derive
+from codemill.export.encoder import OUTPUT
 from codemill.export.quantize.half import to_half
 from codemill.export.quantize.settings import Method, Quantization
+from codemill.export.quantize.static import quantize_static
 from codemill.export.quantize.tables import quantize_tables
 from codemill.runtime import load_classifier, read_manifest, verify_bundle
+from codemill.runtime.session import OnnxSession
 from codemill.targets.evaluation import Evaluation, LabelledEvaluation
 
 from .bundles import embedding_bundle, labelling_bundle
@@ -62,6 +66,28 @@ def test_each_method_gives_nearly_what_the_plain_graph_gives(plain: Path, method
             if item.data_type == onnx.TensorProto.FLOAT and np.prod(item.dims) >= 2**12
         ]
         assert floats == []
+
+
+def test_accuracy_control_does_not_ask_for_the_score_of_each_feed(plain: Path, tmp_path: Path) -> None:
+    source = plain / read_manifest(plain).variants[PLAIN].segments[0]
+    chain = Chain(plain, read_manifest(plain), EVALUATION, ROWS)
+    feeds = chain.feeds(0) * 10
+    (expected,) = OnnxSession(source).outputs_for(feeds[0], (OUTPUT,))
+    asked = 0
+
+    def score(session: Any) -> float:
+        nonlocal asked
+        asked += 1
+        (found,) = session.run([OUTPUT], dict(feeds[0]))
+        return 1.0 - float(np.abs(found - expected).max())
+
+    # nothing may be lost: products are given back, the most harmful first, until nothing is
+    how = Quantization(Method.CONTROLLED, max_loss=1e-7)
+    quantize_static(source, tmp_path / "kept.onnx", how, feeds, score)
+    kept = onnx.load(str(tmp_path / "kept.onnx")).graph
+    assert 2 < asked < len(feeds)
+    (found,) = OnnxSession(tmp_path / "kept.onnx").outputs_for(feeds[0], (OUTPUT,))
+    assert np.abs(found - expected).max() < 0.05
 
 
 def test_half_precision_keeps_inputs_and_outputs(plain: Path, tmp_path: Path) -> None:
