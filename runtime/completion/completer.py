@@ -24,6 +24,7 @@ from codemill.runtime.completion.sampling import Sampler
 from codemill.runtime.completion.speculation import Speculation
 from codemill.runtime.loaded import LoadedModel
 from codemill.runtime.opening import open_variant
+from codemill.runtime.pages import give_back_freed
 from codemill.runtime.texts import encode_whole
 
 if TYPE_CHECKING:
@@ -270,6 +271,7 @@ class Completer(LoadedModel):
             backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
+            give_back_freed()
 
     def _open_backend(self) -> Backend:
         if self._backend is None:

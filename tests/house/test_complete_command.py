@@ -182,7 +182,7 @@ def test_a_prompt_that_is_too_long_keeps_its_end_and_says_so(model: Completer) -
 
 
 def test_no_more_of_a_prompt_is_read_than_is_asked_for(model: Completer) -> None:
-    text = SOURCE * 8
+    text = (SOURCE * 8)[:-5]
     whole = model.complete(text, max_tokens=4)
     found = model.complete(text, max_tokens=4, max_prompt_tokens=100)
     assert (whole.truncated, found.truncated) == (False, True)
@@ -309,11 +309,18 @@ def test_values_out_of_range_are_refused(model: Completer) -> None:
             model.complete("x", exits=exits)  # type: ignore[arg-type]
 
 
-def test_a_closed_model_says_so(bundle: Path) -> None:
+def test_a_closed_model_says_so_and_gives_its_memory_back(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = codemill.load(bundle)
     assert isinstance(model, Completer)
+    given: list[None] = []
+    monkeypatch.setattr(
+        "codemill.runtime.completion.completer.give_back_freed", lambda: given.append(None)
+    )
     model.close()
     model.close()
+    assert len(given) == 1
     with pytest.raises(RuntimeError, match="closed"):
         model.complete("x")
 
