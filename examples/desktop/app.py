@@ -211,7 +211,7 @@ class Window(QMainWindow):
     def __init__(self, folder: str, search: str, complete: str, memory_mb: int) -> None:
         super().__init__()
         self.setWindowTitle("codemill")
-        self.resize(1120, 720)
+        self.resize(1120, 760)
         self.setStyleSheet(_STYLE)
         self._names = {"search": search, "complete": complete}
         self._memory = work.Memory(memory_mb * work.MB, partial(self.told.emit, "memory"))
@@ -381,8 +381,8 @@ class Window(QMainWindow):
         for hit in hits:
             where = hit.path.relative_to(folder)
             text = QLabel(
-                f"<b>{escape(hit.qualified_name)}</b><br>"
-                f"<small style='color: {_DARK_GREY}'>{escape(f'{where}:{hit.line}')} · {hit.score:.2f}</small>",
+                f"<b>{escape(hit.qualified_name)}</b><br><span style='color: {_DARK_GREY}; font-size: 10pt'>"
+                f"{escape(f'{where}:{hit.line}')} · {hit.score:.2f}</span>",
                 self.results,
                 margin=4,
             )

@@ -324,7 +324,7 @@ class Searcher(Worker[Search]):
             if newest is None or (newest.model, newest.folder) != (question.model, question.folder):
                 raise _NotWanted
             now = time.perf_counter()
-            if now - told > _TELL_EVERY_S:
+            if total and now - told > _TELL_EVERY_S:
                 told = now
                 left = (now - started) / done * (total - done) if done else None
                 self.tell(Reading(done, total, left))

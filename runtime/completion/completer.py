@@ -356,8 +356,12 @@ class Completer(LoadedModel):
 
 
 def _check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < least
+        or (most is not None and value > most)
+    ):
         upto = "" if most is None else f" to {most}"
         raise ValueError(f"{name} should be a whole number from {least}{upto}, found {value!r}")
 
