@@ -49,7 +49,7 @@ from PySide6.QtWidgets import (
 )
 
 if TYPE_CHECKING:
-    from codemill.runtime import Hit
+    from codemill.runtime import Completer, Encoder, Hit
 
 _PAUSE_MS = 150
 """Nothing is asked while somebody types faster than this."""
@@ -215,8 +215,8 @@ class Window(QMainWindow):
         self.setStyleSheet(_STYLE)
         self._names = {"search": search, "complete": complete}
         self._memory = work.Memory(memory_mb * work.MB, partial(self.told.emit, "memory"))
-        self._encoder: work.Model | None = None
-        self._completer: work.Model | None = None
+        self._encoder: work.Model[Encoder] | None = None
+        self._completer: work.Model[Completer] | None = None
         self._searcher: work.Searcher | None = None
         self._completing: work.Completing | None = None
         # what is told of older questions is left out
@@ -229,7 +229,8 @@ class Window(QMainWindow):
     def _build(self, folder: str) -> None:
         self.folder = QLineEdit(folder, placeholderText="A folder with code")
         self.folder.returnPressed.connect(self.search)
-        choose = QPushButton("Folder…", clicked=self._choose_folder)
+        choose = QPushButton("Folder…")
+        choose.clicked.connect(self._choose_folder)
         self.query = QLineEdit(
             placeholderText="What does the function do?", clearButtonEnabled=True
         )
@@ -432,7 +433,8 @@ class Window(QMainWindow):
 
 
 def _message() -> QLabel:
-    label = QLabel(wordWrap=True, visible=False)
+    label = QLabel(wordWrap=True)
+    label.hide()
     # names of files are in it
     label.setTextFormat(Qt.TextFormat.PlainText)
     return label

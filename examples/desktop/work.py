@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 # what its classes need is imported when they are first used, which is after the window is there
 from codemill import runtime
@@ -107,7 +107,7 @@ class Memory:
         self._tell = tell
         self._lock = threading.Lock()
         # the one used last comes last
-        self._models: list[Model[Encoder] | Model[Completer]] = []
+        self._models: list[Model[Any]] = []
 
     def used_bytes(self) -> int:
         """What the process takes now."""
