@@ -9,7 +9,6 @@ whose files are not those that `done.json` lists. One run at a time works in a f
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import gc
 import hashlib
@@ -27,6 +26,7 @@ from typing import Any, Protocol
 
 from codemill.errors import CodemillError, MachineError
 from codemill.runtime.atomic import remove_temporaries, sync_file, write_atomically
+from codemill.runtime.pages import give_back_freed
 from codemill.targets.worker import peak_rss_bytes
 
 __all__ = [
@@ -312,12 +312,9 @@ def forget_peak() -> None:
 
 
 def _release_memory() -> None:
-    """Give what a stage freed back to the system: glibc keeps it, and the stages' leftovers would add up."""
+    """Give what a stage freed back to the system: the stages' leftovers would add up."""
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    give_back_freed()
 
 
 def _write_done(stage: Stage, folder: Path, identity: Identity, spent: _Spent) -> Done:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from codemill.runtime.find import Hit, Index
     from codemill.runtime.functions import Function, functions_of
     from codemill.runtime.machine import Machine, this_machine
+    from codemill.runtime.opening import bytes_to_load
 
 __all__ = [
     "Answers",
@@ -45,6 +46,7 @@ __all__ = [
     "Prediction",
     "Stream",
     "Variant",
+    "bytes_to_load",
     "digest",
     "functions_of",
     "load",
@@ -78,6 +80,7 @@ _HOMES = {
     "find": ("Hit", "Index"),
     "functions": ("Function", "functions_of"),
     "machine": ("Machine", "this_machine"),
+    "opening": ("bytes_to_load",),
 }
 _EMBEDS = "retrieval with output 'embedding'"
 _LABELS = "classification or pair-classification with output 'labels'"

@@ -20,6 +20,7 @@ from codemill.runtime.bundle import Manifest
 from codemill.runtime.labels import LABEL_TASKS, Labelling, labelling_of
 from codemill.runtime.loaded import LoadedModel
 from codemill.runtime.opening import open_variant
+from codemill.runtime.pages import give_back_freed
 from codemill.runtime.parts import Part, open_parts
 from codemill.runtime.passes import Judged, embed, judge, leave_early
 from codemill.runtime.split import pieces_of
@@ -217,6 +218,7 @@ class Classifier(LoadedModel):
         parts, self._parts = self._parts, None
         for part in parts or ():
             part.close()
+        give_back_freed()
 
     def __repr__(self) -> str:
         return (

@@ -17,6 +17,7 @@ from codemill.errors import BundleError
 from codemill.runtime.bundle import Manifest, plain
 from codemill.runtime.loaded import LoadedModel
 from codemill.runtime.opening import open_variant
+from codemill.runtime.pages import give_back_freed
 from codemill.runtime.session import Graph, open_session
 from codemill.runtime.texts import Texts, batches, check_batch_size, check_texts
 
@@ -125,6 +126,7 @@ class Encoder(LoadedModel):
         session, self._session = self._session, None
         if session is not None:
             session.close()
+            give_back_freed()
 
     def __repr__(self) -> str:
         return f"Encoder({self._manifest.name!r}, variant={self._variant!r}, dim={self.dim})"

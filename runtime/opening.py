@@ -20,6 +20,7 @@ from codemill.runtime.bundle import (
     check_files,
     check_graphs,
     read_manifest,
+    size_bytes,
 )
 from codemill.runtime.preferred import preferred
 from codemill.runtime.session import available_providers, choose_variant
@@ -28,7 +29,14 @@ from codemill.runtime.texts import Texts, check_tokenizer, open_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Opened", "best_variant", "open_folder", "open_variant", "refuse_task"]
+__all__ = [
+    "Opened",
+    "best_variant",
+    "bytes_to_load",
+    "open_folder",
+    "open_variant",
+    "refuse_task",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,21 @@ def open_folder(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     return folder, manifest
+
+
+def bytes_to_load(path: str | os.PathLike[str], variant: str | None = None) -> int:
+    """Bytes of the files that `codemill.load(path, variant)` reads: about what its weights take in memory.
+
+    For an application with a limit of memory, which can refuse, or let go of another model, before anything is
+    loaded. A `.mill` is unpacked. Raises what `codemill.load` raises for a bundle that is missing or malformed, or has
+    no variant that runs here; files are not checked yet.
+    """
+    # unlike Path.is_file it raises nothing
+    if os.path.isfile(path):  # noqa: PTH113
+        from codemill.runtime.archive import unpack
+
+        path = unpack(path)
+    return size_bytes(path, best_variant(read_manifest(path)) if variant is None else variant)
 
 
 def open_variant(

@@ -1,7 +1,8 @@
-"""Memory of files that ONNX Runtime maps: what it has packed for its products it does not read again.
+"""Memory that ONNX Runtime does not need any more, and that stays with the process unless somebody lets go of it.
 
 A graph's external weights are mapped, and most are then copied into the order that products want. The pages of the
 file stay in memory behind them, once more as much. They are clean, so the system reads them again should anybody ask.
+What was packed lies in the heap, which glibc keeps when it is freed: of a decoder of 92 MB, 97 MB.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["let_go_of_mapped"]
+__all__ = ["give_back_freed", "let_go_of_mapped"]
 
 _DONTNEED = 4
 _READ_ONLY = "r--p"
@@ -23,6 +24,17 @@ _READ_ONLY = "r--p"
 def _madvise() -> Any:
     """The C library's; looked up once a process."""
     return ctypes.CDLL(None, use_errno=True).madvise
+
+
+@cache
+def _trim() -> Any:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def give_back_freed() -> None:
+    """Give what was freed back to the system, where the C library would keep it (glibc); else nothing."""
+    if sys.platform == "linux" and (trim := _trim()) is not None:
+        trim(0)
 
 
 def let_go_of_mapped(folder: Path) -> int:

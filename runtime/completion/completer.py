@@ -24,6 +24,7 @@ from codemill.runtime.completion.sampling import Sampler
 from codemill.runtime.completion.speculation import Speculation
 from codemill.runtime.loaded import LoadedModel
 from codemill.runtime.opening import open_variant
+from codemill.runtime.pages import give_back_freed
 from codemill.runtime.texts import encode_whole
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class Completer(LoadedModel):
         suffix: str = "",
         *,
         max_tokens: int = 64,
+        max_prompt_tokens: int | None = None,
         mode: Mode | None = None,
         stop: Sequence[str] = (),
         temperature: float = 0.0,
@@ -156,13 +158,15 @@ class Completer(LoadedModel):
     ) -> Completion:
         """What comes behind `prefix`, or between it and `suffix`.
 
-        mode `line` ends with the line, `block` where a line is indented less than the prefix's last; `stop` are texts
-        that end it. temperature 0 takes the likeliest token each time; otherwise `top_p` and `seed` say how one is
-        drawn. exits: whether tokens may leave early, and what is uncertain be given up; or, for each exit, bounds in
-        the place of the bundle's: from which probabilities on it is left, and given up, None: never. drafts: whether
-        tokens are looked up in the prompt and in `buffers` (texts of other open files, the nearest first). speculate:
-        exits say what may follow, and the layers above check it at once: the text of full depth, and nothing leaves
-        early; it pays in fp32, where it does. cancel: a threading.Event; it takes effect within a token.
+        max_prompt_tokens: how much of the two is read, at most, which bounds the first token's time, and memory; None:
+        as much as the model takes. mode `line` ends with the line, `block` where a line is indented less than the
+        prefix's last; `stop` are texts that end it. temperature 0 takes the likeliest token each time; otherwise
+        `top_p` and `seed` say how one is drawn. exits: whether tokens may leave early, and what is uncertain be given
+        up; or, for each exit, bounds in the place of the bundle's: from which probabilities on it is left, and given
+        up, None: never. drafts: whether tokens are looked up in the prompt and in `buffers` (texts of other open files,
+        the nearest first). speculate: exits say what may follow, and the layers above check it at once: the text of
+        full depth, and nothing leaves early; it pays in fp32, where it does. cancel: a threading.Event; it takes effect
+        within a token.
 
         Raises ValueError for values out of range, for a suffix where the bundle does not fill, and for speculate where
         it has no exits; BundleError where a graph fails; RuntimeError once closed.
@@ -171,6 +175,7 @@ class Completer(LoadedModel):
             prefix,
             suffix,
             max_tokens=max_tokens,
+            max_prompt_tokens=max_prompt_tokens,
             mode=mode,
             stop=stop,
             temperature=temperature,
@@ -193,6 +198,7 @@ class Completer(LoadedModel):
         suffix: str = "",
         *,
         max_tokens: int = 64,
+        max_prompt_tokens: int | None = None,
         mode: Mode | None = None,
         stop: Sequence[str] = (),
         temperature: float = 0.0,
@@ -214,19 +220,16 @@ class Completer(LoadedModel):
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise TypeError(f"cancel should be a threading.Event or None, found {cancel!r}")
         decoding = self._decoding
-        most = decoding.max_tokens - len(decoding.begin) - _LEAST_PROMPT
-        if (
-            isinstance(max_tokens, bool)
-            or not isinstance(max_tokens, int)
-            or not 1 <= max_tokens <= most
-        ):
-            raise ValueError(
-                f"max_tokens should be a whole number from 1 to {most}, found {max_tokens!r}"
-            )
+        least = len(decoding.begin) + _LEAST_PROMPT
+        _check_whole("max_tokens", max_tokens, 1, decoding.max_tokens - least)
+        read = decoding.max_tokens - max_tokens
+        if max_prompt_tokens is not None:
+            _check_whole("max_prompt_tokens", max_prompt_tokens, least)
+            read = min(read, max_prompt_tokens)
         bounds = _bounds(decoding, exits)
         if speculate and not decoding.exits:
             raise ValueError(f"speculate is by exits, and bundle {self.manifest.name!r} has none")
-        prompt, truncated = self._prompt(prefix, suffix, decoding.max_tokens - max_tokens)
+        prompt, truncated = self._prompt(prefix, suffix, read)
         settings = Settings(
             choose=Sampler(temperature, top_p, seed),
             max_tokens=max_tokens,
@@ -268,6 +271,7 @@ class Completer(LoadedModel):
             backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
+            give_back_freed()
 
     def _open_backend(self) -> Backend:
         if self._backend is None:
@@ -349,6 +353,17 @@ class Completer(LoadedModel):
             self._kept.append(document)
             while sum(kept.cache.size_bytes for kept in self._kept) > self.memory_bytes:
                 del self._kept[0]
+
+
+def _check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        upto = "" if most is None else f" to {most}"
+        raise ValueError(f"{name} should be a whole number from {least}{upto}, found {value!r}")
 
 
 def _bounds(

@@ -84,7 +84,6 @@ def test_accuracy_control_does_not_ask_for_the_score_of_each_feed(plain: Path, t
     # nothing may be lost: products are given back, the most harmful first, until nothing is
     how = Quantization(Method.CONTROLLED, max_loss=1e-7)
     quantize_static(source, tmp_path / "kept.onnx", how, feeds, score)
-    kept = onnx.load(str(tmp_path / "kept.onnx")).graph
     assert 2 < asked < len(feeds)
     (found,) = OnnxSession(tmp_path / "kept.onnx").outputs_for(feeds[0], (OUTPUT,))
     assert np.abs(found - expected).max() < 0.05

@@ -181,6 +181,24 @@ def test_a_prompt_that_is_too_long_keeps_its_end_and_says_so(model: Completer) -
     assert (whole.truncated, whole.prompt_tokens) == (False, 590)
 
 
+def test_no_more_of_a_prompt_is_read_than_is_asked_for(model: Completer) -> None:
+    text = (SOURCE * 8)[:-5]
+    whole = model.complete(text, max_tokens=4)
+    found = model.complete(text, max_tokens=4, max_prompt_tokens=100)
+    assert (whole.truncated, found.truncated) == (False, True)
+    assert 75 <= found.prompt_tokens <= 100
+    # it is the end, and an edit behind it reads what is new
+    model.forget()
+    assert model.complete(text[-found.prompt_tokens :], max_tokens=4).tokens == found.tokens
+    model.complete(text, max_tokens=4, max_prompt_tokens=100)
+    after = model.complete(text + "x", max_tokens=4, max_prompt_tokens=100)
+    assert after.prompt_tokens - after.reused_tokens <= 2
+    both = model.complete(text, text, max_tokens=4, max_prompt_tokens=100)
+    assert both.prompt_tokens <= 100
+    # more than the model takes is as much as it takes
+    assert model.complete("x" * 1000, max_tokens=10, max_prompt_tokens=10**6).prompt_tokens <= 590
+
+
 def test_a_text_longer_than_the_context_is_read_anew_once_in_a_while_only(
     model: Completer,
 ) -> None:
@@ -274,7 +292,10 @@ def test_nothing_to_go_on_begins_a_file(model: Completer) -> None:
 
 
 def test_values_out_of_range_are_refused(model: Completer) -> None:
-    for values in ({"max_tokens": 0}, {"max_tokens": 600}, {"temperature": -1}, {"stop": [""]}):
+    for values in (
+        *({"max_tokens": 0}, {"max_tokens": 600}, {"max_prompt_tokens": 2}),
+        *({"max_prompt_tokens": True}, {"temperature": -1}, {"stop": [""]}),
+    ):
         with pytest.raises(ValueError, match=next(iter(values))):
             model.complete("x", **values)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="prefix should be str"):
@@ -288,11 +309,18 @@ def test_values_out_of_range_are_refused(model: Completer) -> None:
             model.complete("x", exits=exits)  # type: ignore[arg-type]
 
 
-def test_a_closed_model_says_so(bundle: Path) -> None:
+def test_a_closed_model_says_so_and_gives_its_memory_back(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = codemill.load(bundle)
     assert isinstance(model, Completer)
+    given: list[None] = []
+    monkeypatch.setattr(
+        "codemill.runtime.completion.completer.give_back_freed", lambda: given.append(None)
+    )
     model.close()
     model.close()
+    assert len(given) == 1
     with pytest.raises(RuntimeError, match="closed"):
         model.complete("x")
 

@@ -1,14 +1,19 @@
-"""Pages of a mapped file are dropped, and read again where they are asked for."""
+"""Pages of a mapped file are dropped, and read again where they are asked for; what was freed is given back."""
 
 from __future__ import annotations
 
 import mmap
+import platform
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from codemill.runtime.pages import let_go_of_mapped
+from codemill.runtime import load
+from codemill.runtime.pages import give_back_freed, let_go_of_mapped
+
+from .conftest import write_labels_bundle
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is done")
 
@@ -51,3 +56,33 @@ def test_what_is_mapped_to_be_read_is_let_go_and_still_there(tmp_path: Path) -> 
 def test_a_folder_of_which_nothing_is_mapped(tmp_path: Path) -> None:
     assert let_go_of_mapped(tmp_path) == 0
     assert let_go_of_mapped(tmp_path / "nowhere") == 0
+
+
+def _anonymous() -> int:
+    """Kilobytes of this process's memory that are no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+@pytest.mark.skipif(not platform.libc_ver()[0], reason="another C library than glibc")
+def test_what_was_freed_is_given_back() -> None:
+    # of a size that lies in the heap; what is between stays, as in life
+    arrays = [np.ones(80_000, np.uint8) for _ in range(1000)]
+    kept = arrays[::100]
+    full = _anonymous()
+    del arrays
+    give_back_freed()
+    assert _anonymous() < full - 50_000
+    assert all(array[-1] for array in kept)
+
+
+def test_a_model_gives_back_what_it_took(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    for name in ("encoder", "classifier"):
+        given = f"codemill.runtime.{name}.give_back_freed"
+        monkeypatch.setattr(given, lambda name=name: closed.append(name))
+    load(built).close()
+    load(write_labels_bundle(tmp_path / "labels")).close()
+    assert closed == ["encoder", "classifier"]
