@@ -260,15 +260,23 @@ class Browser:
         return found
 
 
-def browser_engine(bundle: Path, pages: Path, variant: str, size_bytes: int) -> Engine:
-    """The engine that runs a variant in Chromium; what can be missing is said before anything is measured."""
-    from codemill.runtime.bundle import read_manifest
+def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
+    """The engine that runs a variant in Chromium; what can be missing is said before anything is measured.
+
+    variant None: the first that a browser runs.
+    """
+    from codemill.runtime.bundle import read_manifest, size_bytes
     from codemill.targets.engine import Engine
 
     chromium()
     server, _, _ = _served(bundle, pages, 0)
     server.server_close()
-    provider = read_manifest(bundle).variant(variant).provider
+    manifest = read_manifest(bundle)
+    if variant is None:
+        there = [name for name, item in manifest.variants.items() if item.provider in _RUN_THERE]
+        # where there is none, what is said of the first
+        variant = next(iter(there or manifest.variants))
+    provider = manifest.variant(variant).provider
     if provider not in _RUN_THERE:
         raise InputError(
             f"variant {variant!r} is for {provider}; a browser runs those of {' and '.join(_RUN_THERE)}"
@@ -276,7 +284,8 @@ def browser_engine(bundle: Path, pages: Path, variant: str, size_bytes: int) -> 
     argv = [sys.executable, "-m", "codemill.targets.browser", str(bundle)]
     argv += ["--pages", str(pages), "--variant", variant, "--measured"]
     # of role bundle: nothing is compared with it unless it is asked for by name
-    return Engine("onnxruntime-web in Chromium", tuple(argv), "bundle", size_bytes)
+    size = size_bytes(bundle, variant)
+    return Engine("onnxruntime-web in Chromium", tuple(argv), "bundle", size)
 
 
 def _load(bundle: Path, browser: Browser, variant: str | None) -> Loaded:

@@ -157,9 +157,7 @@ def bench_command(
     if browser is not None:
         from codemill.targets.browser import browser_engine
 
-        engines.insert(
-            -1, browser_engine(folder_of(bundle), browser, chosen, engines[-1].size_bytes)
-        )
+        engines.insert(-1, browser_engine(folder_of(bundle), browser, variant))
     with shown_stage("measuring") as said:
         found = benchmark(
             engines,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.export.bundles import labelling_bundle
 from codemill.errors import InputError, MachineError
 from codemill.runtime import load_classifier, read_manifest
 from codemill.runtime.bundle import update_bundle
+from codemill.runtime.engines import OPENVINO
 from codemill.targets import browser
 from codemill.targets.browser import Browser, browser_engine
 
@@ -65,12 +67,23 @@ def test_it_is_an_engine_of_the_benchmark(tmp_path: Path) -> None:
     from codemill.targets.engine import EngineProcess
 
     folder = labelling(tmp_path, 1)
-    with EngineProcess(browser_engine(folder, PAGES, "cpu-int8", 1)) as process:
+    with EngineProcess(browser_engine(folder, PAGES, "cpu-int8")) as process:
         assert process.ready["provider"] == "onnxruntime-web"
         out = tmp_path / "answers.npz"
         request = {"op": "predict", "rows": [[text] for text in TEXTS], "out": str(out)}
         assert process.ask(request)["rows"] == len(TEXTS)
         assert process.ask({"op": "info"})["peak_rss_bytes"] > 10_000_000
+
+
+@in_browser
+def test_it_runs_a_variant_that_a_browser_can_run(tmp_path: Path) -> None:
+    folder = labelling(tmp_path, 1)
+    manifest = read_manifest(folder)
+    (name, made) = next(iter(manifest.variants.items()))
+    update_bundle(folder, variants={"intel": replace(made, provider=OPENVINO), name: made})
+    assert name in browser_engine(folder, PAGES, None).argv
+    with pytest.raises(InputError, match="'intel' is for OpenVINO; a browser runs those of CPU"):
+        browser_engine(folder, PAGES, "intel")
 
 
 def test_what_is_missing_is_said_before_anything_starts(
@@ -80,10 +93,10 @@ def test_what_is_missing_is_said_before_anything_starts(
     monkeypatch.setattr("codemill.runtime.bundle.read_manifest", lambda _: None)
     monkeypatch.setattr("codemill.runtime.bundle.check_files", lambda *_: None)
     with pytest.raises(InputError, match=r"has no onnxruntime-web and no @huggingface/tokenizers"):
-        browser_engine(tmp_path, tmp_path, "cpu-int8", 1)
+        browser_engine(tmp_path, tmp_path, "cpu-int8")
     monkeypatch.setattr(browser.shutil, "which", lambda _: None)
     with pytest.raises(MachineError, match=r"none of chromium.* is here; install chromium"):
-        browser_engine(tmp_path, PAGES, "cpu-int8", 1)
+        browser_engine(tmp_path, PAGES, "cpu-int8")
 
 
 def test_packages_are_of_one_version_each() -> None:
