@@ -55,28 +55,21 @@ def cost_section(
         return None
     is_decoder = bundle.architecture.get("family") == "llama"
     of = f"{'a token after' if is_decoder else 'a text of'} {tokens:,.0f} tokens"
-    drawn = []
+    drawn: list[tuple[str, Drawing | None]] = []
     if parts is not None:
         title = f"Where parameters and operations are (estimates; {of})"
-        drawn.append(("half", title, _shares(parts)))
+        drawn.append((title, _shares(parts)))
     if operators is not None:
         shape = f"{operators.tokens} tokens, batch {operators.batch}"
-        drawn.append(("half", f"Time by operator ({shape})", _operator_bars(operators.times)))
+        drawn.append((f"Time by operator ({shape})", _operator_bars(operators.times)))
     return CostSection(
         drawings=tuple(
-            (width, title, drawing.named(prefix)) for width, title, drawing in drawn if drawing
+            ("half", title, drawing.named(prefix)) for title, drawing in drawn if drawing
         ),
-        parts=parts and _parts_table(bundle, parts, precision),
+        parts=_parts_table(bundle, parts, precision) if parts else None,
         parts_note=_parts_note(bundle, of, is_decoder),
         files=_files_table(bundle),
-        operators=operators
-        and (
-            ("operator", "graph", "nodes", "time"),
-            tuple(
-                (item.operator, item.graph, f"{item.nodes:,}", in_ms(item.time_ms))
-                for item in operators.times
-            ),
-        ),
+        operators=_operators_table(operators.times) if operators else None,
         operators_note=_operators_note(operators) if operators else "",
         operators_source=operators.source if operators else "measured",
     )
@@ -87,9 +80,13 @@ def _parts_table(bundle: BundleSummary, parts: Sequence[Part], precision: str | 
     whole = sum(part.gflops for part in parts) or 1.0
     every = sum(part.parameters for part in parts)
     bits = _BITS.get(precision or "")
-    copied = bundle.architecture.get("copied_layers")
-    origins = copied if isinstance(copied, list) and len(copied) == parts[-1].layer else None
-    heads = ("", "parameters", "share", *([f"bytes at {precision}, about"] if bits else []))
+    origins = _origins(bundle)
+    heads: tuple[str, ...] = (
+        "",
+        "parameters",
+        "share",
+        *([f"bytes at {precision}, about"] if bits else []),
+    )
     heads = (*heads, "GFLOPs", "share", "up to here")
     rows, done = [], 0.0
     for name, group in _groups(bundle, parts):
@@ -97,7 +94,7 @@ def _parts_table(bundle: BundleSummary, parts: Sequence[Part], precision: str | 
         gflops = sum(part.gflops for part in group)
         done += gflops
         layer = group[0].layer
-        if origins and layer is not None and layer == group[-1].layer:
+        if layer is not None and layer == group[-1].layer and layer <= len(origins):
             name += f" (the teacher's {origins[layer - 1]})"
         rows.append(
             (
@@ -111,6 +108,12 @@ def _parts_table(bundle: BundleSummary, parts: Sequence[Part], precision: str | 
             )
         )
     return heads, tuple(rows)
+
+
+def _origins(bundle: BundleSummary) -> list[int]:
+    """The teacher's layers that the bundle's were copied from; empty where that is not known."""
+    copied = bundle.architecture.get("copied_layers")
+    return copied if isinstance(copied, list) else []
 
 
 def _gflops(value: float) -> str:
@@ -144,6 +147,8 @@ def _parts_note(bundle: BundleSummary, of: str, is_decoder: bool) -> str:
         said.append("The head's table is the embedding's.")
     if bundle.exits:
         said.append("Heads at exits are not counted.")
+    if _origins(bundle):
+        said.append("The teacher's layers are counted from 0, as in recipes.")
     return " ".join(said)
 
 
@@ -154,6 +159,12 @@ def _files_table(bundle: BundleSummary) -> _Table | None:
     rows = sorted(bundle.files.items(), key=lambda item: -item[1])
     return ("file", "bytes", "share"), tuple(
         (name, f"{size:,}", f"{size / total:.1%}") for name, size in rows
+    )
+
+
+def _operators_table(times: Sequence[OperatorTime]) -> _Table:
+    return ("operator", "graph", "nodes", "time"), tuple(
+        (item.operator, item.graph, f"{item.nodes:,}", in_ms(item.time_ms)) for item in times
     )
 
 

@@ -307,11 +307,11 @@ def check_schema(file: Path, data: object, read: Sequence[int]) -> None:
             f"{file} is of schema {schema}, made by codemill {made!s:.40}; this version reads "
             f"{' and '.join(map(str, read))}{newer}"
         )
-    if "task" in data and "bundle_engine" not in data:
-        # a bundle's manifest has both of the others
+    if not {"title", "bundle_engine"} & data.keys():
+        # a bundle's manifest and a latency profile have a schema number, too
         raise DataError(
-            f"{file} is not a report: it names no bundle_engine; give a report.json of `compress run` or "
-            "`compress bench`"
+            f"{file} is not a report: it has neither a title nor a bundle_engine; give a report.json of "
+            "`compress run` or `compress bench`"
         )
 
 

@@ -14,6 +14,8 @@ from codemill.targets.tables import digits
 __all__ = ["SearchSection", "search_section"]
 
 _MOST_ROWS = 300
+_Axis = Literal["size", "latency"]
+_AXES: tuple[_Axis, ...] = ("size", "latency")
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,14 @@ def search_section(points: Sequence[SearchPoint], prefix: str) -> SearchSection 
     looked = [p for p in points if not p.chosen]
     front = [p for p in looked if p.front] or _best(looked, known)
     drawn: list[tuple[str, str, Drawing]] = []
-    for against, said in (("size", "size"), ("latency", "latency")):
-        drawing = _drawn(points, front, known, against)  # type: ignore[arg-type]
+    for against in _AXES:
+        drawing = _drawn(points, front, known, against)
         if drawing is not None:
-            title = f"{'Quality' if known else 'GFLOPs'} against {said} (dashed: the front of these two)"
+            title = f"{'Quality' if known else 'GFLOPs'} against {against} (dashed: the front of these two)"
             drawn.append(("half", title, drawing.named(prefix)))
     rows = sorted(
         {(p.label, p.size_bytes): p for p in [*front, *(p for p in points if p.chosen)]}.values(),
-        key=lambda p: -_worth(p, known),
+        key=lambda p: -(_worth(p, known) or 0.0),
     )
     if any(p.front for p in looked):
         lead = f"No architecture within the budget beats one of these {len(front):,} in all that was searched for."
@@ -64,31 +66,28 @@ def search_section(points: Sequence[SearchPoint], prefix: str) -> SearchSection 
 def _best(points: Sequence[SearchPoint], known: bool) -> list[SearchPoint]:
     """Where the search kept no front: what nothing smaller, or nothing faster, beats."""
     kept: dict[str, SearchPoint] = {}
-    for against in ("size", "latency"):
-        placed = {_place(p, known, against): p for p in points if _x(p, against) is not None}  # type: ignore[arg-type]
+    for against in _AXES:
+        placed = {at: p for p in points if (at := _place(p, known, against)) is not None}
         kept |= {placed[at].label: placed[at] for at in front_of(list(placed))}
     return list(kept.values())
 
 
 def _drawn(
-    points: Sequence[SearchPoint],
-    front: Sequence[SearchPoint],
-    known: bool,
-    against: Literal["size", "latency"],
+    points: Sequence[SearchPoint], front: Sequence[SearchPoint], known: bool, against: _Axis
 ) -> Drawing | None:
-    shown = [p for p in points if _x(p, against) is not None]
-    if len({_place(p, known, against) for p in shown}) < 2:
+    places = [at for p in points if (at := _place(p, known, against)) is not None]
+    if len(set(places)) < 2:
         return None
     with figure(f"search-{against}", *HALF) as (page, svg):
         axes = page.subplots()
-        places = [_place(p, known, against) for p in shown]
         axes.scatter(*zip(*places, strict=True), s=11, color=MUTED, alpha=0.5, linewidths=0)
         best = front_of(places)
         axes.plot(*zip(*best, strict=True), color=MUTED, linestyle=(0, (3, 3)), linewidth=1)
-        marked = [p for p in front if _x(p, against) is not None]
         # the chosen one last: on top
-        for p in [*marked, *(p for p in shown if p.chosen)]:
+        for p in [*front, *(p for p in points if p.chosen)]:
             at = _place(p, known, against)
+            if at is None:
+                continue
             if p.chosen:
                 axes.scatter([at[0]], [at[1]], s=70, color=SERIES[0], zorder=3)
             title = f"{'Chosen: ' if p.chosen else ''}{p.label}"
@@ -101,16 +100,15 @@ def _drawn(
     return svg
 
 
-def _x(p: SearchPoint, against: Literal["size", "latency"]) -> float | None:
-    return p.size_bytes / 1e6 if against == "size" else p.latency_ms
+def _worth(p: SearchPoint, known: bool) -> float | None:
+    return p.quality if known else p.gflops
 
 
-def _worth(p: SearchPoint, known: bool) -> float:
-    return (p.quality or 0.0) if known else p.gflops
-
-
-def _place(p: SearchPoint, known: bool, against: Literal["size", "latency"]) -> tuple[float, float]:
-    return _x(p, against) or 0.0, _worth(p, known)
+def _place(p: SearchPoint, known: bool, against: _Axis) -> tuple[float, float] | None:
+    """Where it stands; None where one of the two is not known of it."""
+    x = p.size_bytes / 1e6 if against == "size" else p.latency_ms
+    y = _worth(p, known)
+    return None if x is None or y is None else (x, y)
 
 
 def _figures(p: SearchPoint, known: bool) -> list[str]:
@@ -124,7 +122,7 @@ def _figures(p: SearchPoint, known: bool) -> list[str]:
 def _row(p: SearchPoint, known: bool) -> tuple[str, ...]:
     return (
         f"{p.label}{' (chosen)' if p.chosen else ''}",
-        "–" if known and p.quality is None else f"{_worth(p, known):.3f}",
+        "–" if (worth := _worth(p, known)) is None else f"{worth:.3f}",
         f"{p.size_bytes / 1e6:.2f}",
         "–" if p.latency_ms is None else digits(p.latency_ms),
         digits(p.gflops),

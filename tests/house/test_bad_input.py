@@ -445,7 +445,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
             ("nowhere.json", "there is no report nowhere.json"),
             ("empty", "empty is not a report: Is a directory"),
             ("empty.jsonl", "empty.jsonl is not a report: it is empty"),
-            ("bundle/manifest.json", "manifest.json is not a report: it names no bundle_engine"),
+            ("bundle/manifest.json", "manifest.json is not a report: it has neither a title nor a"),
             ("binary.jsonl", "binary.jsonl is not a report"),
             ("long.jsonl", "long.jsonl is not a report: it has more than 20,000,000 bytes"),
             ("deep.json", "deep.json is not a report"),

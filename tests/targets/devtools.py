@@ -59,13 +59,13 @@ class Page:
             mobile=phone,
         )
         self._features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.media("screen")
+        self.media("")
         self._events.clear()
         self._ask("Page.navigate", url=file.resolve().as_uri())
         self._until("Page.loadEventFired")
 
-    def media(self, kind: Literal["screen", "print"]) -> None:
-        """Show the page as on a screen, or as it prints; the colour scheme stays."""
+    def media(self, kind: Literal["", "print"]) -> None:
+        """Show the page as it is, or on the screen as it prints; the colour scheme stays."""
         self._ask("Emulation.setEmulatedMedia", media=kind, features=self._features)
 
     def value(self, script: str) -> Any:

@@ -182,6 +182,6 @@ def test_it_prints_in_dark_ink_whatever_the_screen_is(
     page.media("print")
     assert page.value("getComputedStyle(document.body).color") == "rgb(28, 33, 38)"
     assert page.value(FAINT) == []
-    page.media("screen")
+    page.media("")
     page.printed(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
