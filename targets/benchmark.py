@@ -354,7 +354,8 @@ def _measure_quality(
             rows.append(np.load(out, allow_pickle=False))
     measured.ranks = ranks(*rows)
     if measured.engine.role == "bundle":
-        measured.examples = ranking_examples(evaluation, *rows, measured.ranks, examples)
+        queries, codes = rows
+        measured.examples = ranking_examples(evaluation, queries, codes, measured.ranks, examples)
     if answer.get("ms"):
         measured.functions_per_s = len(evaluation.codes) / (answer["ms"] / 1e3)
 

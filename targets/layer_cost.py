@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 __all__ = ["Kind", "Part", "parts_of"]
 
@@ -48,7 +48,7 @@ def parts_of(architecture: Mapping[str, Any], tokens: float) -> tuple[Part, ...]
     return _decoder(architecture, tokens) if family == "llama" else None
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST
 
 

@@ -47,7 +47,8 @@ def profiled() -> Iterator[Profile]:
     """Within it, sessions of ONNX Runtime are made with their profiler on."""
     import onnxruntime as ort
 
-    profile, plain = Profile(), ort.InferenceSession
+    profile = Profile()
+    plain: Any = ort.InferenceSession
     with tempfile.TemporaryDirectory(prefix="codemill-") as folder:
 
         class Profiled(plain):  # type: ignore[misc]

@@ -393,8 +393,8 @@ def _bounded(report: Report) -> Iterator[tuple[str, float | None, float, float]]
         if (energy := engine.energy) is not None:
             yield f"{at}.energy.energy_j_per_function", energy.energy_j_per_function, 0, _MOST
         if (operators := engine.operators) is not None:
-            for index, item in enumerate(operators.times):
-                yield f"{at}.operators.times[{index}].time_ms", item.time_ms, 0, _MOST
+            for index, time in enumerate(operators.times):
+                yield f"{at}.operators.times[{index}].time_ms", time.time_ms, 0, _MOST
     for number, comparison in enumerate(measured.comparisons):
         at, ratio = f"benchmark.comparisons[{number}].ratio", comparison.ratio
         is_share = comparison.quantity in _SHARES

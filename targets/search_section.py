@@ -80,7 +80,8 @@ def _drawn(
         return None
     with figure(f"search-{against}", *HALF) as (page, svg):
         axes = page.subplots()
-        axes.scatter(*zip(*places, strict=True), s=11, color=MUTED, alpha=0.5, linewidths=0)
+        xs, ys = zip(*places, strict=True)
+        axes.scatter(xs, ys, s=11, color=MUTED, alpha=0.5, linewidths=0)
         best = front_of(places)
         axes.plot(*zip(*best, strict=True), color=MUTED, linestyle=(0, (3, 3)), linewidth=1)
         # the chosen one last: on top
