@@ -716,6 +716,13 @@ class Bench(_Section):
         10, ge=3, le=10_000, description="timed calls of each engine in a round, at each shape"
     )
     batches: tuple[int, ...] = Field((1, 8), description="functions a call")
+    examples: int = Field(
+        6,
+        ge=0,
+        le=20,
+        description="queries, or lines to complete, of the test that the report shows with what the bundle makes of "
+        "them; their text is in it",
+    )
 
     @field_validator("tokens", "batches")
     @classmethod

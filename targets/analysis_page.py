@@ -1,17 +1,16 @@
 """What each layer holds, drawn: a section of report.html, or a page of its own.
 
-The house style of a drawing is plots.py's; what is recommended, and why, is in the analysis.
+The house style of a drawing is drawing.py's; what is recommended, and why, is in the analysis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from codemill.errors import MachineError
 from codemill.targets.analysis import LayerAnalysis, LayerFigures, Probe
-from codemill.targets.plots import INK, MARKERS, MUTED, SERIES, figure, with_ids
+from codemill.targets.drawing import INK, MARKERS, MUTED, SERIES, Drawing, figure
+from codemill.targets.template import template_named
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -19,59 +18,23 @@ if TYPE_CHECKING:
 
 __all__ = ["analysis_page", "analysis_section", "layer_table"]
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }} · codemill analysis</title>
-<style>{{ style }}</style>
-</head>
-<body>
-<main>
-<header>
-<p class="kicker">codemill analysis</p>
-<h1>{{ title }}</h1>
-</header>
-{{ section }}
-<footer>codemill {{ version }}</footer>
-</main>
-</body>
-</html>
-"""
 _MOST_MARKED = 16
 """Layers up to which every one has a marker."""
 
 
 def analysis_page(analysis: LayerAnalysis) -> str:
     """The analysis as one self-contained page. Raises MachineError when the `bench` extra is missing."""
-    _require_jinja()
-    import jinja2
-    from markupsafe import Markup
-
-    style = files("codemill.targets").joinpath("report.css").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     name = analysis.model.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")
-    return environment.from_string(_PAGE).render(
-        title=f"The layers of {name}",
-        style=Markup(style),
-        section=analysis_section(analysis),
-        version=analysis.codemill,
+    return template_named("analysis_page.html.j2").render(
+        title=f"The layers of {name}", section=analysis_section(analysis), version=analysis.codemill
     )
 
 
 def analysis_section(analysis: LayerAnalysis, prefix: str = "a") -> Markup:
     """A section of a page; `prefix` keeps the ids of several on one page apart. Raises MachineError."""
-    _require_jinja()
-    import jinja2
+    template = template_named("analysis.html.j2")
     from markupsafe import Markup
 
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(
-        files("codemill.targets").joinpath("analysis.html.j2").read_text(encoding="utf-8")
-    )
     drawn = [
         ("half", "What a linear probe reads of each layer", _accuracies(analysis)),
         ("half", "Selectivity: that, less what it learns by heart", _selectivities(analysis)),
@@ -84,7 +47,7 @@ def analysis_section(analysis: LayerAnalysis, prefix: str = "a") -> Markup:
     return Markup(
         template.render(
             a=analysis,
-            plots=[(width, name, Markup(with_ids(svg, prefix))) for width, name, svg in drawn],
+            plots=[(width, name, drawing.named(prefix)) for width, name, drawing in drawn],
             heads=heads,
             rows=[(name, layer <= frozen, cells) for layer, (name, cells) in enumerate(rows)],
         )
@@ -116,16 +79,7 @@ def _cell(layer: LayerFigures, name: str) -> tuple[str, str]:
     return f"{found.accuracy:.3f}{after}", f"{found.selectivity:+.3f}"
 
 
-def _require_jinja() -> None:
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise MachineError(
-            "the page needs Jinja2, which is not installed: pip install 'codemill[bench]'"
-        ) from error
-
-
-def _accuracies(analysis: LayerAnalysis) -> str:
+def _accuracies(analysis: LayerAnalysis) -> Drawing:
     with figure("accuracy", 4.2, 3.3) as (page, svg):
         axes = page.subplots()
         for number, item in enumerate(analysis.properties):
@@ -137,10 +91,10 @@ def _accuracies(analysis: LayerAnalysis) -> str:
             )
         axes.set_ylabel("accuracy")
         _finish(axes, analysis, [item.name for item in analysis.properties])
-    return svg.text
+    return svg
 
 
-def _selectivities(analysis: LayerAnalysis) -> str:
+def _selectivities(analysis: LayerAnalysis) -> Drawing:
     with figure("selectivity", 4.2, 3.3) as (page, svg):
         axes = page.subplots()
         for number, item in enumerate(analysis.properties):
@@ -148,10 +102,10 @@ def _selectivities(analysis: LayerAnalysis) -> str:
             _line(axes, analysis, number, values)
         axes.set_ylabel("accuracy less control accuracy")
         _finish(axes, analysis, [])
-    return svg.text
+    return svg
 
 
-def _similarities(analysis: LayerAnalysis) -> str:
+def _similarities(analysis: LayerAnalysis) -> Drawing:
     with figure("similarity", 8.6, 2.6) as (page, svg):
         axes = page.subplots()
         for number, key in enumerate(("rsa", "cka")):
@@ -160,7 +114,7 @@ def _similarities(analysis: LayerAnalysis) -> str:
         axes.set_ylabel("1 is alike")
         axes.set_ylim(top=1.02)
         _finish(axes, analysis, ["RSA", "CKA"])
-    return svg.text
+    return svg
 
 
 def _of(probe: Probe | None, key: str) -> float | None:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codemill.errors import InputError, MachineError
+from codemill.errors import CodemillError, InputError, MachineError
 from codemill.targets.ceiling import measured_ceiling
+from codemill.targets.codec import from_json
 from codemill.targets.energy import WATTS_PER_CORE
 from codemill.targets.engine import Engine, EngineProcess, Role
 from codemill.targets.environment import this_environment
@@ -30,6 +31,7 @@ from codemill.targets.evaluation import (
     LabelledEvaluation,
     texts_of_length,
 )
+from codemill.targets.examples import ranking_examples
 from codemill.targets.figures import (
     BenchmarkResult,
     ColdStart,
@@ -40,7 +42,10 @@ from codemill.targets.figures import (
     LabelQuality,
     Latency,
     Memory,
+    Operators,
+    OperatorTime,
     Quality,
+    RankingExample,
     Robustness,
     Size,
 )
@@ -71,6 +76,7 @@ Rewritten = Mapping[str, tuple[Sequence[int], Sequence[tuple[str, ...]]]]
 
 _QUALITY, _START = "quality", "start"
 _CLOCK_FELL, _ROUNDS_DIFFER = 0.9, 0.3
+_PROFILED_CALLS = 20
 _START_S = 1.0
 """What a start is taken to last before the first was seen."""
 
@@ -98,6 +104,8 @@ class _Measured:
     calls: dict[Shape, list[dict[str, Any]]] = field(default_factory=dict)
     tokens: dict[int, float | None] = field(default_factory=dict)
     ranks: npt.NDArray[np.int64] | None = None
+    examples: dict[int, RankingExample] = field(default_factory=dict)
+    operators: Operators | None = None
     functions_per_s: float | None = None
     answered: Answered | None = None
     robustness: list[Robustness] = field(default_factory=list)
@@ -120,6 +128,8 @@ def benchmark(
     max_s: float = 5.0,
     count_tokens: CountTokens | None = None,
     rewrites: Rewrites | None = None,
+    examples: int = 0,
+    operators: bool = False,
 ) -> BenchmarkResult:
     """Measure `engines` in `rounds` rounds, on texts made of the evaluation set's functions.
 
@@ -131,6 +141,8 @@ def benchmark(
 
     `rewrites`, of a labelled evaluation: its texts with their code rewritten, to see which decisions survive;
     a row is asked of again where all of its texts are there, so that None for most of them makes a sample.
+    `examples`, of a retrieval test: so many queries are shown with what the bundle finds; their text is in the result.
+    `operators`: a bundle's time by operator too, in a process of its own at the end.
 
     Raises InputError for settings that make no sense, and what `EngineProcess` raises when a
     process fails; no process is left alive.
@@ -158,7 +170,7 @@ def benchmark(
                 if not texts:
                     texts = _texts(process, evaluation, shapes, count_tokens)
                 if isinstance(evaluation, Evaluation):
-                    _measure_quality(process, now, evaluation)
+                    _measure_quality(process, now, evaluation, examples)
                 else:
                     now.answered = _answers(process, _rows_of(evaluation))
                     now.lengths = _lengths(process, evaluation)
@@ -187,10 +199,14 @@ def benchmark(
                 now.info = process.ask({"op": "info"})
                 now.peak.append(now.info["peak_rss_bytes"])
     everyone = tuple(measured.values())
+    for now in everyone:
+        if operators and now.engine.role == "bundle" and now.engine.times_operators:
+            now.operators = _operators(now.engine, texts, _headline(shapes))
     clocks = _clocks(everyone, shapes, rounds)
     qualities: dict[str, LabelQuality] = {}
     comparisons = list(_comparisons(everyone, shapes))
     differences: list[Difference] = []
+    sha256 = evaluation.sha256
     if isinstance(evaluation, LabelledEvaluation):
         weights = weights_of(evaluation)
         reference = measured[counter.name] if counter.role != "bundle" else None
@@ -198,7 +214,9 @@ def benchmark(
             assert m.answered is not None
             other = reference.answered if reference is not None and reference is not m else None
             found = quality_of(evaluation, m.answered, lengths, weights, other, m.lengths)
-            qualities[m.engine.name] = replace(found, robustness=tuple(m.robustness))
+            qualities[m.engine.name] = replace(
+                found, robustness=tuple(m.robustness), evaluation_sha256=sha256
+            )
         for ratio, difference in _kept(everyone, evaluation, weights):
             comparisons += [ratio] if ratio else []
             differences += [difference] if difference else []
@@ -206,7 +224,11 @@ def benchmark(
     environment = replace(environment, ceiling=measured_ceiling(max(threads, default=1)))
     return BenchmarkResult(
         engines=tuple(
-            replace(_summary(m, evaluation.name, shapes), labelling=qualities.get(m.engine.name))
+            replace(
+                _summary(m, shapes),
+                quality=_ranking(m, everyone, evaluation.name, sha256),
+                labelling=qualities.get(m.engine.name),
+            )
             for m in everyone
         ),
         comparisons=tuple(comparisons),
@@ -319,7 +341,9 @@ def _texts(
     return {tokens: texts_of_length(functions, counter, tokens, n) for tokens in lengths}
 
 
-def _measure_quality(process: EngineProcess, measured: _Measured, evaluation: Evaluation) -> None:
+def _measure_quality(
+    process: EngineProcess, measured: _Measured, evaluation: Evaluation, examples: int
+) -> None:
     import numpy as np
 
     with tempfile.TemporaryDirectory(prefix="codemill-") as folder:
@@ -329,6 +353,9 @@ def _measure_quality(process: EngineProcess, measured: _Measured, evaluation: Ev
             answer = process.ask({"op": "encode", "texts": list(asked), "out": str(out)})
             rows.append(np.load(out, allow_pickle=False))
     measured.ranks = ranks(*rows)
+    if measured.engine.role == "bundle":
+        queries, codes = rows
+        measured.examples = ranking_examples(evaluation, queries, codes, measured.ranks, examples)
     if answer.get("ms"):
         measured.functions_per_s = len(evaluation.codes) / (answer["ms"] / 1e3)
 
@@ -388,16 +415,50 @@ def _started(
         yield process
 
 
-def _summary(m: _Measured, evaluation: str, shapes: Sequence[Shape]) -> EngineResult:
-    quality = None
-    if m.ranks is not None:
-        quality = Quality(
-            evaluation=evaluation,
-            functions=len(m.ranks),
-            mrr=float((1.0 / m.ranks).mean()),
-            recall_at_10=float((m.ranks <= 10).mean()),
-            functions_per_s=m.functions_per_s,
-        )
+def _operators(
+    engine: Engine, texts: Mapping[int, Sequence[str]], shape: Shape
+) -> Operators | None:
+    """Time by operator at a shape; None where the engine does not say, or is none of ONNX Runtime's."""
+    profiled = replace(engine, argv=(*engine.argv, "--operators"))
+    request = {"op": "operators", "texts": texts[shape.tokens], "batch": shape.batch}
+    # what was measured before is worth more than this
+    with suppress(CodemillError), EngineProcess(profiled) as process:
+        answer = process.ask({**request, "calls": _PROFILED_CALLS})
+        times = tuple(from_json(OperatorTime, item) for item in answer["times"])
+        return Operators(shape.tokens, shape.batch, answer["calls"], times) if times else None
+    return None
+
+
+def _ranking(
+    m: _Measured, everyone: Sequence[_Measured], evaluation: str, sha256: str
+) -> Quality | None:
+    if m.ranks is None:
+        return None
+    others = [other for other in everyone if other is not m]
+    return Quality(
+        evaluation=evaluation,
+        functions=len(m.ranks),
+        mrr=float((1.0 / m.ranks).mean()),
+        recall_at_10=float((m.ranks <= 10).mean()),
+        functions_per_s=m.functions_per_s,
+        evaluation_sha256=sha256,
+        examples=tuple(
+            replace(
+                example,
+                ranks={x.engine.name: int(x.ranks[i]) for x in others if x.ranks is not None},
+            )
+            for i, example in m.examples.items()
+        ),
+    )
+
+
+def _headline(shapes: Sequence[Shape]) -> Shape:
+    """The shape nearest to 128 tokens, batch 1."""
+    return min(shapes, key=lambda shape: (abs(shape.tokens - 128), shape.batch))
+
+
+def _summary(m: _Measured, shapes: Sequence[Shape]) -> EngineResult:
+    """All but its quality."""
     return EngineResult(
         name=m.engine.name,
         role=m.engine.role,
@@ -414,9 +475,10 @@ def _summary(m: _Measured, evaluation: str, shapes: Sequence[Shape]) -> EngineRe
         ),
         memory=Memory(percentile(m.cold_peak, 50), percentile(m.peak, 50)),
         latencies=tuple(_latency(m, shape) for shape in shapes),
-        quality=quality,
+        quality=None,
         energy=_energy(m, shapes),
         packages=dict(m.info.get("packages") or {}),
+        operators=m.operators,
     )
 
 
@@ -442,8 +504,8 @@ def _settled(calls: Sequence[dict[str, Any]]) -> bool | None:
 
 
 def _energy(m: _Measured, shapes: Sequence[Shape]) -> Energy | None:
-    """At the shape nearest to 128 tokens, batch 1. None on a GPU without a counter of its own."""
-    shape = min(shapes, key=lambda s: (abs(s.tokens - 128), s.batch))
+    """At the headline shape. None on a GPU without a counter of its own."""
+    shape = _headline(shapes)
     calls = m.calls[shape]
     functions = shape.batch * sum(len(call["ms"]) for call in calls)
     on_cpu = "CPU" in str(m.info.get("provider") or "CPU")

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from codemill.targets.engine import Engine
     from codemill.targets.worker import Loaded
 
-__all__ = ["Browser", "browser_engine"]
+__all__ = ["BROWSERS", "Browser", "browser_engine", "chromium"]
 
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
     *("--headless", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -150,14 +150,16 @@ def _served(
     return server, asked, answered
 
 
-def chromium() -> str:
-    """The browser that is run; MachineError where there is none."""
-    for name in _BROWSERS:
+def chromium() -> list[str]:
+    """The command that runs the browser headless; MachineError where there is none."""
+    for name in BROWSERS:
         found = shutil.which(name)
         if found:
-            return found
+            # it has no sandbox for root
+            is_root = hasattr(os, "geteuid") and not os.geteuid()
+            return [found, *_FLAGS, *(["--no-sandbox"] if is_root else [])]
     raise MachineError(
-        f"no browser to measure in: none of {', '.join(_BROWSERS)} is here; install chromium"
+        f"no browser to measure in: none of {', '.join(BROWSERS)} is here; install chromium"
     )
 
 
@@ -165,18 +167,16 @@ class Browser:
     """A bundle open in headless Chromium: `encode` and `predict` as the runtime's, `tokens` of texts."""
 
     def __init__(self, bundle: Path, pages: Path, variant: str | None = None) -> None:
-        program = chromium()
+        command = chromium()
         self._server, self._asked, self._answered = _served(bundle, pages, 0)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self._profile = tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True)
         named = f"?variant={variant}" if variant else ""
         address = f"http://127.0.0.1:{self._server.server_address[1]}/worker.html{named}"
         self._process: subprocess.Popen[bytes] | None = None
-        # Chromium has no sandbox for root
-        flags = (*_FLAGS, "--no-sandbox") if hasattr(os, "geteuid") and not os.geteuid() else _FLAGS
         try:
             self._process = subprocess.Popen(
-                [program, *flags, f"--user-data-dir={self._profile.name}", address],
+                [*command, f"--user-data-dir={self._profile.name}", address],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

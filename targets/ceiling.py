@@ -11,11 +11,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Ceiling", "measured_ceiling", "operations"]
+__all__ = ["Ceiling", "measured_ceiling"]
 
 _SIDE = 1024
 _READ_BYTES = 2**27
@@ -49,25 +48,6 @@ def measured_ceiling(threads: int) -> Ceiling | None:
         return Ceiling(float(found["gemm_gflops"]), float(found["read_gb_per_s"]), threads)
     except (OSError, subprocess.SubprocessError, ValueError, KeyError):
         return None
-
-
-def operations(architecture: Mapping[str, Any], tokens: float) -> float | None:
-    """Operations (a multiplication and an addition are two) of a text's products in a BERT-like encoder; else None.
-
-    Tables that are looked up cost none.
-    """
-    wanted = ("layers", "hidden_size", "heads", "head_size", "intermediate_size")
-    if architecture.get("family", "bert") != "bert" or not all(
-        isinstance(architecture.get(name), int) for name in wanted
-    ):
-        return None
-    layers, hidden, heads, head_size, inner = (int(architecture[name]) for name in wanted)
-    attended = heads * head_size
-    products = 4 * hidden * attended + 2 * hidden * inner
-    total = 2.0 * tokens * products + 2 * 2 * tokens * tokens * attended
-    rank = architecture.get("embedding_rank")
-    widened = 2.0 * tokens * rank * hidden if isinstance(rank, int) else 0.0
-    return layers * total + widened
 
 
 def _rates() -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from codemill.errors import DataError
 
-__all__ = ["from_json", "to_json"]
+__all__ = ["from_json", "is_required", "to_json"]
 
 T = TypeVar("T")
 
@@ -122,9 +122,14 @@ def _dataclass(kind: type, data: Any, where: str) -> Any:
             values[field.name] = _value(
                 hints[field.name], data[field.name], f"{where}.{field.name}"
             )
-        elif field.default is dataclasses.MISSING:
+        elif is_required(field):
             raise DataError(f"{where}: the key {field.name!r} is missing")
     return kind(**values)
+
+
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    """Whether JSON must have a key for it."""
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _known(right: bool, data: Any, where: str, expected: str) -> Any:

@@ -7,6 +7,7 @@ Everything is timed with the prompt already read, as while typing; settings of o
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import time
 from collections import Counter
@@ -51,6 +52,11 @@ class CompletionEvaluation:
     prefixes: tuple[str, ...]
     lines: tuple[str, ...]
 
+    @property
+    def sha256(self) -> str:
+        """Of its places, whatever its name."""
+        return hashlib.sha256(_rows(self)).hexdigest()
+
 
 def read_completion_evaluation(path: Path, name: str | None = None) -> CompletionEvaluation:
     """Read lines of {"prefix": ..., "line": ...}; DataError names the file and the line."""
@@ -69,9 +75,12 @@ def read_completion_evaluation(path: Path, name: str | None = None) -> Completio
 
 def write_completion_evaluation(path: Path, evaluation: CompletionEvaluation) -> None:
     """Write what `read_completion_evaluation` reads, gzipped, the same bytes for the same places."""
+    path.write_bytes(gzip.compress(_rows(evaluation), mtime=0))
+
+
+def _rows(evaluation: CompletionEvaluation) -> bytes:
     rows = zip(evaluation.prefixes, evaluation.lines, strict=True)
-    text = "".join(json.dumps({"prefix": a, "line": b}) + "\n" for a, b in rows)
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return "".join(json.dumps({"prefix": a, "line": b}) + "\n" for a, b in rows).encode()
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from codemill.targets.completion import (
 )
 from codemill.targets.engine import Engine, EngineProcess
 from codemill.targets.environment import Environment
+from codemill.targets.examples import evenly
 from codemill.targets.human_eval import (
     NEW_TOKENS,
     STOPS,
@@ -38,15 +39,25 @@ from codemill.targets.human_eval import (
     read_problems,
 )
 from codemill.targets.json_file import read_json_file
-from codemill.targets.report import BundleSummary, Limit, Stage, TrainingPoint
+from codemill.targets.report import (
+    BundleSummary,
+    Limit,
+    Stage,
+    TrainingPoint,
+    check_machine,
+    check_schema,
+)
 from codemill.targets.resampling import Interval
+from codemill.targets.schema import json_schema
 
 __all__ = [
     "CompletionEngine",
+    "CompletionExample",
     "CompletionReport",
     "CompletionResult",
     "ThresholdPoint",
     "benchmark_completion",
+    "completion_schema",
     "fewest_tokens",
     "is_completion_report",
     "read_completion_report",
@@ -60,6 +71,7 @@ _RATED = 12
 _DECODED = 64
 _PROMPT = 64
 """Tokens of a prompt, at least, that are worth measuring behind."""
+_EXAMPLE_LINES, _EXAMPLE_CHARACTERS = 6, 500
 _READ = 24
 """Places whose own tokens the last layer is asked about."""
 
@@ -74,11 +86,22 @@ class CompletionEngine:
 
 
 @dataclass(frozen=True)
+class CompletionExample:
+    """A place of the test: the end of what is before it, the rest of the line there, and what was said."""
+
+    prefix: str
+    line: str
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
 class CompletionResult:
     """What was measured of one engine. Against the baseline: how many times as fast, and losses as shares of its own.
 
     prefill and decode: tokens a second, the median of some prompts, without exits and drafts. next_token_accuracy: of
     the last layer, over some of the files' own tokens. pass_at_1: of HumanEval, where it was asked for.
+    examples: the same places of all engines, some that the last engine says right, then some that it does not.
     """
 
     name: str
@@ -94,6 +117,7 @@ class CompletionResult:
     rouge_l_loss: Interval | None
     next_token_accuracy: float | None = None
     pass_at_1: Interval | None = None
+    examples: tuple[CompletionExample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +163,7 @@ class CompletionReport:
     provenance: dict[str, Any] | None = None
     stages: tuple[Stage, ...] = ()
     training: tuple[TrainingPoint, ...] = ()
+    evaluation_sha256: str | None = None
 
     def engine(self, name: str) -> CompletionResult:
         """The result of this name."""
@@ -152,10 +177,12 @@ def benchmark_completion(
     max_tokens: int,
     report: Callable[[float, str], None] = lambda _, __: None,
     human_eval: bool = False,
+    examples: int = 6,
 ) -> tuple[CompletionResult, ...]:
     """Measure; the processes live throughout, one computes at a time, and the order changes with each place.
 
-    human_eval: write HumanEval's functions too, and run them on their tests (`human_eval.py`).
+    human_eval: write HumanEval's functions too, and run them on their tests (`human_eval.py`). examples: so many
+    places are shown with what was said there; their text is in the result.
     """
     problems = read_problems() if human_eval else []
     if problems:
@@ -208,6 +235,7 @@ def benchmark_completion(
         starts = {name: running[name].cold_start_ms for name in names}
     results = []
     base = completed[baseline]
+    shown = _shown(completed[names[-1]], evaluation.lines, examples)
     for item in engines:
         own = completed[item.name]
         against = _against(own, base, evaluation.lines) if item.name != baseline else (None,) * 3
@@ -227,9 +255,34 @@ def benchmark_completion(
                 rouge_l_loss=against[2],
                 next_token_accuracy=float(said[item.name][0] / max(1, said[item.name][1])),
                 pass_at_1=pass_at_1(problems, functions[item.name]) if problems else None,
+                examples=tuple(_example(evaluation, at, own[at].text) for at in shown),
             )
         )
     return tuple(results)
+
+
+def _shown(completed: Sequence[Completed], lines: Sequence[str], count: int) -> list[int]:
+    """Places, half of them said right and half of them not, evenly over the test."""
+    right = [_is_right(item.text, line) for item, line in zip(completed, lines, strict=True)]
+    return [
+        *evenly(np.flatnonzero(right), count - count // 2),
+        *evenly(np.flatnonzero(~np.array(right)), count // 2),
+    ]
+
+
+def _example(evaluation: CompletionEvaluation, at: int, text: str) -> CompletionExample:
+    line = evaluation.lines[at]
+    before = "\n".join(evaluation.prefixes[at].split("\n")[-_EXAMPLE_LINES:])
+    return CompletionExample(
+        before[-_EXAMPLE_CHARACTERS:],
+        line[:_EXAMPLE_CHARACTERS],
+        text[:_EXAMPLE_CHARACTERS],
+        _is_right(text, line),
+    )
+
+
+def _is_right(text: str, line: str) -> bool:
+    return text.strip() == line.strip()
 
 
 def fewest_tokens(max_tokens: int, human_eval: bool) -> int:
@@ -276,6 +329,11 @@ def _interval(above: np.ndarray, below: np.ndarray, drawn: np.ndarray) -> Interv
     return Interval(float(above.sum() / below.sum()), low, high)
 
 
+def completion_schema() -> dict[str, Any]:
+    """The JSON schema of the files that `read_completion_report` takes."""
+    return json_schema(CompletionReport, "codemill report.json, completion", SCHEMA, SCHEMA)
+
+
 def write_completion_report(path: Path, report: CompletionReport) -> None:
     """Write report.json, by rename."""
     text = json.dumps(to_json(report), indent=1, allow_nan=False)
@@ -294,11 +352,11 @@ def is_completion_report(path: Path) -> bool:
 def read_completion_report(path: Path) -> CompletionReport:
     """Read what `write_completion_report` wrote; DataError naming the file and what is wrong."""
     data = read_json_file(path, "a report", f"there is no report {path}")
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise DataError(f"{path} is no report of schema {SCHEMA}")
+    check_schema(path, data, (SCHEMA,))
     found = from_json(CompletionReport, data, str(path))
     names = [item.name for item in found.engines]
     for name in (found.bundle_engine, found.baseline):
         if name not in names:
             raise DataError(f"{path}: no engine {name!r:.80} was measured: {names!r:.200}")
+    check_machine(found.environment, f"{path}.environment")
     return found

@@ -1,64 +1,111 @@
-"""report.html of a bundle that completes. The house style is page.py's."""
+"""report.html of bundles that complete, one or several. The house style is page.py's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from importlib.resources import files
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from codemill.errors import MachineError
 from codemill.targets.completion_benchmark import CompletionReport, CompletionResult
-from codemill.targets.plots import INK, MARKERS, MUTED, SERIES, figure, stage_times, training_curve
-from codemill.targets.tables import amount, limit_value
+from codemill.targets.cost_section import cost_section
+from codemill.targets.drawing import INK, MARKERS, MUTED, SERIES, Drawing, figure
+from codemill.targets.plots import stage_times, training_curve
+from codemill.targets.tables import amount, environment_rows, limit_value
+from codemill.targets.template import template_named
 
 if TYPE_CHECKING:
     from codemill.targets.resampling import Interval
 
 __all__ = ["completion_rows", "render_completion"]
 
+_CONTEXT = 128
+"""Tokens that a token attends to where the costs of the model's parts are shown."""
+
 _Cell = tuple[str, str | None]
 _Row = tuple[str, list[_Cell]]
 
 
-def render_completion(report: CompletionReport, out: Path) -> Path:
-    """Write the page to `out`. Raises MachineError when the `bench` extra is missing."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MachineError(
-            "report.html needs Jinja2, which is not installed: pip install 'codemill[bench]'"
-        ) from error
-    house = files("codemill.targets")
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(house.joinpath("completion.html.j2").read_text(encoding="utf-8"))
-    drawn = [
-        ("half", "Loss against speed, on the lines that thresholds are chosen by", _curve(report)),
-        ("half", "Layers a token takes", _layers(report)),
-        ("half", "Training", training_curve(report.training)),
-        ("half", "Where the time went", stage_times(report.stages)),
-    ]
-    machine = report.environment.machine
-    page = template.render(
-        report=report,
-        style=Markup(house.joinpath("report.css").read_text(encoding="utf-8")),
-        places=f"{report.engine(report.bundle_engine).figures.places:,}",
-        machine=f"{machine.get('cpu', 'unknown processor')}, {machine.get('physical_cores')} cores",
-        busy=report.environment.cpu_busy_share or 0.0,
-        cards=_cards(report),
-        limits=[(x, amount(x.name, x.limit), limit_value(x)) for x in report.limits],
-        groups=_groups(report),
-        exits=report.exits,
-        never=report.never_right,
-        plots=[(kind, title, Markup(svg)) for kind, title, svg in drawn if svg],
-        facts=list(_facts(report)),
-        recipe=json.dumps(report.recipe, indent=1) if report.recipe else None,
+def render_completion(reports: Sequence[CompletionReport], out: Path) -> Path:
+    """Write the page to `out`: one report in full, or several side by side, then in full.
+
+    Raises MachineError when the `bench` extra is missing.
+    """
+    title = reports[0].title
+    page = template_named("completion.html.j2").render(
+        title=title if len(reports) == 1 else f"{title}: {len(reports)} reports",
+        comparison=_side_by_side(reports) if len(reports) > 1 else None,
+        sections=[_section(report, f"r{number}") for number, report in enumerate(reports)],
     )
     out.write_text(page, encoding="utf-8")
     return out
+
+
+def _section(report: CompletionReport, prefix: str) -> dict[str, Any]:
+    """One report, as the template takes it."""
+    drawn = [
+        ("Loss against speed, on the lines that thresholds are chosen by", _curve(report)),
+        ("Layers a token takes", _layers(report)),
+        ("Training", training_curve(report.training)),
+        ("Where the time went", stage_times(report.stages)),
+    ]
+    own = report.engine(report.bundle_engine)
+    others = [item for item in report.engines if item is not own]
+    return {
+        "report": report,
+        "places": f"{own.figures.places:,}",
+        "machine": _machine_of(report),
+        "busy": report.environment.cpu_busy_share,
+        "cards": _cards(report),
+        "limits": [(x, amount(x.name, x.limit), limit_value(x)) for x in report.limits],
+        "groups": _groups(report),
+        "plots": [("half", title, drawing.named(prefix)) for title, drawing in drawn if drawing],
+        "cost": cost_section(
+            report.bundle, _CONTEXT, (report.bundle.variant or "").rsplit("-", 1)[-1], None, prefix
+        ),
+        "examples": [
+            (
+                example,
+                [(x.name, x.examples[n].text) for x in others if len(x.examples) > n],
+            )
+            for n, example in enumerate(own.examples)
+        ],
+        "facts": list(_facts(report)),
+        "recipe": json.dumps(report.recipe, indent=1) if report.recipe else None,
+    }
+
+
+def _side_by_side(reports: Sequence[CompletionReport]) -> dict[str, Any]:
+    """The bundles of several reports, a column each."""
+    parts = [[(_, dict(rows)) for _, rows in _groups(report)] for report in reports]
+    own = [[item.name for item in report.engines].index(report.bundle_engine) for report in reports]
+    groups = []
+    for number, (group, rows) in enumerate(_groups(reports[0])):
+        cells = [
+            (
+                name,
+                [_cell_of(part[number][1], name, at) for part, at in zip(parts, own, strict=True)],
+            )
+            for name, _ in rows
+        ]
+        groups.append((group, cells))
+    return {
+        "columns": [
+            (report.title, report.bundle.variant or report.bundle_engine, _machine_of(report))
+            for report in reports
+        ],
+        "baselines": [report.baseline for report in reports],
+        "groups": groups,
+    }
+
+
+def _cell_of(rows: Mapping[str, list[_Cell]], name: str, engine: int) -> _Cell:
+    return rows[name][engine] if name in rows else ("–", None)
+
+
+def _machine_of(report: CompletionReport) -> str:
+    machine = report.environment.machine
+    return f"{machine.get('cpu', 'unknown processor')}, {machine.get('physical_cores')} cores"
 
 
 def completion_rows(report: CompletionReport) -> list[tuple[str, ...]]:
@@ -154,7 +201,7 @@ def _groups(report: CompletionReport) -> list[tuple[str, list[_Row]]]:
     return [("Speed", speed), ("Quality", quality), ("Tokens", tokens), ("Cost", rest)]
 
 
-def _curve(report: CompletionReport) -> str | None:
+def _curve(report: CompletionReport) -> Drawing | None:
     if not report.curve:
         return None
     with figure("curve", 4.2, 3.0) as (page, svg):
@@ -174,10 +221,10 @@ def _curve(report: CompletionReport) -> str | None:
         axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.set_xlabel("times as fast as full depth (diamond: ships)")
         axes.set_ylabel("loss, % of full depth")
-    return svg.text
+    return svg
 
 
-def _layers(report: CompletionReport) -> str | None:
+def _layers(report: CompletionReport) -> Drawing | None:
     shown = [item for item in report.engines if len(item.figures.layers) > 1]
     if not shown:
         return None
@@ -191,7 +238,7 @@ def _layers(report: CompletionReport) -> str | None:
         axes.set_xlabel("layers")
         axes.set_ylabel("% of tokens")
         axes.margins(y=0.15)
-    return svg.text
+    return svg
 
 
 def _facts(report: CompletionReport) -> Iterator[tuple[str, str]]:
@@ -207,9 +254,10 @@ def _facts(report: CompletionReport) -> Iterator[tuple[str, str]]:
         yield "made from", str(teacher["model"])
     if isinstance(corpus, dict) and {"pieces", "files"} <= corpus.keys():
         yield "learned from", f"{corpus['pieces']} pieces of {corpus['files']} files"
-    packages = report.environment.packages
-    yield "versions", ", ".join(f"{name} {version}" for name, version in packages.items())
+    yield from environment_rows(report.environment)
     how = (
-        "compress run with the recipe below" if report.recipe else "compress bench with this bundle"
+        "compress run with the recipe below, saved as recipe.yaml (JSON is YAML)"
+        if report.recipe
+        else "compress bench with this bundle"
     )
     yield "reproduce", how

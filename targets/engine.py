@@ -40,13 +40,15 @@ class Engine:
     """Something that encodes texts: the command that serves it, and what it takes on disk.
 
     `role`: the bundle that is shipped, the teacher it was distilled from, or a reference (the
-    unmodified model). The bundle is compared with the other two.
+    unmodified model). The bundle is compared with the other two. `times_operators`: with `--operators` behind its
+    command it says how long each operator takes.
     """
 
     name: str
     argv: tuple[str, ...]
     role: Role
     size_bytes: int
+    times_operators: bool = False
 
 
 def bundle_engine(
@@ -70,7 +72,8 @@ def bundle_engine(
     argv += ["--variant", chosen]
     if threads is not None:
         argv += ["--threads", str(threads)]
-    return Engine(name, tuple(argv), "bundle", size_bytes(folder, chosen))
+    size = size_bytes(folder, chosen)
+    return Engine(name, tuple(argv), "bundle", size, times_operators=True)
 
 
 class EngineProcess:

@@ -7,6 +7,7 @@ Both are real functions, and the same for every engine. The evaluation set trave
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -47,6 +48,11 @@ class Evaluation:
                 f"evaluation {self.name!r} needs as many queries as codes and at least one, "
                 f"found {len(self.queries)} and {len(self.codes)}"
             )
+
+    @property
+    def sha256(self) -> str:
+        """Of its rows, whatever its name."""
+        return _sha256(self)
 
 
 def read_evaluation(path: str | os.PathLike[str], name: str | None = None) -> Evaluation:
@@ -98,6 +104,11 @@ class LabelledEvaluation:
         texts = [tuple(self.texts[index] for index in row) for row in self.rows]
         return [row[0] for row in texts] if len(self.rows[0]) == 1 else list(texts)
 
+    @property
+    def sha256(self) -> str:
+        """Of its rows, whatever its name."""
+        return _sha256(self)
+
 
 def read_labelled_evaluation(
     path: str | os.PathLike[str], name: str | None = None
@@ -145,13 +156,20 @@ def write_evaluation(
     """Write what `read_evaluation` or `read_labelled_evaluation` reads, gzipped; the same set gives the same bytes."""
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as packed:
-        for value in _lines_of(evaluation):
-            line = json.dumps(value, ensure_ascii=False)
-            packed.write(line.encode("utf-8", errors="replace") + b"\n")
+        packed.writelines(_lines_of(evaluation))
     Path(path).write_bytes(buffer.getvalue())
 
 
-def _lines_of(evaluation: Evaluation | LabelledEvaluation) -> Iterator[dict[str, Any]]:
+def _sha256(evaluation: Evaluation | LabelledEvaluation) -> str:
+    return hashlib.sha256(b"".join(_lines_of(evaluation))).hexdigest()
+
+
+def _lines_of(evaluation: Evaluation | LabelledEvaluation) -> Iterator[bytes]:
+    for value in _values_of(evaluation):
+        yield json.dumps(value, ensure_ascii=False).encode("utf-8", errors="replace") + b"\n"
+
+
+def _values_of(evaluation: Evaluation | LabelledEvaluation) -> Iterator[dict[str, Any]]:
     if isinstance(evaluation, Evaluation):
         for query, code in zip(evaluation.queries, evaluation.codes, strict=True):
             yield {"query": query, "code": code}

@@ -23,14 +23,18 @@ __all__ = [
     "Difference",
     "Energy",
     "EngineResult",
+    "Found",
     "LabelFigures",
     "LabelQuality",
     "Latency",
     "LengthFigures",
     "Long",
     "Memory",
+    "OperatorTime",
+    "Operators",
     "Quality",
     "Quantity",
+    "RankingExample",
     "Robustness",
     "Size",
     "Source",
@@ -97,10 +101,34 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Found:
+    """A function that a query found: its code, cut short, its cosine, and whether it is the right one."""
+
+    code: str
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class RankingExample:
+    """A query of the test, the rank of its right function, and what stood first; `ranks`: of the other engines.
+
+    Texts are cut short.
+    """
+
+    query: str
+    code: str
+    rank: int
+    ranks: dict[str, int]
+    found: tuple[Found, ...]
+
+
+@dataclass(frozen=True)
 class Quality:
     """Retrieval over `functions` functions by the very engine that was timed.
 
-    `functions_per_s` is its rate over those functions at their own lengths.
+    `functions_per_s` is its rate over those functions at their own lengths. `evaluation_sha256`: of the set's rows.
+    `examples`: of a bundle, some queries that it answers right, then some that it does not.
     """
 
     evaluation: str
@@ -109,6 +137,8 @@ class Quality:
     recall_at_10: float
     functions_per_s: float | None
     source: Source = "measured"
+    evaluation_sha256: str | None = None
+    examples: tuple[RankingExample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,6 +217,7 @@ class LabelQuality:
     texts_longer: float | None = None
     long: Long | None = None
     source: Source = "measured"
+    evaluation_sha256: str | None = None
 
     @property
     def accuracy(self) -> float:
@@ -208,8 +239,32 @@ class Energy:
 
 
 @dataclass(frozen=True)
+class OperatorTime:
+    """How long the nodes of one operator in one graph of a bundle take in a call, together."""
+
+    graph: str
+    operator: str
+    nodes: int
+    time_ms: float
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Time by operator of a call at one shape, by ONNX Runtime's profiler in a process of its own.
+
+    A call is a mean of `calls`: with early exits later graphs run in some of them only.
+    """
+
+    tokens: int
+    batch: int
+    calls: int
+    times: tuple[OperatorTime, ...]
+    source: Source = "measured"
+
+
+@dataclass(frozen=True)
 class EngineResult:
-    """All that was measured of one engine."""
+    """All that was measured of one engine; `operators` of the bundle, where ONNX Runtime runs it."""
 
     name: str
     role: Role
@@ -224,6 +279,7 @@ class EngineResult:
     energy: Energy | None
     packages: dict[str, str]
     labelling: LabelQuality | None = None
+    operators: Operators | None = None
 
 
 @dataclass(frozen=True)

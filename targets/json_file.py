@@ -20,6 +20,8 @@ def read_json_file(file: Path, kind: str, missing: str) -> Any:
             content = opened.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise DataError(f"{file} is not {kind}: it has more than {_MOST_BYTES:,} bytes")
+        if not content.strip():
+            raise DataError(f"{file} is not {kind}: it is empty")
         return json.loads(content.decode("utf-8"))
     except FileNotFoundError as error:
         raise DataError(missing) from error

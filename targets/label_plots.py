@@ -1,18 +1,19 @@
 """Drawings of a classifier's quality: how far its confidence can be believed, and where rows leave it.
 
-The house style of a drawing is plots.py's.
+The house style of a drawing is drawing.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codemill.targets.plots import INK, MUTED, Series, figure
+from codemill.targets.drawing import INK, MUTED, Drawing, figure
+from codemill.targets.plots import Series
 
 __all__ = ["calibration", "layers_used"]
 
 
-def calibration(series: Sequence[Series]) -> str | None:
+def calibration(series: Sequence[Series]) -> Drawing | None:
     """Share of right decisions by confidence, a dot a bin and the larger the more rows; on the line is honest."""
     shown = [(s, s.engine.labelling) for s in series if s.engine.labelling]
     if not any(quality.calibration for _, quality in shown):
@@ -33,13 +34,17 @@ def calibration(series: Sequence[Series]) -> str | None:
         axes.set_ylim(-0.03, 1.05)
         axes.set_xlabel("confidence (dots: rows)")
         axes.set_ylabel("share of right decisions")
-    return svg.text
+    return svg
 
 
-def layers_used(series: Sequence[Series]) -> str | None:
-    """Rows by how many layers they went through; None where no engine has early exits."""
+def layers_used(series: Sequence[Series], exits: bool) -> Drawing | None:
+    """Rows by how many layers they went through; None where no engine has early exits. `exits`: the bundle has."""
     shown = [(s, s.engine.labelling) for s in series if s.engine.labelling]
-    shown = [(s, quality) for s, quality in shown if len(quality.layers_used) > 1]
+    shown = [
+        (s, quality)
+        for s, quality in shown
+        if len(quality.layers_used) > 1 or (exits and s.number == 0)
+    ]
     if not shown:
         return None
     with figure("layers", 4.2, 0.9 + 1.5 * len(shown)) as (page, svg):
@@ -66,4 +71,4 @@ def layers_used(series: Sequence[Series]) -> str | None:
             axes.set_ylabel("share of rows")
             axes.grid(axis="x", visible=False)
         panels[-1].set_xlabel("layers used")
-    return svg.text
+    return svg

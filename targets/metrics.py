@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from codemill.errors import DataError
 
-__all__ = ["Ratio", "mrr", "paired_ratio", "percentile", "ranks", "ratio_of_means", "recall_at"]
+__all__ = [
+    "Ratio",
+    "cosines",
+    "mrr",
+    "paired_ratio",
+    "percentile",
+    "ranks",
+    "ratio_of_means",
+    "recall_at",
+]
 
 Array = npt.NDArray[np.floating]
 
@@ -78,6 +87,11 @@ def ranks(query_emb: Array, code_emb: Array) -> npt.NDArray[np.int64]:
         right = scores[rows, start + rows]
         found[start : start + BLOCK] = (scores >= right[:, None] - TIE).sum(axis=1)
     return found
+
+
+def cosines(query_emb: Array, code_emb: Array) -> npt.NDArray[np.float64]:
+    """Of each query [n, dim] with each code [m, dim]: [n, m]. A zero vector has cosine 0 with everything."""
+    return _unit(query_emb, "query") @ _unit(code_emb, "code").T
 
 
 def mrr(query_emb: Array, code_emb: Array) -> float:

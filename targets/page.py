@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from codemill.errors import InputError, MachineError
+from codemill.errors import InputError
 from codemill.targets.analysis_page import analysis_section
+from codemill.targets.cost_section import cost_section
+from codemill.targets.drawing import GLYPHS, Drawing
 from codemill.targets.environment import machine_id
 from codemill.targets.figures import EngineResult, Quantity, Source
 from codemill.targets.label_tables import label_section
+from codemill.targets.profile import Shape
 from codemill.targets.report import Report, imported
+from codemill.targets.search_section import search_section
 from codemill.targets.tables import (
     Cell,
     Row,
@@ -26,8 +29,8 @@ from codemill.targets.tables import (
     cards,
     cold_memory_cell,
     engine_rows,
+    environment_rows,
     headline_shape,
-    in_bytes,
     kept,
     label_cell,
     latency_cell,
@@ -39,6 +42,7 @@ from codemill.targets.tables import (
     times,
     words,
 )
+from codemill.targets.template import template_named
 
 __all__ = ["render"]
 
@@ -49,24 +53,12 @@ def render(reports: Sequence[Report], out: str | os.PathLike[str]) -> Path:
     Figures of a report that another machine made are marked imported. Raises InputError for no
     report, MachineError when the `bench` extra is missing.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MachineError(
-            "report.html needs Jinja2, which is not installed: pip install 'codemill[bench]'"
-        ) from error
     if not reports:
         raise InputError("a page needs at least one report")
     here = machine_id()
     shown = [r if r.benchmark.environment.machine_id == here else imported(r) for r in reports]
-    house = files("codemill.targets")
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(house.joinpath("report.html.j2").read_text(encoding="utf-8"))
-    page = template.render(
+    page = template_named("report.html.j2").render(
         title=shown[0].title if len(shown) == 1 else f"{shown[0].title}: {len(shown)} reports",
-        style=Markup(house.joinpath("report.css").read_text(encoding="utf-8")),
         comparison=_side_by_side(shown) if len(shown) > 1 else None,
         sections=[_section(report, number) for number, report in enumerate(shown)],
     )
@@ -77,29 +69,35 @@ def render(reports: Sequence[Report], out: str | os.PathLike[str]) -> Path:
 
 def _section(report: Report, number: int) -> dict[str, Any]:
     """One report, as the template takes it."""
-    from markupsafe import Markup
-
     from codemill.targets import label_plots, plots
 
+    prefix = f"r{number}"
     environment = report.benchmark.environment
     engines = _ordered(report)
     students = [e for e in engines if e.name == report.bundle_engine]
     others = [e for e in engines if e.name != report.bundle_engine]
     series = [plots.Series(e.name, i, e) for i, e in enumerate([*students, *others])]
     shape = headline_shape(report.student)
-    drawn: list[tuple[str, str, str | None]] = [
+    more = [p.label for p in report.search if p.chosen]
+    batches = sorted({x.batch for e in engines for x in e.latencies})
+    drawn: list[tuple[str, Drawing | None]] = [
         (
-            "wide",
-            "Quality against size and speed (dashed: the Pareto front)",
-            plots.pareto(series, shape),
+            "Quality against size (dashed: the Pareto front)",
+            plots.pareto(series, shape, "size", more),
         ),
-        ("wide", "Latency by length", plots.latency_by_tokens(series)),
-        ("half", "Quality", plots.quality_bars(series)),
-        ("half", "Calibration (dashed: as sure as right)", label_plots.calibration(series)),
-        ("half", "Layers used", label_plots.layers_used(series)),
-        ("half", "Where the time went", plots.stage_times(report.stages)),
-        ("half", "Training", plots.training_curve(report.training)),
-        ("half", "Architecture search", plots.search_points(report.search)),
+        (
+            "Quality against latency (dashed: the Pareto front)",
+            plots.pareto(series, shape, "latency", more),
+        ),
+        *(
+            (f"Latency by length, batch {batch}", plots.latency_by_tokens(series, batch))
+            for batch in batches
+        ),
+        ("Quality", plots.quality_bars(series)),
+        ("Calibration (dashed: as sure as right)", label_plots.calibration(series)),
+        ("Layers used", label_plots.layers_used(series, bool(report.bundle.exits))),
+        ("Training", plots.training_curve(report.training)),
+        ("Where the time went", plots.stage_times(report.stages)),
     ]
     return {
         "report": report,
@@ -110,18 +108,22 @@ def _section(report: Report, number: int) -> dict[str, Any]:
         "limits": [(x, amount(x.name, x.limit), limit_value(x)) for x in report.limits],
         "engines": engines,
         "labels": label_section(report),
-        "analysis": report.analysis and analysis_section(report.analysis, f"r{number}"),
+        "analysis": report.analysis and analysis_section(report.analysis, prefix),
         "rows": list(engine_rows(report, engines)),
         "legend": [
-            (s.label, s.engine.role, s.number % 8, plots.GLYPHS[s.number % len(plots.GLYPHS)])
-            for s in series
+            (s.label, s.engine.role, s.number % 8, GLYPHS[s.number % len(GLYPHS)]) for s in series
         ],
         # ids stay apart when several reports share a page
-        "plots": [
-            (width, name, Markup(plots.with_ids(svg, f"r{number}")))
-            for width, name, svg in drawn
-            if svg
-        ],
+        "plots": [("half", name, drawing.named(prefix)) for name, drawing in drawn if drawing],
+        "cost": cost_section(
+            report.bundle,
+            _own_tokens(report, shape),
+            report.student.precision,
+            report.student.operators,
+            prefix,
+        ),
+        "search": search_section(report.search, prefix),
+        "examples": report.student.quality.examples if report.student.quality else (),
         "environment": list(_environment_rows(report)),
         "busy": environment.cpu_busy_share,
         "doubts": report.benchmark.doubts,
@@ -132,6 +134,14 @@ def _section(report: Report, number: int) -> dict[str, Any]:
         "seconds": f"{report.benchmark.seconds:,.0f}",
         "order": " | ".join(" → ".join(turn) for turn in report.benchmark.order),
     }
+
+
+def _own_tokens(report: Report, shape: Shape) -> float:
+    """What the bundle's tokenizer makes of the texts of a shape."""
+    for x in report.student.latencies:
+        if (x.tokens, x.batch) == (shape.tokens, shape.batch) and x.engine_tokens:
+            return x.engine_tokens
+    return shape.tokens
 
 
 def _ordered(report: Report) -> list[EngineResult]:
@@ -213,34 +223,15 @@ def _source(report: Report) -> Source:
 
 
 def _environment_rows(report: Report) -> Iterator[tuple[str, str]]:
-    environment, machine = report.benchmark.environment, report.benchmark.environment.machine
-    cores = f"{machine.get('physical_cores')} physical, {machine.get('logical_cores')} logical"
-    memory = machine.get("memory_bytes")
-    yield "processor", str(machine.get("cpu"))
-    yield "cores this process may use", cores
-    yield "instruction sets", ", ".join(machine.get("instruction_sets") or ()) or "unknown"
-    yield "memory", in_bytes(memory) if memory else "unknown"
-    yield "execution providers", ", ".join(machine.get("providers") or ()) or "none"
-    yield "system", str(machine.get("os"))
-    yield "packages", ", ".join(f"{n} {v}" for n, v in sorted(environment.packages.items()))
+    yield from environment_rows(report.benchmark.environment)
     for engine in report.benchmark.engines:
         how = [engine.provider, engine.precision]
         if engine.threads:
             how.append(f"{engine.threads} thread" + ("s" if engine.threads > 1 else ""))
         how += [f"{n} {v}" for n, v in engine.packages.items() if n in ("torch", "transformers")]
         yield f"engine {engine.name}", ", ".join(x for x in how if x) or engine.role
-    if (ceiling := environment.ceiling) is not None:
-        yield (
-            "at most, measured",
-            f"{ceiling.gemm_gflops:,.0f} GFLOP/s of float32 products, {ceiling.read_gb_per_s:,.1f} GB/s read, "
-            f"{ceiling.threads} thread{'s' if ceiling.threads > 1 else ''}",
-        )
     if clocks := report.benchmark.round_clock_mhz:
         yield "clock, round by round", ", ".join(f"{clock:,.0f}" for clock in clocks) + " MHz"
-    if environment.cpu_busy_share is not None:
-        yield "CPU busy before the start", f"{environment.cpu_busy_share:.0%}"
-    yield "measured at", environment.measured_at
-    yield "machine", environment.machine_id
 
 
 def _machine_name(report: Report) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from codemill.runtime.atomic import write_atomically
 from codemill.targets.analysis import LayerAnalysis, check_figures
 from codemill.targets.classification import Interval
 from codemill.targets.codec import from_json, to_json
+from codemill.targets.environment import Environment
 from codemill.targets.figures import (
     BenchmarkResult,
     EngineResult,
@@ -36,6 +37,9 @@ __all__ = [
     "SearchPoint",
     "Stage",
     "TrainingPoint",
+    "bundle_summary",
+    "check_machine",
+    "check_schema",
     "limit",
     "make_report",
     "read_report",
@@ -62,13 +66,18 @@ _LATENCY = {
 
 @dataclass(frozen=True)
 class BundleSummary:
-    """Which bundle: its name, its digest and the variant that was measured."""
+    """Which bundle: its name, its digest and the variant that was measured.
+
+    `files`: name -> bytes of what ships for that variant; `exits`: the layers after which inference may end.
+    """
 
     name: str
     digest: str | None
     variant: str | None
     size_bytes: int
     architecture: dict[str, Any]
+    files: dict[str, int] = field(default_factory=dict)
+    exits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,9 +119,9 @@ class TrainingPoint:
 
 @dataclass(frozen=True)
 class SearchPoint:
-    """One architecture that the search looked at; `gflops` a function.
+    """One architecture that the search looked at, in words; `gflops` a function.
 
-    `quality` and `latency_ms` as estimated; `front`: whether it is on the Pareto front.
+    `quality` and `latency_ms` as estimated, where the search knew them; `front`: whether it is on the Pareto front.
     """
 
     label: str
@@ -163,6 +172,27 @@ class Report:
         quantity: Quantity = "accuracy" if self.student.labelling else "mrr"
         ratio = self.benchmark.ratio(self.bundle_engine, self.baseline, quantity)
         return ratio.value if ratio else None
+
+
+def bundle_summary(folder: str | os.PathLike[str], variant: str) -> BundleSummary:
+    """Of a variant of the bundle in a folder."""
+    from codemill.runtime.bundle import MANIFEST, TOKENIZER, digest, read_manifest
+
+    manifest = read_manifest(folder)
+    files = {
+        path: manifest.files[path].size_bytes
+        for path in (TOKENIZER, *dict.fromkeys(manifest.variant(variant).files))
+    }
+    files[MANIFEST] = (Path(folder) / MANIFEST).stat().st_size
+    return BundleSummary(
+        manifest.name,
+        digest(manifest),
+        variant,
+        sum(files.values()),
+        dict(manifest.architecture),
+        files,
+        tuple(item["layer"] for item in manifest.exits),
+    )
 
 
 def limit(
@@ -255,24 +285,39 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """
     file = Path(path)
     data = read_json_file(file, "a report", f"there is no report {file}")
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, int):
-        raise DataError(f"{file} is not a report: it has no schema number")
-    if schema not in _READ:
-        made = data.get("codemill", "another version")
-        raise DataError(
-            f"{file} is of schema {schema}, made by codemill {made!s:.40}; this version reads "
-            f"{' and '.join(map(str, _READ))}"
-        )
+    check_schema(file, data, _READ)
     report = from_json(Report, data, str(file))
     _check_names(report, str(file))
     _check_figures(report, str(file))
     if report.analysis is not None:
         check_figures(report.analysis, f"{file}.analysis")
-    from_json(
-        _Machine, report.benchmark.environment.machine, f"{file}.benchmark.environment.machine"
-    )
+    check_machine(report.benchmark.environment, f"{file}.benchmark.environment")
     return report
+
+
+def check_schema(file: Path, data: object, read: Sequence[int]) -> None:
+    """Raise DataError where a file holds no report, or one of a schema that is not among those that are read."""
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(schema, int) or isinstance(schema, bool):
+        raise DataError(f"{file} is not a report: it has no schema number")
+    if schema not in read:
+        made = data.get("codemill", "another version")
+        newer = "; install a newer codemill" if schema > max(read) else ""
+        raise DataError(
+            f"{file} is of schema {schema}, made by codemill {made!s:.40}; this version reads "
+            f"{' and '.join(map(str, read))}{newer}"
+        )
+    if not {"title", "bundle_engine"} & data.keys():
+        # a bundle's manifest and a latency profile have a schema number, too
+        raise DataError(
+            f"{file} is not a report: it has neither a title nor a bundle_engine; give a report.json of "
+            "`compress run` or `compress bench`"
+        )
+
+
+def check_machine(environment: Environment, where: str) -> None:
+    """Raise DataError where the page cannot show the machine."""
+    from_json(_Machine, environment.machine, f"{where}.machine")
 
 
 @dataclass(frozen=True)
@@ -341,10 +386,15 @@ def _bounded(report: Report) -> Iterator[tuple[str, float | None, float, float]]
             yield f"{at}.quality.functions_per_s", quality.functions_per_s, 0, _MOST
             for key in ("mrr", "recall_at_10"):
                 yield f"{at}.quality.{key}", getattr(quality, key), 0, 1
+            for index, example in enumerate(quality.examples):
+                yield f"{at}.quality.examples[{index}].rank", example.rank, 1, _MOST
         if (labelling := engine.labelling) is not None:
             yield from _bounded_labelling(f"{at}.labelling", labelling)
         if (energy := engine.energy) is not None:
             yield f"{at}.energy.energy_j_per_function", energy.energy_j_per_function, 0, _MOST
+        if (operators := engine.operators) is not None:
+            for index, time in enumerate(operators.times):
+                yield f"{at}.operators.times[{index}].time_ms", time.time_ms, 0, _MOST
     for number, comparison in enumerate(measured.comparisons):
         at, ratio = f"benchmark.comparisons[{number}].ratio", comparison.ratio
         is_share = comparison.quantity in _SHARES
@@ -363,6 +413,11 @@ def _bounded(report: Report) -> Iterator[tuple[str, float | None, float, float]]
         yield f"stages[{number}].seconds", stage.seconds, 0, _MOST
     for number, point in enumerate(report.search):
         yield f"search[{number}].size_bytes", point.size_bytes, 0, _MOST
+        yield f"search[{number}].gflops", point.gflops, 0, _MOST
+        yield f"search[{number}].latency_ms", point.latency_ms, 0, _MOST
+        yield f"search[{number}].quality", point.quality, -_MOST, _MOST
+    for name, size in report.bundle.files.items():
+        yield f"bundle.files.{name:.80}", size, 0, _MOST
 
 
 _SHARES = ("mrr", "recall_at_10", "accuracy", "f1", "auc")
@@ -417,6 +472,8 @@ def imported(report: Report) -> Report:
             labelling=engine.labelling
             and replace(engine.labelling, source=_seen(engine.labelling.source)),
             energy=engine.energy and replace(engine.energy, source=_seen(engine.energy.source)),
+            operators=engine.operators
+            and replace(engine.operators, source=_seen(engine.operators.source)),
         )
         for engine in report.benchmark.engines
     )

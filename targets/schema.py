@@ -7,6 +7,8 @@ import enum
 import types
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from codemill.targets.codec import is_required
+
 __all__ = ["json_schema"]
 
 
@@ -30,7 +32,7 @@ def _of_dataclass(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": {field.name: _of(hints[field.name], definitions) for field in fields},
-        "required": [field.name for field in fields if field.default is dataclasses.MISSING],
+        "required": [field.name for field in fields if is_required(field)],
     }
 
 

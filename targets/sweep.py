@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from codemill.errors import MachineError
 from codemill.runtime.atomic import write_atomically
+from codemill.targets.drawing import MUTED, SERIES, Drawing, figure
 from codemill.targets.environment import Environment
-from codemill.targets.plots import MUTED, SERIES, figure
+from codemill.targets.template import template_named
 
 __all__ = ["Sweep", "SweepRow", "Validation", "recommended", "reference", "render_sweep", "said"]
 
@@ -113,23 +112,12 @@ def _share(value: float, whole: float) -> str:
 
 def render_sweep(sweep: Sweep, out: str | os.PathLike[str]) -> Path:
     """Write the page to `out`. Raises MachineError where the `bench` extra is missing."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MachineError(
-            "telly.html needs Jinja2, which is not installed: pip install 'codemill[bench]'"
-        ) from error
-    house = files("codemill.targets")
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(house.joinpath("sweep.html.j2").read_text(encoding="utf-8"))
     heading, *rows = said(sweep)
     chosen = recommended(sweep)
-    page = template.render(
+    page = template_named("sweep.html.j2").render(
+        title=f"{sweep.name}: frozen layers",
         sweep=sweep,
-        style=Markup(house.joinpath("report.css").read_text(encoding="utf-8")),
-        plot=Markup(_plot(sweep)),
+        plot=_plot(sweep),
         heading=heading,
         rows=rows,
         chosen=_named(chosen),
@@ -161,7 +149,7 @@ def _cards(sweep: Sweep, chosen: SweepRow) -> list[tuple[str, str, str]]:
     ]
 
 
-def _plot(sweep: Sweep) -> str:
+def _plot(sweep: Sweep) -> Drawing:
     """Metric, time and memory by frozen layers; dashed: the reference."""
     full, names = reference(sweep), [_named(row) for row in sweep.rows]
     panels: Sequence[tuple[str, list[float], float]] = (
@@ -181,4 +169,4 @@ def _plot(sweep: Sweep) -> str:
         kept = [row.frozen_states_s for row in sweep.rows]
         if any(kept):
             every[1].bar(places, kept, width=0.5, color=SERIES[1], alpha=0.6)
-    return svg.text
+    return svg

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from codemill.targets.ceiling import operations
 from codemill.targets.classification import Interval
+from codemill.targets.environment import Environment
 from codemill.targets.figures import EngineResult, LabelQuality, Quantity, Source
+from codemill.targets.layer_cost import parts_of
 from codemill.targets.metrics import Ratio
 from codemill.targets.profile import Shape
 from codemill.targets.report import Limit, Report
@@ -79,6 +80,30 @@ def cards(report: Report, shape: Shape) -> Iterator[tuple[str, Cell, str]]:
 
 def _tokens(shape: Shape) -> str:
     return f"{shape.tokens} tokens"
+
+
+def environment_rows(environment: Environment) -> Iterator[tuple[str, str]]:
+    """What was measured on: (name, value)."""
+    machine = environment.machine
+    cores = f"{machine.get('physical_cores')} physical, {machine.get('logical_cores')} logical"
+    memory = machine.get("memory_bytes")
+    yield "processor", str(machine.get("cpu"))
+    yield "cores this process may use", cores
+    yield "instruction sets", ", ".join(machine.get("instruction_sets") or ()) or "unknown"
+    yield "memory", in_bytes(memory) if memory else "unknown"
+    yield "execution providers", ", ".join(machine.get("providers") or ()) or "none"
+    yield "system", str(machine.get("os"))
+    yield "packages", ", ".join(f"{n} {v}" for n, v in sorted(environment.packages.items()))
+    if (ceiling := environment.ceiling) is not None:
+        yield (
+            "at most, measured",
+            f"{ceiling.gemm_gflops:,.0f} GFLOP/s of float32 products, {ceiling.read_gb_per_s:,.1f} GB/s read, "
+            f"{ceiling.threads} thread{'s' if ceiling.threads > 1 else ''}",
+        )
+    if environment.cpu_busy_share is not None:
+        yield "CPU busy before the start", f"{environment.cpu_busy_share:.0%}"
+    yield "measured at", environment.measured_at
+    yield "machine", environment.machine_id
 
 
 def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row]:
@@ -378,15 +403,15 @@ def ceiling_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -
     shares = []
     for tokens in lengths:
         found = [x for x in engine.latencies if (x.tokens, x.batch) == (tokens, 1)]
-        needed = (
-            operations(report.bundle.architecture, found[0].engine_tokens or tokens)
+        parts = (
+            parts_of(report.bundle.architecture, found[0].engine_tokens or tokens)
             if found
             else None
         )
-        if needed is None:
+        if parts is None:
             shares.append("?")
             continue
-        seconds = texts * needed / (ceiling.gemm_gflops * 1e9)
+        seconds = texts * sum(part.gflops for part in parts) / ceiling.gemm_gflops
         shares.append(f"{seconds / (found[0].latency_ms_p50 / 1e3):.0%}")
     if set(shares) <= {"?"}:
         return None

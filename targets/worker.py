@@ -9,13 +9,15 @@
     -> {"op": "write", "prefix": ..., "settings": {...}, "max_tokens": 256}         <- {"text": "..."}
     -> {"op": "said", "text": ...}                              <- {"right": 200, "tokens": 400}
     -> {"op": "count", "texts": [...]}                           <- {"tokens": [...] or null}
+    -> {"op": "operators", "texts": [...], "batch": 1, "calls": 20}      <- {"times": [...], "calls": 21}
     -> {"op": "info"}       <- {"engine": ..., "peak_rss_bytes": ..., "load_ms": ..., ...}
     -> {"op": "close"}      (or the end of stdin)
 
 On start it loads, encodes one short text and says {"ready": true, ...info}. What fails answers
 {"error": "...", "kind": "BundleError"} and goes on; a load that fails ends the process. `serve`
 runs this for anything that encodes; run as a module, it serves a bundle. A PyTorch teacher is
-served by `codemill.compress.teacher_worker` through the same function: there is no torch here.
+served by `codemill.compress.teacher_worker` through the same function: there is no torch here. `operators` is answered
+by a process that was started with `--operators`, once.
 
 Imports at the top are the standard library's light ones: the start of this process is measured.
 """
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from codemill.runtime import Classifier, Completer
+    from codemill.targets.operators import Profile
 
 __all__ = ["Encode", "Loaded", "main", "peak_rss_bytes", "pin", "serve"]
 
@@ -71,6 +74,8 @@ class Loaded:
     """of a bundle that completes"""
     memory: Callable[[], int] | None = None
     """of an engine in other processes: what they hold, in bytes"""
+    profile: Profile | None = None
+    """of a bundle whose operators are timed"""
 
 
 def serve(
@@ -158,6 +163,8 @@ def _answer(engine: Loaded, info: dict[str, Any], request: dict[str, Any]) -> di
             return _predict(engine.predict, request["rows"], request["out"])
         case "complete" | "rates" | "said" | "write":
             return _complete(engine.completer, request)
+        case "operators":
+            return _operators(engine, request)
         case "encode":
             return _encode(engine.encode, request["texts"], request["out"])
         case "count":
@@ -178,12 +185,8 @@ def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
     from codemill.targets.energy import rapl_counter
     from codemill.targets.environment import clock_mhz
 
-    texts, batch = request["texts"], request.get("batch") or len(request["texts"]) // engine.texts
-    encode, size = engine.encode, batch * engine.texts
+    encode, batches = engine.encode, _batches(engine, request)
     max_s = request.get("max_s") or float("inf")
-    batches = [texts[start : start + size] for start in range(0, len(texts) - size + 1, size)]
-    if not batches:
-        raise ValueError(f"{len(texts)} texts do not fill one batch of {size}")
     settled = _warmed_up(encode, batches, request.get("warmup", 1), max_s)
     counter = rapl_counter()
     joules_before = counter.read_uj() if counter else ()
@@ -201,6 +204,28 @@ def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
         "settled": settled,
         "mhz": clock_mhz(),
     }
+
+
+def _batches(engine: Loaded, request: dict[str, Any]) -> list[list[str]]:
+    """The texts of each call, which go round."""
+    texts, batch = request["texts"], request.get("batch") or len(request["texts"]) // engine.texts
+    size = batch * engine.texts
+    batches = [texts[start : start + size] for start in range(0, len(texts) - size + 1, size)]
+    if not batches:
+        raise ValueError(f"{len(texts)} texts do not fill one batch of {size}")
+    return batches
+
+
+def _operators(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
+    """Time by operator over `calls` calls and the one that was made when the engine was loaded."""
+    from codemill.targets.codec import to_json
+
+    if engine.profile is None:
+        raise ValueError("this engine was not started with --operators")
+    batches, calls = _batches(engine, request), request["calls"]
+    for call in range(calls):
+        engine.encode(batches[call % len(batches)])
+    return {"times": to_json(engine.profile.times(calls + 1)), "calls": calls + 1}
 
 
 def _warmed_up(
@@ -387,7 +412,7 @@ def _classifier(model: Classifier, details: Mapping[str, Any]) -> Loaded:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m codemill.targets.worker BUNDLE [--variant V] [--threads N] [--name NAME]`."""
+    """`python -m codemill.targets.worker BUNDLE [--variant V] [--threads N] [--name NAME] [--operators]`."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="codemill.targets.worker", description="Serve a bundle.")
@@ -395,12 +420,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--name", default="bundle")
+    parser.add_argument("--operators", action="store_true")
     asked = parser.parse_args(arguments)
-    return serve(
-        asked.name,
-        lambda: _load_bundle(asked.bundle, asked.variant, asked.threads),
-        threads=asked.threads,
-    )
+    if not asked.operators:
+        return serve(
+            asked.name,
+            lambda: _load_bundle(asked.bundle, asked.variant, asked.threads),
+            threads=asked.threads,
+        )
+    from dataclasses import replace
+
+    from codemill.targets.operators import profiled
+
+    with profiled() as profile:
+        return serve(
+            asked.name,
+            lambda: replace(
+                _load_bundle(asked.bundle, asked.variant, asked.threads), profile=profile
+            ),
+            threads=asked.threads,
+        )
 
 
 if __name__ == "__main__":

@@ -82,6 +82,13 @@ REPORTS = ("report.json", "report.html")
     help="Measure it in headless Chromium as well, by onnxruntime-web; PAGES is examples/browser, after `npm install` "
     "in it.",
 )
+@click.option(
+    "--examples",
+    type=click.IntRange(0, 20),
+    default=6,
+    show_default=True,
+    help="Queries, or lines to complete, of which the report shows the text and what the bundle makes of it.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="A folder for report.json and .html.")
 @json_option
 def bench_command(
@@ -95,6 +102,7 @@ def bench_command(
     human_eval: bool,
     every: bool,
     browser: Path | None,
+    examples: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -107,10 +115,10 @@ def bench_command(
     require_extra("bench", "`compress bench`")
     from codemill.compress.commands.bench_completion import bench_completion
     from codemill.compress.progress import shown_stage
-    from codemill.runtime.bundle import digest, read_manifest
+    from codemill.runtime.bundle import read_manifest
     from codemill.runtime.completion.completer import completes
     from codemill.runtime.machine import physical_cores
-    from codemill.targets import BundleSummary, bundle_engine, make_report, write_report
+    from codemill.targets import bundle_engine, bundle_summary, make_report, write_report
     from codemill.targets.benchmark import benchmark
     from codemill.targets.codec import to_json
 
@@ -137,7 +145,9 @@ def bench_command(
     file = _evaluation_of(bundle, completing) if evaluation is None else evaluation
     if completing:
         bench_completion(
-            bundle, manifest, file, against, variant, threads, places, human_eval, out, as_json
+            *(bundle, manifest, file, against, variant, threads, places, human_eval, examples),
+            out,
+            as_json,
         )
         return
     asked = asked_of(manifest, file)
@@ -164,18 +174,14 @@ def bench_command(
             asked,
             rounds=rounds or _ROUNDS,
             progress=lambda now: said(now.fraction, now.message),
+            examples=examples,
+            operators=True,
         )
     report = make_report(
         found,
         title=manifest.name,
         task=manifest.task,
-        bundle=BundleSummary(
-            name=manifest.name,
-            digest=digest(manifest),
-            variant=chosen,
-            size_bytes=engines[-1].size_bytes,
-            architecture=dict(manifest.architecture),
-        ),
+        bundle=bundle_summary(folder_of(bundle), chosen),
         bundle_engine=engines[-1].name,
         provenance=dict(manifest.provenance),
     )
@@ -199,25 +205,40 @@ def bench_command(
     help="An analysis.json of `compress analyze`, to show with the one report.",
 )
 def report_command(reports: tuple[str, ...], out: Path, analysis: str | None) -> None:
-    """Draw one or several report.json as one page, side by side."""
+    """Draw one or several report.json as one page, side by side.
+
+    Several are of one task and one test: bundles, variants or machines.
+    """
     require_extra("bench", "`compress report`")
     from codemill.compress.places import check_file_out, write_out
     from codemill.targets import read_report
     from codemill.targets.analysis import read_analysis
-    from codemill.targets.completion_benchmark import is_completion_report, read_completion_report
+    from codemill.targets.comparable import check_comparable
+    from codemill.targets.completion_benchmark import (
+        CompletionReport,
+        is_completion_report,
+        read_completion_report,
+    )
+    from codemill.targets.report import Report
 
     check_file_out(out)
     if any(out.resolve() == Path(path).resolve() for path in reports):
         raise InputError(f"--out {out} is one of the reports; choose another --out for the page")
-    if any(is_completion_report(Path(path)) for path in reports):
-        if len(reports) > 1 or analysis is not None:
-            raise InputError(
-                f"{' '.join(reports)}: a report of completion is drawn alone; give it without others"
-            )
-        write_out(out, completion_page(read_completion_report(Path(reports[0]))))
+    read = [
+        read_completion_report(Path(path))
+        if is_completion_report(Path(path))
+        else read_report(path)
+        for path in reports
+    ]
+    check_comparable(list(zip(reports, read, strict=True)))
+    completing = [report for report in read if isinstance(report, CompletionReport)]
+    if completing:
+        if analysis is not None:
+            raise click.UsageError("--analysis does not go with a report of completion")
+        write_out(out, completion_page(completing))
         click.echo(f"wrote {out}", err=True)
         return
-    shown = [read_report(path) for path in reports]
+    shown = [report for report in read if isinstance(report, Report)]
     if analysis is not None:
         if len(shown) > 1:
             raise click.UsageError("--analysis goes with one report: give that one alone")
@@ -245,12 +266,12 @@ def _page(reports: Sequence[Report]) -> bytes:
         return render(reports, Path(folder) / "report.html").read_bytes()
 
 
-def completion_page(report: CompletionReport) -> bytes:
-    """The page of a bundle that completes, as `_page` of the others."""
+def completion_page(reports: Sequence[CompletionReport]) -> bytes:
+    """The page of bundles that complete, as `_page` of the others."""
     from codemill.targets.completion_page import render_completion
 
     with tempfile.TemporaryDirectory(prefix="codemill-") as folder:
-        return render_completion(report, Path(folder) / "report.html").read_bytes()
+        return render_completion(reports, Path(folder) / "report.html").read_bytes()
 
 
 def _evaluation_of(bundle: Path, completing: bool) -> Path:

@@ -32,14 +32,14 @@ def bench_completion(
     threads: int,
     places: int | None,
     human_eval: bool,
+    examples: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Measure, print, and write into `out`. Raises InputError for what cannot be compared."""
     from codemill.compress.commands.bench import completion_page, write_reports
     from codemill.compress.progress import shown_stage
-    from codemill.runtime.bundle import digest
-    from codemill.targets import BundleSummary
+    from codemill.targets import bundle_summary
     from codemill.targets.codec import to_json
     from codemill.targets.completion import read_completion_evaluation
     from codemill.targets.completion_benchmark import (
@@ -61,7 +61,9 @@ def bench_completion(
         engines = [*_reference(against, threads, human_eval), *engines]
         baseline = engines[0].name
     with shown_stage("measuring") as said:
-        results = benchmark_completion(engines, asked, baseline, _NEW_TOKENS, said, human_eval)
+        results = benchmark_completion(
+            engines, asked, baseline, _NEW_TOKENS, said, human_eval, examples
+        )
     chosen = own.engine.argv[own.engine.argv.index("--variant") + 1]
     report = CompletionReport(
         schema=1,
@@ -69,23 +71,18 @@ def bench_completion(
         created_at=environment.measured_at,
         title=manifest.name,
         task=manifest.task,
-        bundle=BundleSummary(
-            name=manifest.name,
-            digest=digest(manifest),
-            variant=chosen,
-            size_bytes=own.engine.size_bytes,
-            architecture=dict(manifest.architecture),
-        ),
+        bundle=bundle_summary(folder_of(bundle), chosen),
         bundle_engine=own.name,
         baseline=baseline,
         evaluation=asked.name,
+        evaluation_sha256=asked.sha256,
         engines=results,
         environment=environment,
         provenance=dict(manifest.provenance),
     )
     written = (
         write_reports(
-            out, completion_page(report), lambda path: write_completion_report(path, report)
+            out, completion_page([report]), lambda path: write_completion_report(path, report)
         )
         if out
         else []

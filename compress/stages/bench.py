@@ -27,10 +27,10 @@ from codemill.targets.figures import BenchmarkResult
 from codemill.targets.page import render
 from codemill.targets.profile import Shape
 from codemill.targets.report import (
-    BundleSummary,
     Limit,
     SearchPoint,
     TrainingPoint,
+    bundle_summary,
     limit,
     make_report,
     write_report,
@@ -54,7 +54,7 @@ __all__ = [
     "training_points",
 ]
 
-VERSION = 4
+VERSION = 5
 REPORT = "report.json"
 BASELINE = "teacher, PyTorch fp32"
 FUSED = "teacher, fused ONNX fp32"
@@ -83,6 +83,7 @@ def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) ->
 
 def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
     bundle = inputs["bundle"] / BUNDLE
+    verify_bundle(bundle)
     (variant,) = read_manifest(bundle).variants
     fused = bundle_engine(inputs["teacher-graphs"] / REFERENCE, None, threads, name=FUSED)
     engines = [
@@ -110,18 +111,17 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         report(progress.fraction, progress.message)
 
     rounds, repeats = recipe.bench.rounds, recipe.bench.repeats
-    result = benchmark(engines, evaluation, shapes, rounds, say, repeats=repeats)
+    result = benchmark(
+        *(engines, evaluation, shapes, rounds, say),
+        repeats=repeats,
+        examples=recipe.bench.examples,
+        operators=True,
+    )
     summary = make_report(
         result,
         title=recipe.name,
         task=recipe.task,
-        bundle=BundleSummary(
-            recipe.name,
-            verify_bundle(bundle),
-            variant,
-            size_bytes(bundle, variant),
-            dict(read_manifest(bundle).architecture),
-        ),
+        bundle=bundle_summary(bundle, variant),
         bundle_engine=STUDENT,
         baseline=BASELINE,
         limits=_limits(recipe, result, size_bytes(bundle, variant), inputs["search"]),
@@ -223,8 +223,16 @@ def _search_point(
 
 
 def _shape(architecture: dict[str, Any]) -> str:
-    return (
-        f"{architecture['layers']} x {architecture['hidden_size']}, {architecture['heads']} heads, "
-        f"{architecture['intermediate_size']} inner, {architecture['vocab_size']} tokens, "
-        f"rank {architecture['embedding_rank']}"
-    )
+    """In words: what a reader of the front tells candidates apart by."""
+    copied = ", ".join(map(str, architecture["copied_layers"]))
+    rank = architecture["embedding_rank"]
+    tokens = "byte-pair tokens" if architecture["tokenizer"] == "bpe" else "tokens"
+    said = [
+        f"{architecture['layers']} layers{f' ({copied})' if copied else ''} x {architecture['hidden_size']}",
+        f"{architecture['heads']} heads of {architecture['head_size']}",
+        f"{architecture['intermediate_size']:,} inner",
+        f"{architecture['vocab_size']:,} {tokens}",
+        "full embedding" if rank is None else f"rank {rank}",
+        f"{architecture['bits']} bits",
+    ]
+    return ", ".join(said)

@@ -444,13 +444,15 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
         for name, said in (
             ("nowhere.json", "there is no report nowhere.json"),
             ("empty", "empty is not a report: Is a directory"),
-            ("empty.jsonl", "empty.jsonl is not a report"),
+            ("empty.jsonl", "empty.jsonl is not a report: it is empty"),
+            ("bundle/manifest.json", "manifest.json is not a report: it has neither a title nor a"),
             ("binary.jsonl", "binary.jsonl is not a report"),
             ("long.jsonl", "long.jsonl is not a report: it has more than 20,000,000 bytes"),
             ("deep.json", "deep.json is not a report"),
             (
                 "newer.json",
-                "newer.json is of schema 3, made by codemill 9.9; this version reads 1 and 2",
+                "newer.json is of schema 3, made by codemill 9.9; this version reads 1 and 2; "
+                "install a newer codemill",
             ),
             ("report.json", "report.json: the key 'codemill' is missing"),
         )

@@ -440,6 +440,21 @@ def test_bench_measures_and_report_draws(compress: Compress, bundle: Path, tmp_p
     assert "<html" in Path("pages/two.html").read_text(encoding="utf-8")
 
 
+def test_reports_that_cannot_be_compared_are_refused_and_named(compress: Compress) -> None:
+    for name, task in (("a.json", "retrieval"), ("b.json", "classification")):
+        write_report(name, replace(report(), task=task))
+    ended = compress("report", "a.json", "b.json", "--out", "page.html")
+    assert ended.code == 1
+    assert ended.err == (
+        "error: reports of different tasks cannot be put side by side: a.json is of retrieval, b.json is of "
+        "classification; give those of one task\n"
+    )
+    assert not Path("page.html").exists()
+    write_report("c.json", report())
+    assert compress("report", "a.json", "c.json", "--out", "page.html").code == 0
+    assert "2 reports side by side" in Path("page.html").read_text(encoding="utf-8")
+
+
 def test_names_in_a_report_are_text_and_no_formulas(compress: Compress) -> None:
     strange = "a $\\frac{$ of 字, 100 %"
     engines = tuple(

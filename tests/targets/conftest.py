@@ -45,5 +45,7 @@ def result(
     log = tmp_path_factory.mktemp("log") / "log.txt"
     teacher = mock_engine("teacher", "teacher", 90_000_000, busy_ms=20, log=log)
     bundle = mock_engine("bundle", "bundle", 3_000_000, busy_ms=2, noise=8, factor=1.5, log=log)
-    found = benchmark([teacher, bundle], evaluation, SHAPES, rounds=3, repeats=3, max_s=1)
+    found = benchmark(
+        [teacher, bundle], evaluation, SHAPES, rounds=3, repeats=3, max_s=1, examples=6
+    )
     return found, log.read_text().splitlines()

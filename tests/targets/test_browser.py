@@ -24,7 +24,7 @@ PAGES = Path("examples/browser")
 TEXTS = ["open a file", "close the socket and the file", "def read(path):\n    return 1", ""]
 
 in_browser = pytest.mark.skipif(
-    not any(map(shutil.which, browser._BROWSERS)) or not (PAGES / "node_modules").is_dir(),
+    not any(map(shutil.which, browser.BROWSERS)) or not (PAGES / "node_modules").is_dir(),
     reason="needs chromium, and `npm install` in examples/browser",
 )
 

@@ -1,4 +1,4 @@
-"""What a processor can do at most, and what an encoder asks of it."""
+"""What a processor can do at most, and when times are to be doubted."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import subprocess
 
 import pytest
 
-from codemill.compress.architecture import Architecture
-from codemill.compress.search.cost import gflops
 from codemill.targets import ceiling
 from codemill.targets.benchmark import _doubts, _Measured
-from codemill.targets.ceiling import measured_ceiling, operations
+from codemill.targets.ceiling import measured_ceiling
 from codemill.targets.engine import Engine
 from codemill.targets.profile import Shape
 from codemill.targets.worker import MOST_WARMUP, _warmed_up
-
-SHAPE = Architecture(8000, 384, 2, 6, 32, 1024, 256, 64)
 
 
 def test_it_is_measured_in_a_process_of_its_own() -> None:
@@ -32,14 +28,6 @@ def test_a_process_that_fails_gives_none(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(ceiling.subprocess, "run", fail)
     assert measured_ceiling(1) is None
-
-
-def test_operations_are_those_of_the_search(tmp_path: object) -> None:
-    found = operations(SHAPE.to_json(), 128)
-    assert found is not None
-    assert found == pytest.approx(1e9 * gflops(SHAPE, 128), rel=0.02)
-    assert operations({**SHAPE.to_json(), "family": "t5"}, 128) is None
-    assert operations({"layers": 1}, 128) is None
 
 
 def measured(rounds: list[float], settled: bool | None = True) -> _Measured:

@@ -37,11 +37,11 @@ from codemill.targets.evaluation import read_labelled_evaluation
 from codemill.targets.figures import BenchmarkResult
 from codemill.targets.page import render
 from codemill.targets.profile import Shape
-from codemill.targets.report import BundleSummary, Limit, limit, make_report, write_report
+from codemill.targets.report import Limit, bundle_summary, limit, make_report, write_report
 
 __all__ = ["TEACHER", "UNQUANTIZED", "VERSION", "stage"]
 
-VERSION = 2
+VERSION = 3
 TEACHER = "teacher, fused ONNX fp32"
 UNQUANTIZED = "student, fp32"
 
@@ -66,6 +66,7 @@ def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) ->
 
 def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
     bundle = inputs["bundle"] / BUNDLE
+    verify_bundle(bundle)
     manifest = read_manifest(bundle)
     (variant,) = manifest.variants
     engines: list[Engine] = []
@@ -99,15 +100,14 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         say,
         repeats=recipe.bench.repeats,
         rewrites=rewrites,
+        operators=True,
     )
     size = size_bytes(bundle, variant)
     summary = make_report(
         result,
         title=recipe.name,
         task=recipe.task,
-        bundle=BundleSummary(
-            recipe.name, verify_bundle(bundle), variant, size, dict(manifest.architecture)
-        ),
+        bundle=bundle_summary(bundle, variant),
         bundle_engine=STUDENT,
         baseline=baseline,
         limits=_limits(recipe, result, size, inputs["search"]),

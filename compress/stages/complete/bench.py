@@ -38,7 +38,7 @@ from codemill.targets.completion_benchmark import (
 from codemill.targets.completion_page import render_completion
 from codemill.targets.engine import bundle_engine
 from codemill.targets.environment import this_environment
-from codemill.targets.report import BundleSummary, Limit, TrainingPoint, limit
+from codemill.targets.report import Limit, TrainingPoint, bundle_summary, limit
 
 __all__ = ["VERSION", "stage"]
 
@@ -58,6 +58,7 @@ def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) ->
         "max_tokens": recipe.complete.max_new_tokens,
         "quality": recipe.quality.made_of(),
         "budget": recipe.budget.model_dump(),
+        "examples": recipe.bench.examples,
         "threads": threads,
     }
 
@@ -69,6 +70,7 @@ def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) ->
 
 def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
     bundle, variant = inputs["bundle"] / BUNDLE, variant_of(recipe)
+    verify_bundle(bundle)
     thresholds = json.loads((inputs["bundle"] / THRESHOLDS).read_text())
     environment = this_environment()
     own = bundle_engine(bundle, variant, threads, name="bundle")
@@ -109,6 +111,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         baseline,
         recipe.complete.max_new_tokens,
         lambda share, what: report(begun + (1 - begun) * share, what),
+        examples=recipe.bench.examples,
     )
     shutil.rmtree(folder / "teacher", ignore_errors=True)
     exits = json.loads((inputs["exits"] / "exits.json").read_text())
@@ -120,12 +123,11 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         created_at=environment.measured_at,
         title=recipe.name,
         task=recipe.task,
-        bundle=BundleSummary(
-            recipe.name, verify_bundle(bundle), variant, size, dict(manifest.architecture)
-        ),
+        bundle=bundle_summary(bundle, variant),
         bundle_engine=headline,
         baseline=baseline,
         evaluation=places.name,
+        evaluation_sha256=places.sha256,
         engines=results,
         environment=environment,
         exits=tuple(
@@ -152,7 +154,7 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
         training=tuple(_training(recipe, inputs)),
     )
     write_completion_report(folder / REPORT, made)
-    render_completion(made, folder / "report.html")
+    render_completion([made], folder / "report.html")
 
 
 def _teacher(recipe: Recipe, threads: int, corpus: Path, folder: Path, report: Report) -> Path:
