@@ -56,6 +56,6 @@ def _brain_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
     import numpy as np
     from onnx import numpy_helper
 
-    most = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
+    most = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)  # type: ignore[no-untyped-call]
     values = np.clip(numpy_helper.to_array(tensor).astype(np.float32), -most, most)
     return numpy_helper.from_array(values.astype(ml_dtypes.bfloat16), tensor.name)

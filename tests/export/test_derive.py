@@ -69,7 +69,9 @@ def test_each_method_gives_nearly_what_the_plain_graph_gives(plain: Path, method
         assert floats == []
 
 
-def test_accuracy_control_does_not_ask_for_the_score_of_each_feed(plain: Path, tmp_path: Path) -> None:
+def test_accuracy_control_does_not_ask_for_the_score_of_each_feed(
+    plain: Path, tmp_path: Path
+) -> None:
     source = plain / read_manifest(plain).variants[PLAIN].segments[0]
     chain = Chain(plain, read_manifest(plain), EVALUATION, ROWS)
     feeds = chain.feeds(0) * 10

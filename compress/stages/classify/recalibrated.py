@@ -83,11 +83,11 @@ def parts_of(asked: LabelledEvaluation, manifest: Manifest) -> Parts:
     """The rows in two halves, those of a group together; all of them twice where half are too few."""
     exits = len(manifest.exits)
     needed = max(_FEWEST, fewest_rows(bound_of(manifest), exits) if exits else 0)
-    first = _half(asked)
-    halves = [_some(asked, first), _some(asked, ~first)]
-    if min(sum(label >= 0 for label in half.truth) for half in halves) < needed:
+    half, known = _half(asked), np.array(asked.truth) >= 0
+    # a group may be most of the rows
+    if min((known & half).sum(), (known & ~half).sum()) < needed:
         return Parts(asked, asked, apart=False)
-    return Parts(halves[0], halves[1], apart=True)
+    return Parts(_some(asked, half), _some(asked, ~half), apart=True)
 
 
 def bound_of(manifest: Manifest) -> float:
@@ -123,7 +123,9 @@ def recalibrated(
         with_exits(folder, none, fitted_temperature(plain, truth))
     found = read_manifest(folder)
     return Calibration(
-        float(found.output["temperature"]), tuple(found.exits), left and left.loss_upper
+        float(found.output["temperature"]),
+        tuple(found.exits),
+        None if left is None else left.loss_upper,
     )
 
 

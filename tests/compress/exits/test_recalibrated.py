@@ -59,12 +59,18 @@ def test_rows_are_halved_with_their_groups_and_no_row_is_in_both(
     assert again == parts
 
 
-@pytest.mark.parametrize(("count", "max_loss"), [(80, 0.2), (len(TEXTS), 0.01)])
+@pytest.mark.parametrize(
+    ("count", "max_loss", "groups"),
+    [(80, 0.2, None), (len(TEXTS), 0.01, None), (len(TEXTS), 0.2, ("one",) * len(TEXTS))],
+)
 def test_rows_of_which_half_are_too_few_do_both_and_that_is_said(
-    bundle: tuple[Path, LabelledEvaluation], count: int, max_loss: float
+    bundle: tuple[Path, LabelledEvaluation],
+    count: int,
+    max_loss: float,
+    groups: tuple[str, ...] | None,
 ) -> None:
     folder, rows = bundle
-    few = replace(rows, rows=rows.rows[:count], truth=rows.truth[:count])
+    few = replace(rows, rows=rows.rows[:count], truth=rows.truth[:count], groups=groups)
     parts = parts_of(few, bound_to(folder, max_loss))
     assert not parts.apart
     assert parts.calibrating is parts.judging is few
