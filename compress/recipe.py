@@ -659,6 +659,8 @@ class Complete(_Section):
 class Quantize(_Section):
     """Quantization of the exported student."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"epochs", "learning_rate"})
+
     method: Literal[
         "auto",
         "dynamic-int8",
@@ -666,16 +668,27 @@ class Quantize(_Section):
         "controlled-int8",
         "weights-int8",
         "weights-int4",
+        "qat-int8",
         "none",
     ] = Field(
         "dynamic-int8",
-        description="how (docs/targets.md); `auto` tries all and ships the best that none dominates; `none` is fp32",
+        description="how (docs/targets.md); `auto` tries all and ships the best that none dominates, and trains the "
+        "student for int8 (`qat-int8`) where every int8 form loses more than max_loss; `none` is fp32",
     )
     max_loss: float = Field(
         0.02,
         ge=0,
         le=1,
         description="share of validation MRR, or accuracy, that quantization may cost",
+    )
+    epochs: float = Field(
+        0.5,
+        gt=0,
+        le=10_000,
+        description="of qat-int8: passes over the training pairs, each as long as two of distil's or less",
+    )
+    learning_rate: float = Field(
+        1e-4, gt=0, le=10, description="of qat-int8: peak learning rate of AdamW, cosine decay to 0"
     )
 
 
@@ -923,6 +936,16 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _one_student_is_trained_for_int8(self) -> Recipe:
+        exited = self.exits.after != "none" and self.exits.train == "all"
+        if exited and self.quantize.method == "qat-int8":
+            raise ValueError(
+                "quantize.method is qat-int8 and exits.train is all, which makes a student of its own; set "
+                "exits.train: heads, or another method"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _exits_where_layers_are(self) -> Recipe:
         after = self.exits.after
         if after == "none":
@@ -970,6 +993,7 @@ class Recipe(_Section):
             "exits.train: all": self.exits.train == "all",
             "exits.freeze_layers": self.exits.freeze_layers != "none",
             "distill.freeze_layers": self.distill.freeze_layers != "none",
+            "quantize.method: qat-int8": self.quantize.method == "qat-int8",
         }
         found = [name for name, given in others.items() if given]
         if found:

@@ -25,6 +25,7 @@ from codemill.compress.stages import (
     finetune,
     graphs,
     labels,
+    qat,
     rehearsal,
     search,
     student,
@@ -35,6 +36,7 @@ from codemill.compress.stages.classify import corpus as classify_corpus
 from codemill.compress.stages.classify import exits as classify_exits
 from codemill.compress.stages.classify import export as classify_export
 from codemill.compress.stages.classify import labels as classify_labels
+from codemill.compress.stages.classify import qat as classify_qat
 from codemill.compress.stages.classify import rehearsal as classify_rehearsal
 from codemill.compress.stages.classify import student as classify_student
 from codemill.compress.stages.classify import teacher as classify_teacher
@@ -46,6 +48,7 @@ from codemill.compress.stages.complete import labels as complete_labels
 from codemill.compress.stages.complete import search as complete_search
 from codemill.compress.stages.complete import student as complete_student
 from codemill.compress.stages.complete import tokens as complete_tokens
+from codemill.compress.stages.quantized import has_qat
 from codemill.errors import MachineError, RecipeError, RefusedError
 from codemill.runtime import pack
 from codemill.runtime.atomic import sync_file, write_atomically
@@ -77,8 +80,10 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         graphs.stage(recipe),
         labels.stage(recipe, threads),
         student.stage(recipe, compute),
-        export.stage(recipe, threads, machine),
     ]
+    if has_qat(recipe):
+        stages.append(qat.stage(recipe, compute))
+    stages.append(export.stage(recipe, threads, machine))
     stages.append(bundle.stage(recipe, threads, _shaping(stages)))
     stages.append(bench.stage(recipe, threads, machine, [stage.name for stage in stages]))
     return stages
@@ -97,6 +102,8 @@ def _classifier_stages(recipe: Recipe, compute: Compute, machine: str) -> list[S
     ]
     if classify_exits.has_exits(recipe):
         stages.append(classify_exits.stage(recipe, compute))
+    if has_qat(recipe):
+        stages.append(classify_qat.stage(recipe, compute))
     stages.append(classify_export.stage(recipe, threads, machine))
     stages.append(classify_bundle.stage(recipe, threads, _shaping(stages)))
     stages.append(classify_bench.stage(recipe, threads, machine, [stage.name for stage in stages]))

@@ -7,7 +7,7 @@ equals in size, quality and speed at once: see `chosen`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,23 +64,25 @@ def measured(
     rounds: int,
     max_loss: float,
     most_bytes: int | None = None,
+    apart: Mapping[str, Path] | None = None,
     say: Callable[[float, str], None] = lambda _, __: None,
 ) -> list[Tried]:
     """The variants of the bundle in `folder` beside its fp32 one, `reference`, which comes first in what is returned.
 
-    Each runs in processes of its own, alternating (`targets.benchmark`).
+    apart: variants that have a bundle of their own, calibrated for them. Each runs in processes of its own,
+    alternating (`targets.benchmark`).
     """
     from codemill.runtime.bundle import TOKENIZER, read_manifest
     from codemill.targets.benchmark import benchmark
     from codemill.targets.engine import bundle_engine
 
-    manifest = read_manifest(folder)
-
     def engine(name: str) -> Engine:
+        home = (apart or {}).get(name, folder)
+        manifest = read_manifest(home)
         # what would ship: this folder's manifest names all variants
         shipped = (*manifest.variants[name].files, TOKENIZER)
         size = sum(manifest.files[path].size_bytes for path in shipped) + _MANIFEST_BYTES
-        return replace(bundle_engine(folder, name, threads, name=name), size_bytes=size)
+        return replace(bundle_engine(home, name, threads, name=name), size_bytes=size)
 
     engines = [replace(engine(reference), role="reference"), *map(engine, variants)]
     result = benchmark(

@@ -35,6 +35,9 @@ __all__ = ["derive"]
 
 _HEAD_ROWS = 256
 """That a head judges at once."""
+_AS_THEY_COME = (Method.DYNAMIC, Method.QAT)
+"""Methods that round activations so: the same form, of weights that were or were not trained for it."""
+_HALVES = (Method.FP16, Method.BF16)
 
 Say = Callable[[float, str], None]
 
@@ -44,6 +47,7 @@ def derive(
     how: Quantization,
     *,
     name: str | None = None,
+    plain: str = PLAIN,
     provider: str = PROVIDER,
     capabilities: Sequence[str] = (),
     validation: Evaluation | LabelledEvaluation | None = None,
@@ -52,15 +56,16 @@ def derive(
 ) -> str:
     """Add a variant to the bundle in `folder`, which has a plain one, and return its name: `name`, or the method's.
 
-    provider: of ONNX Runtime, or another engine. capabilities: of the GPUs that TensorRT for RTX builds for.
-    calibration: rows of one text, or of two that are joined, that activations are seen on, and whose lengths engines
-    are tuned for; validation: what controlled-int8 keeps to. Raises ModelError where the bundle has no plain graphs,
-    or says too little of them.
+    plain: the variant that it is made of. provider: of ONNX Runtime, or another engine. capabilities: of the GPUs that
+    TensorRT for RTX builds for. calibration: rows of one text, or of two that are joined, that activations are seen on,
+    and whose lengths engines are tuned for; validation: what controlled-int8 keeps to. Raises ModelError where the
+    bundle has no plain graphs, or says too little of them, and ValueError for a method that is not made for the
+    provider.
     """
     manifest = read_manifest(folder)
-    if PLAIN not in manifest.variants:
+    if plain not in manifest.variants:
         raise ModelError(
-            f"bundle {manifest.name!r} has no variant {PLAIN!r} to make others of; it has: "
+            f"bundle {manifest.name!r} has no variant {plain!r} to make others of; it has: "
             f"{', '.join(manifest.variants)}"
         )
     shape = manifest.architecture
@@ -79,7 +84,7 @@ def derive(
     graphs = graph_files(name, len(manifest.exits)) if labels else (graph_file(name),)
     files = tuple(str(PurePosixPath(file).with_suffix(maker.suffix)) for file in graphs)
     for number, (source, file) in enumerate(
-        zip(manifest.variants[PLAIN].segments, files, strict=True)
+        zip(manifest.variants[plain].segments, files, strict=True)
     ):
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +128,7 @@ class _Onnx:
     suffix = ".onnx"
 
     def head(self, plain: Path, path: Path) -> None:
-        if self.how.method in (Method.DYNAMIC, Method.STATIC):
+        if self.how.method in (*_AS_THEY_COME, Method.STATIC):
             quantize_dynamic_int8(plain, path, self.how.reduced_range)
         elif self.how.method is Method.FP16:
             to_half(plain, path)
@@ -132,6 +137,8 @@ class _Onnx:
 
     def part(self, plain: Path, path: Path, number: int, go_on: bool) -> None:
         method = self.how.method
+        if method is Method.BF16:
+            raise ValueError(f"{method.value} is not made for {PROVIDER}")
         if method is Method.FP16:
             to_half(plain, path)
         elif method in (Method.STATIC, Method.CONTROLLED):
@@ -147,7 +154,7 @@ class _Onnx:
     def _fused(self, plain: Path, path: Path) -> None:
         """By methods that begin with a fused graph."""
         method, how = self.how.method, self.how
-        apart = method is not Method.DYNAMIC
+        apart = method not in _AS_THEY_COME
         with tempfile.TemporaryDirectory() as scratch:
             fused = Path(scratch, "fused.onnx")
             fuse_encoder(plain, fused, self.heads, self.hidden_size, apart=apart)
@@ -195,8 +202,8 @@ class _Engines:
     def head(self, plain: Path, path: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch, "head.onnx")
-            if self.how.method is Method.FP16:
-                to_half(plain, source)
+            if self.how.method in _HALVES:
+                to_half(plain, source, brain=self.how.method is Method.BF16)
             else:
                 source.write_bytes(plain.read_bytes())
             # rows of embeddings, of any number of texts: no tokens
@@ -205,8 +212,8 @@ class _Engines:
     def part(self, plain: Path, path: Path, number: int, go_on: bool) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch, f"part-{number}.onnx")
-            if self.how.method is Method.FP16:
-                to_half(plain, source)
+            if self.how.method in _HALVES:
+                to_half(plain, source, brain=self.how.method is Method.BF16)
             elif self.how.method is Method.STATIC:
                 quantize_static(plain, source, self.how, self.chain.feeds(number), for_engine=True)
             elif self.how.method is Method.FP32:
@@ -215,8 +222,8 @@ class _Engines:
                 raise ValueError(f"{self.how.method.value} is not made for {self.provider}")
             self._build(source, path, self.profiles)
             if go_on:
-                # the same numbers, without a GPU
-                self.chain.go_on(source, number)
+                # the same numbers, without a GPU; a processor has none in bfloat16
+                self.chain.go_on(plain if self.how.method is Method.BF16 else source, number)
 
     def _build(self, source: Path, path: Path, profiles: Sequence[Profile]) -> None:
         found = build_engine(source, path, profiles, self.capabilities, self.provider)

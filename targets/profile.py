@@ -42,6 +42,7 @@ class Precision(enum.StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
     INT4 = "int4"
 
@@ -69,6 +70,8 @@ OTHERS = {
 }
 """Engines that are not ONNX Runtime's providers, and the Python package of each."""
 
+_BF16_FROM = 8.0
+"""Compute capability of the first GPUs that multiply bfloat16 (Ampere)."""
 DEFAULT_SHAPES = tuple(Shape(tokens, batch) for tokens in (32, 128, 256) for batch in (1, 8))
 
 
@@ -245,7 +248,7 @@ def read_target(text: str, name: str) -> TargetSpec:
         raise RecipeError(f"{name}: unknown keys {sorted(map(str, unknown))}")
     key = _Keys(data, name)
     precisions = [p.value for p in Precision]
-    return TargetSpec(
+    found = TargetSpec(
         name=key("name", _is_name, "a name of letters, digits, dots and dashes"),
         description=key("description", _is_text, "a sentence"),
         provider=key("provider", _is_provider, f"an execution provider, or one of {list(OTHERS)}"),
@@ -261,6 +264,26 @@ def read_target(text: str, name: str) -> TargetSpec:
         else True,
         **{name: key.names(name, known) for name, known in _NAMES.items() if name in data},
     )
+    _check_bf16(found, name)
+    return found
+
+
+def _check_bf16(target: TargetSpec, file: str) -> None:
+    """Raise RecipeError where bfloat16 is asked of what does not compute with it."""
+    if target.precision is not Precision.BF16:
+        return
+    if target.provider not in ENGINES:
+        raise RecipeError(
+            f"{file}: precision: bf16 is of the providers {' and '.join(ENGINES)}, and provider is "
+            f"{target.provider}, which does not run such a graph; expected fp16 or fp32"
+        )
+    older = [item for item in target.compute_capabilities if float(item) < _BF16_FROM]
+    if older:
+        raise RecipeError(
+            f"{file}: precision: bf16 needs GPUs of compute capability {_BF16_FROM} or above, and "
+            f"compute_capabilities lists {', '.join(older)}; leave {'it' if len(older) == 1 else 'them'} out, or set "
+            "fp16"
+        )
 
 
 @dataclass(frozen=True)

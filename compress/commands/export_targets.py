@@ -127,6 +127,7 @@ def _derive(work: Path, target: TargetSpec, texts: list[tuple[str, ...]], report
     methods = {
         "fp32": Method.FP32,
         "fp16": Method.FP16,
+        "bf16": Method.BF16,
         "int8": Method.STATIC if compiled else Method.DYNAMIC,
         "int4": Method.WEIGHTS_INT4,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,15 @@ from codemill.compress.recipe import Recipe
 from codemill.compress.stages.corpus import read_split
 from codemill.compress.stages.export import CANDIDATES, validation_of
 from codemill.compress.stages.finetune import facts
-from codemill.compress.stages.quantized import accepted, shipped_as
+from codemill.compress.stages.quantized import (
+    accepted,
+    copy_variant,
+    plain_of,
+    shipped_as,
+)
 from codemill.errors import RefusedError
 from codemill.export.candidates import PLAIN
 from codemill.runtime import (
-    Manifest,
     load_encoder,
     pack,
     read_manifest,
@@ -89,7 +92,7 @@ def _bundle(
     variant = accepted(inputs["export"])["accepted"]
     shutil.rmtree(bundle, ignore_errors=True)
     source = read_manifest(candidates)
-    variants = copied(candidates, source, variant, bundle)
+    variants = copied(candidates, variant, bundle)
     (shipped,) = variants
     test = read_split(inputs["corpus"], "test")
     evaluation = Evaluation(
@@ -120,32 +123,25 @@ def _bundle(
     )
     write_evaluation(bundle / EVALUATION, evaluation)
     write_evaluation(bundle / VALIDATION, validation_of(recipe, inputs["corpus"]))
-    write_plain(candidates, bundle)
+    write_plain(candidates, bundle, variant)
     check_size(recipe, bundle, shipped)
 
 
-def copied(candidates: Path, source: Manifest, variant: str, bundle: Path) -> dict[str, Variant]:
+def copied(candidates: Path, variant: str, bundle: Path) -> dict[str, Variant]:
     """Copy a form and the tokenizer into a bundle's folder; the variant that it is there."""
-    name, found = shipped_as(variant), source.variant(variant)
-    renamed = {path: path.replace(f"/{variant}/", f"/{name}/", 1) for path in found.files}
-    _copy(candidates, bundle, {**renamed, TOKENIZER: TOKENIZER})
-    segments = tuple(renamed[path] for path in found.segments)
-    return {name: Variant(found.provider, found.precision, segments, tuple(renamed.values()))}
+    name = shipped_as(variant)
+    found = copy_variant(candidates, variant, bundle, name)
+    shutil.copyfile(candidates / TOKENIZER, bundle / TOKENIZER)
+    return {name: found}
 
 
-def _copy(source: Path, folder: Path, paths: Mapping[str, str]) -> None:
-    """Files of one folder into another, made where it is not there, under other paths."""
-    for path, to in paths.items():
-        (folder / to).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / path, folder / to)
-
-
-def write_plain(candidates: Path, bundle: Path) -> None:
-    """Put the plain graphs beside a bundle that was written, as a bundle of one file."""
-    plain, made = read_manifest(candidates).variant(PLAIN), read_manifest(bundle)
+def write_plain(candidates: Path, bundle: Path, variant: str) -> None:
+    """Put the plain graphs that the form `variant` was made of beside a bundle, as a bundle of one file."""
+    made = read_manifest(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "plain")
-        _copy(candidates, folder, {path: path for path in (*plain.files, TOKENIZER)})
+        plain = copy_variant(candidates, plain_of(candidates, variant), folder, PLAIN)
+        shutil.copyfile(candidates / TOKENIZER, folder / TOKENIZER)
         write_bundle_like(folder, made, variants={PLAIN: plain}, metrics={})
         pack(folder, bundle / PLAIN_BUNDLE)
 

@@ -8,14 +8,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from codemill.compress.architecture import Architecture
 from codemill.compress.models.export import export_bundle
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.corpus import read_split
 from codemill.compress.stages.quantized import (
     FACTS,
+    add_trained,
     forms,
+    has_qat,
+    is_trained,
     libraries_of,
     said_of,
     settings_of,
@@ -25,7 +30,19 @@ from codemill.compress.stages.student import STUDENT
 from codemill.targets.evaluation import Evaluation
 from codemill.targets.profile import Shape
 
-__all__ = ["CALIBRATED", "CANDIDATES", "TOKENS", "VERSION", "stage", "validation_of"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "CALIBRATED",
+    "CANDIDATES",
+    "TOKENS",
+    "VERSION",
+    "calibration_of",
+    "export_student",
+    "stage",
+    "validation_of",
+]
 
 VERSION = 4
 CANDIDATES = "candidates"
@@ -50,31 +67,54 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
         report(0.0, "exporting")
         # of a run that was killed
         shutil.rmtree(folder / CANDIDATES, ignore_errors=True)
-        export_bundle(
-            student,
-            folder / CANDIDATES,
-            heads=architecture.heads,
-            tokenizer_json=read_chosen(inputs["search"]).tokenizer_json,
-            max_tokens=recipe.student.max_tokens,
-            precisions=("plain",),
-            name=CANDIDATES,
-            architecture=architecture.to_json(),
-        )
-        learned = read_split(inputs["corpus"], "train", CALIBRATED)
+        candidates = folder / CANDIDATES
+        export_student(recipe, inputs["search"], student, architecture, candidates)
+        if is_trained(inputs):
+            trained, _ = load_student(inputs["qat"] / STUDENT)
+            add_trained(
+                candidates,
+                lambda to: export_student(recipe, inputs["search"], trained, architecture, to),
+            )
         found = forms(
             recipe,
-            folder / CANDIDATES,
+            candidates,
             architecture,
             validation_of(recipe, inputs["corpus"]),
-            [(text,) for pair in learned for text in (pair.query, pair.code)],
+            calibration_of(inputs["corpus"]),
             Shape(min(TOKENS, recipe.longest_common), 1),
             threads,
             lambda share, what: report(0.1 + 0.9 * share, what),
         )
         (folder / FACTS).write_text(json.dumps(found, indent=1))
 
-    inputs = ("student", "search", "corpus")
+    inputs = ("student", "search", "corpus", *(("qat",) if has_qat(recipe) else ()))
     return Stage("export", VERSION, inputs, settings, libraries_of(recipe), work, machine, said_of)
+
+
+def export_student(
+    recipe: Recipe,
+    search: Path,
+    student: PreTrainedModel,
+    architecture: Architecture,
+    folder: Path,
+) -> None:
+    """Write a bundle of the student's plain graphs; search: the folder of that stage."""
+    export_bundle(
+        student,
+        folder,
+        heads=architecture.heads,
+        tokenizer_json=read_chosen(search).tokenizer_json,
+        max_tokens=recipe.student.max_tokens,
+        precisions=("plain",),
+        name=folder.name,
+        architecture=architecture.to_json(),
+    )
+
+
+def calibration_of(corpus: Path) -> list[tuple[str, ...]]:
+    """Texts that the student learned from, one by one."""
+    learned = read_split(corpus, "train", CALIBRATED)
+    return [(text,) for pair in learned for text in (pair.query, pair.code)]
 
 
 def validation_of(recipe: Recipe, corpus: Path) -> Evaluation:

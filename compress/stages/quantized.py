@@ -1,14 +1,19 @@
 """Which form of a student ships: the quantizations that a recipe asks for, made of its plain graphs and measured.
 
-Both kinds of encoder share this: what is compared is the task's metric on validation, and a call's time on this
-machine, each form in processes of its own. The gates are DESIGN.md's: what is slower than fp32, when the confidence
-interval excludes parity, or loses more quality than the recipe allows, is refused with the figures.
+A student that was trained for int8 (stage `qat`) has plain graphs of its own, of which its form is made. Both kinds of
+encoder share this: what is compared is the task's metric on validation, and a call's time on this machine, each form in
+processes of its own. The gates are DESIGN.md's: what is slower than fp32, when the confidence interval excludes parity,
+or loses more quality than the recipe allows, is refused with the figures.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +21,7 @@ from codemill.compress.architecture import Architecture
 from codemill.compress.pipeline import Report
 from codemill.compress.recipe import Recipe
 from codemill.export.quantize.settings import Method, Quantization
+from codemill.runtime.bundle import Manifest, Variant, read_manifest, update_bundle
 from codemill.targets.profile import target_named
 
 if TYPE_CHECKING:
@@ -26,11 +32,17 @@ __all__ = [
     "AUTO",
     "FACTS",
     "PLAIN_FORM",
+    "QAT_FACTS",
     "accepted",
+    "add_trained",
+    "copy_variant",
     "forms",
+    "has_qat",
     "how_of",
+    "is_trained",
     "libraries_of",
     "methods_of",
+    "plain_of",
     "rehearsed",
     "said_of",
     "settings_of",
@@ -38,7 +50,10 @@ __all__ = [
 ]
 
 FACTS = "export.json"
+QAT_FACTS = "qat.json"
 PLAIN_FORM = Method.FP32.value
+TRAINED = "trained-fp32"
+"""The plain graphs of the student that was trained for int8."""
 AUTO = (
     Method.DYNAMIC,
     Method.STATIC,
@@ -46,9 +61,11 @@ AUTO = (
     Method.WEIGHTS_INT8,
     Method.WEIGHTS_INT4,
 )
-"""What `auto` tries."""
+"""What `auto` tries, of the student as it is."""
 _ROUNDS = 5
-_REHEARSED = [("def first(items):\n    return items[0]\n",), ("return the first of some items",)]
+_REHEARSED = ("def first(items):\n    return items[0]\n", "return the first of some items")
+_ROUND_SECONDS = 1.5
+"""Of one form in one round of measuring: a process of its own starts, loads, and answers (measured)."""
 _MADE_SHARE = 0.5
 """Of the time, that making the forms takes."""
 
@@ -69,6 +86,20 @@ def methods_of(recipe: Recipe, architecture: Architecture) -> tuple[Method, ...]
     return AUTO if asked == "auto" else (Method(asked),)
 
 
+def has_qat(recipe: Recipe) -> bool:
+    """Whether a recipe's student may be trained for int8. One whose layers learn with exits is another student."""
+    asked = recipe.quantize.method in ("auto", Method.QAT)
+    alone = recipe.exits.after == "none" or recipe.exits.train == "heads"
+    return asked and alone and recipe.task != "completion"
+
+
+def is_trained(folders: Mapping[str, Path]) -> bool:
+    """Whether the student was trained for int8; folders: a stage's inputs."""
+    return "qat" in folders and bool(
+        json.loads((folders["qat"] / QAT_FACTS).read_text())["trained"]
+    )
+
+
 def how_of(recipe: Recipe, method: Method) -> Quantization:
     """How a form is made; controlled-int8 keeps to what the recipe allows, half a percent at most."""
     return Quantization(
@@ -81,7 +112,7 @@ def how_of(recipe: Recipe, method: Method) -> Quantization:
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What an export stage depends on, of what is in this module."""
     return {
-        "quantize": recipe.quantize.model_dump(),
+        "quantize": recipe.quantize.made_of(),
         "reduced_range": target_named(recipe.target).reduced_range,
         "size_bytes": recipe.budget.size_bytes,
     }
@@ -110,11 +141,14 @@ def forms(
     from codemill.export.derive import derive
 
     tried = methods_of(recipe, architecture)
+    if TRAINED in read_manifest(candidates).variants:
+        tried = tuple(dict.fromkeys((*tried, Method.QAT)))
     made = (Method.FP32, *tried)
     for number, method in enumerate(made):
         derive(
             candidates,
             how_of(recipe, method),
+            plain=plain_of(candidates, method.value),
             validation=evaluation,
             calibration=calibration,
             report=lambda at, what, number=number: report(  # type: ignore[misc]
@@ -143,16 +177,79 @@ def forms(
     }
 
 
-def rehearsed(recipe: Recipe, architecture: Architecture, folder: Path) -> None:
+def plain_of(candidates: Path, form: str) -> str:
+    """The variant of the bundle `candidates` with the plain graphs that a form is made of.
+
+    Of a bundle with exits, and outside a run, there is one such variant, trained or not.
+    """
+    from codemill.export.candidates import PLAIN
+
+    trained = form == Method.QAT and TRAINED in read_manifest(candidates).variants
+    return TRAINED if trained else PLAIN
+
+
+def copy_variant(source: Path, name: str, folder: Path, to: str) -> Variant:
+    """Copy the files of the variant `name` of the bundle in `source` into `folder`; what it is there, called `to`."""
+    found = read_manifest(source).variant(name)
+    renamed = {path: path.replace(f"/{name}/", f"/{to}/", 1) for path in found.files}
+    for path, copied in renamed.items():
+        (folder / copied).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, folder / copied)
+    segments = tuple(renamed[path] for path in found.segments)
+    return Variant(found.provider, found.precision, segments, tuple(renamed.values()))
+
+
+def add_trained(candidates: Path, write: Callable[[Path], None]) -> None:
+    """Add the plain graphs of the student that was trained for int8 to the bundle `candidates`.
+
+    write: writes a bundle of them.
+    """
+    from codemill.export.candidates import PLAIN
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "trained")
+        write(folder)
+        made = copy_variant(folder, PLAIN, candidates, TRAINED)
+    update_bundle(candidates, variants={**read_manifest(candidates).variants, TRAINED: made})
+
+
+def rehearsed(recipe: Recipe, architecture: Architecture, folder: Path, reading: float) -> float:
     """Make the forms that a recipe asks for of an untrained student, whose bundle in `folder` has a plain one.
 
-    So that what a method cannot do is known before hours of training. Accuracy control has nothing to control here.
+    So that what a method cannot do is known before hours of training. Accuracy control sees all of its way but giving
+    products back, for any loss is allowed. Returns the seconds that making and measuring them will take at the least,
+    where reading what is compared on takes `reading`.
     """
     from codemill.export.derive import derive
 
-    for method in methods_of(recipe, architecture):
-        if method is not Method.CONTROLLED:
-            derive(folder, how_of(recipe, method), calibration=_REHEARSED)
+    methods, manifest = methods_of(recipe, architecture), read_manifest(folder)
+    began = time.perf_counter()
+    for method in methods:
+        derive(
+            folder,
+            replace(how_of(recipe, method), max_loss=1.0),
+            validation=_rehearsed_on(manifest),
+            calibration=[(text,) for text in _REHEARSED],
+        )
+    if not methods:
+        return 0.0
+    # float32 and the quantized graphs are scored once more where accuracy is controlled
+    read = len(methods) + 1 + 2 * (Method.CONTROLLED in methods)
+    made = time.perf_counter() - began
+    return made + (len(methods) + 1) * _ROUNDS * _ROUND_SECONDS + read * reading
+
+
+def _rehearsed_on(manifest: Manifest) -> Evaluation | LabelledEvaluation:
+    """Two texts, of which something is right whatever a student says: it is one label's share."""
+    from codemill.runtime.labels import LABEL_TASKS, labelling_of
+    from codemill.targets.evaluation import Evaluation, LabelledEvaluation
+
+    if manifest.task not in LABEL_TASKS:
+        return Evaluation("rehearsal", _REHEARSED, _REHEARSED[::-1])
+    labelling = labelling_of(manifest)
+    row, labels = (0, 1)[: labelling.texts], labelling.labels
+    truth = tuple(range(len(labels)))
+    return LabelledEvaluation("rehearsal", labels, _REHEARSED, (row,) * len(labels), truth)
 
 
 def accepted(folder: Path) -> dict[str, Any]:

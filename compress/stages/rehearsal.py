@@ -23,11 +23,12 @@ from codemill.compress.models.load import TeacherModel, load_teacher, resolve_mo
 from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Losses, Recipe
 from codemill.compress.stages.corpus import read_split
-from codemill.compress.stages.quantized import rehearsed
+from codemill.compress.stages.quantized import has_qat, rehearsed
 from codemill.compress.stages.search import Chosen, read_chosen
 from codemill.compress.stages.student import cut
 from codemill.errors import RefusedError
 from codemill.runtime import load_encoder, size_bytes
+from codemill.targets.profile import target_named
 
 __all__ = [
     "FACTS",
@@ -35,12 +36,14 @@ __all__ = [
     "VERSION",
     "Prediction",
     "check_prediction",
+    "predicted",
     "read_prediction",
+    "said_of_qat",
     "stage",
     "timed",
 ]
 
-VERSION = 3
+VERSION = 4
 FACTS = "predicted.json"
 _FIXED_SECONDS = 45.0
 """Export, gates and bundle, beside what is timed."""
@@ -52,11 +55,15 @@ MANIFEST_ALLOWANCE = 2_000
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the run will give and take on this machine; seconds by stage, for the stages that take long."""
+    """What the run will give and take on this machine; seconds by stage, for the stages that take long.
+
+    qat_seconds: what training for int8 will take, where it is known only then whether it is needed.
+    """
 
     size_bytes: int
     latency_ms: float
     seconds: dict[str, float]
+    qat_seconds: float | None = None
 
     @property
     def total_seconds(self) -> float:
@@ -73,7 +80,7 @@ def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
         "validation_pairs": recipe.data.validation_pairs,
         "max_tokens": [recipe.data.max_tokens, recipe.student.max_tokens],
         "distill": recipe.distill.made_of(),
-        "quantize": recipe.quantize.method,
+        "quantize": [recipe.quantize.method, recipe.quantize.epochs],
         "rounds": recipe.bench.rounds,
         "compute": asdict(compute),
     }
@@ -93,8 +100,15 @@ def _findings(folder: Path) -> str:
     found = read_prediction(folder)
     return (
         f"predicted: {found.size_bytes / 1e6:.2f} MB, {found.latency_ms:.2f} ms a function of 128 tokens, "
-        f"{found.total_seconds / 60:.0f} minutes from here if nothing is cached"
+        f"{found.total_seconds / 60:.0f} minutes from here if nothing is cached{said_of_qat(found)}"
     )
+
+
+def said_of_qat(found: Prediction) -> str:
+    """What training for int8 would add, for people."""
+    if found.qat_seconds is None:
+        return ""
+    return f", {found.qat_seconds / 60:.0f} more if int8 has to be trained for"
 
 
 def _rehearse(
@@ -136,14 +150,23 @@ def _rehearse(
         "teacher": _finetune_seconds(recipe, compute, teacher, pairs),
     }
     report(0.8, "timing a few training steps")
-    seconds["student"] = _distill_seconds(recipe, compute, teacher, chosen, pairs)
+    seconds["student"], qat = _distill_seconds(recipe, compute, teacher, chosen, pairs)
     seconds["export, bundle, benchmark"] = _FIXED_SECONDS + recipe.bench.rounds * _SECONDS_PER_ROUND
     size = size_bytes(folder / "student", f"cpu-{precision}") + MANIFEST_ALLOWANCE
     report(0.9, "quantizing it as it will be")
-    rehearsed(recipe, chosen.architecture, folder / "student")
-    return Prediction(
-        size, round(latency_ms, 3), {name: round(value, 1) for name, value in seconds.items()}
-    )
+    reading = 2 * recipe.data.validation_pairs * latency_ms / 1e3
+    seconds["forms"] = rehearsed(recipe, chosen.architecture, folder / "student", reading)
+    return predicted(recipe, size, latency_ms, seconds, qat)
+
+
+def predicted(
+    recipe: Recipe, size: int, latency_ms: float, seconds: dict[str, float], qat: float | None
+) -> Prediction:
+    """Of these seconds; qat: of training for int8, None where the recipe leaves it out."""
+    if recipe.quantize.method == "qat-int8" and qat is not None:
+        seconds, qat = {**seconds, "qat": qat}, None
+    rounded = {name: round(value, 1) for name, value in seconds.items()}
+    return Prediction(size, round(latency_ms, 3), rounded, qat and round(qat, 1))
 
 
 def _latency_ms(bundle: Path, threads: int, pairs: list[Pair]) -> float:
@@ -203,25 +226,31 @@ def _distill_seconds(
     teacher: TeacherModel,
     chosen: Chosen,
     pairs: list[Pair],
-) -> float:
+) -> tuple[float, float | None]:
+    """Of distilling; and of training for int8, None where the recipe leaves it out."""
     from codemill.compress.distill.loop import seconds_per_pair
     from codemill.compress.freeze.freeze import freeze_bottom
+    from codemill.compress.quantize import rounded
     from codemill.compress.tasks.retrieval import tokenize_pairs
 
     settings = recipe.distill
+    validated = recipe.data.validation_pairs * settings.validations
     longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
     tokens = tokenize_pairs(pairs[:128], chosen.tokenizer_json, longest)
     student = cut(teacher, chosen)
     if isinstance(settings.freeze_layers, int):
         # more than there are is refused here
         freeze_bottom(student, settings.freeze_layers, "distill.freeze_layers")
-    training, forward = seconds_per_pair(
-        student, tokens.queries, tokens.codes, settings.losses, compute.bf16
-    )
-    return (
-        training * len(pairs) * settings.epochs
-        + forward * recipe.data.validation_pairs * settings.validations
-    )
+    sides = (tokens.queries, tokens.codes, settings.losses)
+    training, forward = seconds_per_pair(student, *sides, compute.bf16)
+    qat = None
+    if has_qat(recipe) and chosen.architecture.bits != 32:
+        # from the start: all layers learn
+        student = cut(teacher, chosen)
+        with rounded(student, target_named(recipe.target).reduced_range):
+            step, pass_ = seconds_per_pair(student, *sides, bf16=False)
+        qat = step * len(pairs) * recipe.quantize.epochs + pass_ * validated
+    return training * len(pairs) * settings.epochs + forward * validated, qat
 
 
 def check_prediction(recipe: Recipe, prediction: Prediction) -> None:

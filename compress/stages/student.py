@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,19 @@ from codemill.compress.stages.search import Chosen, read_chosen
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from codemill.compress.distill.loop import Point
+    from codemill.compress.distill.loop import Point, Targets
 
-__all__ = ["HISTORY", "STUDENT", "VERSION", "cut", "cut_from", "distil", "stage"]
+__all__ = [
+    "HISTORY",
+    "STUDENT",
+    "VERSION",
+    "cut",
+    "cut_from",
+    "distil",
+    "stage",
+    "targets_of",
+    "validator_of",
+]
 
 VERSION = 1
 STUDENT = "student"
@@ -94,33 +105,16 @@ def distil(
     Reads the folders of the stages corpus, teacher and labels; of the labels, as many as the recipe
     has training pairs. A checkpoint in `folder` is continued from.
     """
-    from codemill.compress.distill.loop import Schedule, Targets, narrowed, train
+    from codemill.compress.distill.loop import Schedule, train
     from codemill.compress.freeze.choose import brief_schedule, freeze_as_asked
-    from codemill.compress.tasks.retrieval import tokenize_pairs, validator
 
     student = cut(teaching_model(recipe, inputs["teacher"]), chosen, recipe.seed)
-    pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
-    longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
-    tokens = tokenize_pairs(pairs, chosen.tokenizer_json, longest)
-    queries, codes = (
-        read_labels(inputs["labels"], side)[: len(pairs)] for side in ("queries", "codes")
-    )
-    aims = (
-        narrowed(queries, codes, chosen.architecture.hidden_size)
-        if recipe.distill.losses.cosine
-        else None
-    )
-    targets = Targets(tokens.queries, tokens.codes, queries, codes, aims)
-    held_out = read_split(inputs["corpus"], "validation", recipe.data.validation_pairs)
-    validate = validator(
-        student,
-        tokenize_pairs(held_out, chosen.tokenizer_json, recipe.student.max_tokens),
-        compute.bf16,
-    )
+    targets = targets_of(recipe, inputs, chosen)
+    validate = validator_of(recipe, inputs, chosen, student, compute.bf16)
     schedule = Schedule.of(recipe.distill, compute.bf16)
 
     def trained_briefly(scratch: Path) -> float:
-        brief = brief_schedule(schedule, len(pairs))
+        brief = brief_schedule(schedule, len(targets.queries))
         found = train(student, targets, brief, recipe.seed, validate, scratch, lambda *_: None)
         return found[-1].metric
 
@@ -135,3 +129,33 @@ def distil(
     )
     points = train(student, targets, schedule, recipe.seed, validate, folder, report)
     return student, points
+
+
+def targets_of(recipe: Recipe, inputs: Folders, chosen: Chosen) -> Targets:
+    """What there is to learn: the training pairs, and the teacher's embeddings of them."""
+    from codemill.compress.distill.loop import Targets, narrowed
+    from codemill.compress.tasks.retrieval import tokenize_pairs
+
+    pairs = read_split(inputs["corpus"], "train", recipe.data.train_pairs)
+    longest = min(recipe.data.max_tokens, chosen.architecture.max_tokens)
+    tokens = tokenize_pairs(pairs, chosen.tokenizer_json, longest)
+    queries, codes = (
+        read_labels(inputs["labels"], side)[: len(pairs)] for side in ("queries", "codes")
+    )
+    aims = (
+        narrowed(queries, codes, chosen.architecture.hidden_size)
+        if recipe.distill.losses.cosine
+        else None
+    )
+    return Targets(tokens.queries, tokens.codes, queries, codes, aims)
+
+
+def validator_of(
+    recipe: Recipe, inputs: Folders, chosen: Chosen, student: PreTrainedModel, bf16: bool
+) -> Callable[[], float]:
+    """A function that gives the student's MRR on the validation pairs as it stands."""
+    from codemill.compress.tasks.retrieval import tokenize_pairs, validator
+
+    held_out = read_split(inputs["corpus"], "validation", recipe.data.validation_pairs)
+    tokens = tokenize_pairs(held_out, chosen.tokenizer_json, recipe.student.max_tokens)
+    return validator(student, tokens, bf16)

@@ -23,8 +23,12 @@ class Method(enum.StrEnum):
     """int8 weights in blocks (MatMulNBits)"""
     WEIGHTS_INT4 = "weights-int4"
     """int4 weights in blocks, tables of words at int8"""
+    QAT = "qat-int8"
+    """as dynamic-int8, of a student that was trained further for it (compress/quantize.py)"""
     FP16 = "fp16"
     """half precision, inputs and outputs as they were; for GPUs"""
+    BF16 = "bf16"
+    """the same with the range of float32 and fewer digits; for TensorRT"""
 
     @property
     def precision(self) -> str:

@@ -4,9 +4,9 @@
     python scripts/bench/on_gpu.py BUNDLE [--data-centre] [--out on_gpu.json]
 
 BUNDLE: the folder of a bundle that `compress run` made (plain.mill and validation.jsonl.gz beside it), one that embeds
-or labels, with or without exits. Builds engines for the GPU at hand in half precision, int8 and float32; compares what
-they say with the plain graphs on the processor; times calls at batch 1 and 32 and the first start against the second,
-which finds what was compiled in the cache; asks the inspector; and runs the half-precision ONNX through those of ONNX
+or labels, with or without exits. Builds engines for the GPU at hand in float16, bfloat16, int8 and float32; compares
+what they say with the plain graphs on the processor; times calls at batch 1 and 32 and the first start against the
+second, which finds what was compiled in the cache; asks the inspector; and runs the float16 ONNX through those of ONNX
 Runtime's CUDA, TensorRT and TensorRT-RTX providers that are installed. Every figure goes to the JSON file; what fails
 is written there with its message, and the rest goes on. Send the file along with an issue.
 """
@@ -150,7 +150,7 @@ def main() -> int:
         asked = asked_of(read_manifest(work), file)
         calibration = calibration_of(asked)
         plain = answers(work, PLAIN, asked)
-        for method in (Method.FP16, Method.STATIC, Method.FP32):
+        for method in (Method.FP16, Method.BF16, Method.STATIC, Method.FP32):
             name = f"engine-{method.precision}"
             print(name, flush=True)
             how = Quantization(method, reduced_range=False)

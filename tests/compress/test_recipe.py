@@ -40,7 +40,8 @@ def test_what_is_left_out_is_the_default() -> None:
         ({"sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
         (
             {"epochs": 1},
-            "unknown key 'epochs'; did you mean 'teacher.finetune.epochs' or 'distill.epochs' or 'exits.epochs'?",
+            "unknown key 'epochs'; did you mean 'teacher.finetune.epochs' or 'distill.epochs' or 'exits.epochs' or "
+            "'quantize.epochs'?",
         ),
         (
             {"distill": {"epoch": 1}},

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from codemill.compress.commands import compress
 from codemill.compress.pipeline import keys_of
 from codemill.compress.progress import Silent
 from codemill.compress.recipe import Recipe, parse_recipe
@@ -18,6 +20,7 @@ from codemill.errors import RecipeError
 from codemill.runtime import load_classifier, read_manifest, verify_bundle
 
 from .conftest import make_pairs, tiny_bert, train_tokenizer
+from .test_run import commanded
 from .test_run_classifier import labelled, made, values
 
 
@@ -101,6 +104,40 @@ def test_exits_keep_the_bound_on_validation_and_their_timings_are_kept(
     assert (
         read_manifest(bundle).exits == read_manifest(folder_of(result, "bundle") / "bundle").exits
     )
+
+
+def test_its_bundle_is_quantized_anew_with_exits_that_are_calibrated_for_the_form(
+    exited: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    folder, _ = exited
+    said = commanded(
+        *("quantize", folder / "out", "--method", "weights-int8", "--max-loss", "1"),
+        *("--rounds", "1", "--threads", "1", "--out", tmp_path / "q", "--json"),
+    )
+    before, manifest = read_manifest(folder / "out"), read_manifest(tmp_path / "q")
+    # half of the rows of so small a run would show nothing
+    rows = said["calibrated"]["rows"]
+    assert said["calibrated"]["judged_rows"] == rows
+    assert not said["calibrated"]["apart"]
+    forms = said["calibrated"]["forms"]
+    assert set(forms) == {"fp32", "weights-int8"}
+    chosen = forms[said["chosen"]]
+    assert list(manifest.exits) == chosen["exits"]
+    assert [item["layer"] for item in manifest.exits] == [item["layer"] for item in before.exits]
+    assert manifest.output["temperature"] == chosen["temperature"]
+    assert chosen["loss_upper"] <= 0.3
+    assert manifest.provenance == before.provenance
+    verify_bundle(tmp_path / "q")
+    # and once more of what came of it
+    said = CliRunner().invoke(
+        compress,
+        [
+            *("quantize", str(tmp_path / "q"), "--method", "dynamic-int8", "--max-loss", "1"),
+            *("--rounds", "1", "--threads", "1", "--out", str(tmp_path / "again")),
+        ],
+        catch_exceptions=False,
+    )
+    assert f"calibrated on all {rows} rows of the evaluation, and judged by the same" in said.stdout
 
 
 def test_what_was_encoded_for_training_is_not_kept(exited: tuple[Path, RunResult]) -> None:

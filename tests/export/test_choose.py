@@ -169,7 +169,8 @@ def test_what_is_said_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "count"), [("auto", 5), *[(method, 1) for method in AUTO], ("none", 0)]
+    ("asked", "count"),
+    [("auto", 5), *[(method, 1) for method in AUTO], ("qat-int8", 1), ("none", 0)],
 )
 def test_each_method_of_a_recipe_is_tried(asked: str, count: int) -> None:
     recipe = parse_recipe(

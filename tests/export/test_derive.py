@@ -28,11 +28,12 @@ from .bundles import embedding_bundle, labelling_bundle
 TEXTS = ["open file", "close the file", "open", "file close open open", "close", "open close"]
 EVALUATION = Evaluation("validation", tuple(TEXTS), tuple(text + " file" for text in TEXTS))
 ROWS = [(text,) for text in TEXTS]
-ON_PROCESSORS = [method for method in Method if method is not Method.FP16]
+ON_PROCESSORS = [method for method in Method if method not in (Method.FP16, Method.BF16)]
 NEAR = {
     Method.FP32: 1e-5,
     Method.WEIGHTS_INT8: 0.03,
     Method.DYNAMIC: 0.1,
+    Method.QAT: 0.1,
     Method.CONTROLLED: 0.15,
     Method.STATIC: 0.15,
     Method.WEIGHTS_INT4: 0.3,
@@ -107,6 +108,41 @@ def test_half_precision_keeps_inputs_and_outputs(plain: Path, tmp_path: Path) ->
         if item.data_type == onnx.TensorProto.FLOAT and np.prod(item.dims) > 64
     ]
     assert floats == []
+
+
+def test_bfloat16_is_half_precision_of_another_kind_and_its_weights_are_rounded_once(
+    plain: Path, tmp_path: Path
+) -> None:
+    import ml_dtypes
+    from onnx import TensorProto, numpy_helper
+
+    source = plain / read_manifest(plain).variants[PLAIN].segments[0]
+    for brain, name in ((False, "half"), (True, "brain")):
+        to_half(source, tmp_path / f"{name}.onnx", brain=brain)
+    whole, half, made = (
+        onnx.load(str(path)).graph
+        for path in (source, tmp_path / "half.onnx", tmp_path / "brain.onnx")
+    )
+    assert [node.op_type for node in made.node] == [node.op_type for node in half.node]
+
+    def kinds(graph: onnx.GraphProto) -> list[int]:
+        casts = [item.i for node in graph.node if node.op_type == "Cast" for item in node.attribute]
+        held = [item.t.data_type for node in graph.node for item in node.attribute if item.t.dims]
+        weights = [item.data_type for item in graph.initializer]
+        sides = (*graph.input, *graph.output, *graph.value_info)
+        return [*casts, *held, *weights, *(item.type.tensor_type.elem_type for item in sides)]
+
+    assert TensorProto.FLOAT16 in kinds(half)
+    assert TensorProto.FLOAT16 not in kinds(made)
+    changed = [TensorProto.BFLOAT16 if k == TensorProto.FLOAT16 else k for k in kinds(half)]
+    assert kinds(made) == changed
+    weights = {item.name: numpy_helper.to_array(item) for item in whole.initializer}
+    for item in made.initializer:
+        if item.data_type == TensorProto.BFLOAT16:
+            expected = weights[item.name].astype(ml_dtypes.bfloat16)
+            assert np.array_equal(numpy_helper.to_array(item), expected)
+    with pytest.raises(ValueError, match="bf16 is not made for CPUExecutionProvider"):
+        derive(plain, Quantization(Method.BF16))
 
 
 def test_a_table_that_is_multiplied_by_as_well_stays(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return embedding_bundle(tmp_path_factory.mktemp("tensorrt"), tiny_bert(), 4)
 
 
-@pytest.mark.parametrize("method", [Method.FP16, Method.STATIC, Method.FP32])
+@pytest.mark.parametrize("method", [Method.FP16, Method.BF16, Method.STATIC, Method.FP32])
 def test_an_engine_is_built_for_several_gpus_at_once(bundle: Path, method: Method) -> None:
     name = f"rtx-{method.precision}"
     derive(
@@ -66,10 +66,12 @@ def test_names_types_and_shapes_of_what_goes_in_and_out(bundle: Path, tmp_path: 
     assert found.size_bytes == (tmp_path / "x.engine").stat().st_size
 
 
-@pytest.mark.parametrize("texts", [1, 2])
-def test_parts_with_exits_are_engines_each(texts: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("texts", "method"), [(1, Method.BF16), (1, Method.FP16), (2, Method.FP16)]
+)
+def test_parts_with_exits_are_engines_each(texts: int, method: Method, tmp_path: Path) -> None:
     folder = labelling_bundle(tmp_path, texts)
-    how = Quantization(Method.FP16)
+    how = Quantization(method)
     derive(folder, how, name="rtx", provider=TENSORRT_RTX, capabilities=GPUS, calibration=ROWS)
     variant = read_manifest(folder).variants["rtx"]
     assert [Path(path).name for path in variant.segments] == [

@@ -67,6 +67,7 @@ def test_an_unknown_target_is_named_with_those_there_are() -> None:
         ("compute_capabilities: ['86']", r"compute_capabilities: .* in quotes"),
         ("provider: Foo", r"provider: expected an execution provider, or one of"),
         ("name: a b/../c", r"name: expected a name of letters"),
+        ("precision: bf16", r"bf16 is of the providers TensorRT-RTX and TensorRT, .* CPUExecution"),
         ("reduced_range: maybe", r"reduced_range: expected true or false"),
     ],
 )
@@ -75,6 +76,16 @@ def test_a_bad_value_is_named_with_its_key_and_file(line: str, message: str) -> 
     text = "\n".join(x for x in GOOD.splitlines() if not x.startswith(f"{key}:")) + f"\n{line}\n"
     with pytest.raises(RecipeError, match=message):
         read_target(text, "office.yaml")
+
+
+def test_bfloat16_is_of_tensorrt_on_gpus_that_multiply_it() -> None:
+    text = GOOD.replace("CPUExecutionProvider", "TensorRT-RTX").replace("int8", "bf16")
+    found = read_target(f"{text}\ncompute_capabilities: ['8.6', '12.0']\n", "gpu.yaml")
+    assert found.precision is Precision.BF16
+    with pytest.raises(RecipeError, match=r"gpu.yaml: precision: bf16 needs .* 8.0 .* lists 7.5; "):
+        read_target(f"{text}\ncompute_capabilities: ['7.5', '8.6']\n", "gpu.yaml")
+    with pytest.raises(RecipeError, match="bf16 is of the providers"):
+        read_target(text.replace("TensorRT-RTX", "OpenVINO"), "intel.yaml")
 
 
 def test_a_missing_key_is_named() -> None:

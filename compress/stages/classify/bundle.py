@@ -59,7 +59,7 @@ def _bundle(
     candidates, variant, left = shipped(inputs["export"])
     source, bundle = read_manifest(candidates), folder / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
-    variants = copied(candidates, source, variant, bundle)
+    variants = copied(candidates, variant, bundle)
     (name,) = variants
     validation = read_labelled(inputs["corpus"], "validation", recipe.data.validation_pairs)
     truth = truth_of(validation, read_probabilities(inputs["labels"], "validation"))
@@ -103,7 +103,7 @@ def _bundle(
     labels = labels_of(inputs["corpus"])
     write_evaluation(bundle / EVALUATION, evaluation_of(test, labels, "test"))
     write_evaluation(bundle / VALIDATION, evaluation_of(validation, labels, "validation", truth))
-    write_plain(candidates, bundle)
+    write_plain(candidates, bundle, variant)
     check_size(recipe, bundle, name)
 
 

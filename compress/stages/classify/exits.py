@@ -17,9 +17,12 @@ from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.classify.evaluation import truth_of
 from codemill.compress.stages.classify.labels import read_probabilities
-from codemill.compress.stages.classify.student import read_student, teacher_probabilities
+from codemill.compress.stages.classify.student import (
+    read_student,
+    teacher_probabilities,
+    write_student,
+)
 from codemill.compress.stages.search import read_chosen
-from codemill.compress.stages.student import STUDENT
 from codemill.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +32,6 @@ __all__ = ["VERSION", "has_exits", "read_exiting", "stage", "trained_as"]
 
 VERSION = 1
 _FACTS = "exits.json"
-_HEAD = "head.safetensors"
 _DISTIL = ("batch_size", "warmup", "label_temperature", "class_weights", "validations", "patience")
 
 
@@ -81,8 +83,6 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     from codemill.compress.distill.team import ALONE, Team
     from codemill.compress.exits.heads import Exiting, exit_layers, write_heads
     from codemill.compress.freeze.choose import brief_steps, freeze_as_asked
-    from codemill.compress.models.classifier import Head, save_head
-    from codemill.compress.models.surgery import save_student
     from codemill.compress.models.tokenize import tokenize
     from codemill.compress.tasks.classification import plan_row_batches
 
@@ -167,10 +167,7 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     )
     write_heads(exiting, folder)
     if whole:
-        head = exiting.whole.head
-        assert isinstance(head, Head)
-        save_student(exiting.whole.encoder, chosen.architecture, folder / STUDENT)
-        save_head(head, folder / _HEAD)
+        write_student(exiting.whole, chosen, folder)
     best = max(point.metric for point in points)
     found |= {"recall": best, "points": [asdict(point) for point in points]}
     (folder / _FACTS).write_text(json.dumps(found, indent=1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codemill.compress.data.labelled import read_labelled
 from codemill.compress.models.export import export_classifier
@@ -25,8 +25,11 @@ from codemill.compress.stages.export import CALIBRATED, CANDIDATES, TOKENS
 from codemill.compress.stages.quantized import (
     FACTS,
     accepted,
+    add_trained,
     forms,
+    has_qat,
     how_of,
+    is_trained,
     libraries_of,
     said_of,
     settings_of,
@@ -37,7 +40,11 @@ from codemill.export.quantize.settings import Method
 from codemill.targets.evaluation import LabelledEvaluation
 from codemill.targets.profile import Shape
 
-__all__ = ["VERSION", "shipped", "stage", "validation_of"]
+if TYPE_CHECKING:
+    from codemill.compress.exits.heads import Exiting
+    from codemill.compress.models.classifier import Classifier
+
+__all__ = ["VERSION", "calibration_of", "export_student", "shipped", "stage", "validation_of"]
 
 VERSION = 4
 _EXITED = "exited"
@@ -62,26 +69,22 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
         for left in (CANDIDATES, _EXITED):
             # of a run that was killed
             shutil.rmtree(folder / left, ignore_errors=True)
-        chosen = read_chosen(inputs["search"])
-        export_classifier(
-            read_student(recipe, inputs["student"]),
-            folder / CANDIDATES,
-            labels=labels_of(inputs["corpus"]),
-            heads=chosen.architecture.heads,
-            tokenizer_json=chosen.tokenizer_json,
-            max_tokens=recipe.student.max_tokens,
-            precisions=("plain",),
-            name=CANDIDATES,
-            architecture=chosen.architecture.to_json(),
-            long=recipe.student.long,
-        )
+        chosen, corpus = read_chosen(inputs["search"]), inputs["corpus"]
+        student = read_student(recipe, inputs["student"])
+        export_student(recipe, chosen, corpus, student, folder / CANDIDATES)
+        if is_trained(inputs):
+            trained = read_student(recipe, inputs["qat"])
+            add_trained(
+                folder / CANDIDATES,
+                lambda to: export_student(recipe, chosen, corpus, trained, to),
+            )
         validation = validation_of(recipe, inputs)
         found = forms(
             recipe,
             folder / CANDIDATES,
             chosen.architecture,
             validation,
-            _calibration(inputs["corpus"]),
+            calibration_of(corpus),
             Shape(min(TOKENS, recipe.student.max_tokens), 1),
             threads,
             lambda share, what: report(0.1 + 0.8 * share, what),
@@ -92,7 +95,8 @@ def stage(recipe: Recipe, threads: int, machine: str) -> Stage:
             )
         (folder / FACTS).write_text(json.dumps(found, indent=1))
 
-    inputs = ("student", "search", "corpus", "labels", *(("exits",) if has_exits(recipe) else ()))
+    asked = {"qat": has_qat(recipe), "exits": has_exits(recipe)}
+    inputs = ("student", "search", "corpus", "labels", *(name for name in asked if asked[name]))
     return Stage(
         "export",
         VERSION,
@@ -130,28 +134,20 @@ def _exits(
     report: Report,
 ) -> dict[str, Any] | None:
     """Export the accepted variant in parts, calibrate it, and decide; None where the student has no place for exits."""
-    exiting = read_exiting(recipe, inputs["student"], inputs["exits"])
+    student = "qat" if variant == Method.QAT else "student"
+    exiting = read_exiting(recipe, inputs[student], inputs["exits"])
     if exiting is None:
         return None
     report(0.9, "exporting with exits")
-    export_classifier(
-        exiting.whole,
-        folder / _EXITED,
-        labels=labels_of(inputs["corpus"]),
-        heads=chosen.architecture.heads,
-        tokenizer_json=chosen.tokenizer_json,
-        max_tokens=recipe.student.max_tokens,
-        precisions=("plain",),
-        name=_EXITED,
-        architecture=chosen.architecture.to_json(),
-        exiting=exiting,
+    export_student(
+        recipe, chosen, inputs["corpus"], exiting.whole, folder / _EXITED, exiting=exiting
     )
     # as the accepted one of the whole was made
     derive(
         folder / _EXITED,
         how_of(recipe, Method(variant)),
         validation=validation,
-        calibration=_calibration(inputs["corpus"]),
+        calibration=calibration_of(inputs["corpus"]),
     )
     rows = read_labelled(inputs["corpus"], "validation", recipe.data.validation_pairs)
     return decided(
@@ -173,6 +169,30 @@ def validation_of(recipe: Recipe, inputs: Folders) -> LabelledEvaluation:
     return evaluation_of(rows, labels_of(inputs["corpus"]), "validation", truth)
 
 
-def _calibration(corpus: Path) -> list[tuple[str, ...]]:
+def export_student(
+    recipe: Recipe,
+    chosen: Chosen,
+    corpus: Path,
+    student: Classifier,
+    folder: Path,
+    exiting: Exiting | None = None,
+) -> None:
+    """Write a bundle of the student's plain graphs, in parts where it has exits."""
+    export_classifier(
+        student,
+        folder,
+        labels=labels_of(corpus),
+        heads=chosen.architecture.heads,
+        tokenizer_json=chosen.tokenizer_json,
+        max_tokens=recipe.student.max_tokens,
+        precisions=("plain",),
+        name=folder.name,
+        architecture=chosen.architecture.to_json(),
+        long=recipe.student.long,
+        exiting=exiting,
+    )
+
+
+def calibration_of(corpus: Path) -> list[tuple[str, ...]]:
     """Texts that the student learned from, one by one."""
     return [(text,) for text in read_labelled(corpus, "train", CALIBRATED).texts]

@@ -26,11 +26,11 @@ from codemill.runtime import (
     load_classifier,
     read_manifest,
     size_bytes,
-    write_bundle,
 )
+from codemill.runtime.bundle import update_bundle
 from codemill.targets.metrics import paired_ratio
 
-__all__ = ["Left", "Timed", "calibrated", "decided", "said_of_exits", "with_exits"]
+__all__ = ["Left", "Timed", "calibrated", "decided", "never", "said_of_exits", "with_exits"]
 
 _UNIT = 16.0
 """A temperature at which no probability is so near 1 that its logits could not be told from it."""
@@ -81,17 +81,13 @@ def with_exits(
     folder: Path, exits: Sequence[Mapping[str, Any]], temperature: float = 1.0
 ) -> Manifest:
     """Write a bundle's manifest anew with these exits, and this temperature of the last head."""
-    found = read_manifest(folder)
-    return write_bundle(
-        folder,
-        name=found.name,
-        task=found.task,
-        input=found.input,
-        output={**found.output, "temperature": temperature},
-        variants=found.variants,
-        architecture=found.architecture,
-        exits=[dict(item) for item in exits],
-    )
+    output = {**read_manifest(folder).output, "temperature": temperature}
+    return update_bundle(folder, output=output, exits=[dict(item) for item in exits])
+
+
+def never(layer: int) -> dict[str, Any]:
+    """An exit at which no row leaves."""
+    return {"layer": layer, **_NONE_LEAVES}
 
 
 def calibrated(
@@ -143,7 +139,7 @@ def calibrated(
         if thresholds is None:
             return None
         chosen = tuple(
-            {"layer": layer, **_NONE_LEAVES}
+            never(layer)
             if threshold == NEVER
             else {
                 "layer": layer,

@@ -27,17 +27,20 @@ from codemill.compress.stages.classify.evaluation import items_of
 from codemill.compress.stages.classify.exits import has_exits, trained_as
 from codemill.compress.stages.classify.rewrites import MOST_TEXTS
 from codemill.compress.stages.classify.student import check_rewritable, origin_of, untrained
-from codemill.compress.stages.quantized import rehearsed
+from codemill.compress.stages.quantized import has_qat, rehearsed
 from codemill.compress.stages.rehearsal import (
     FACTS,
     MANIFEST_ALLOWANCE,
     Prediction,
     check_prediction,
+    predicted,
     read_prediction,
+    said_of_qat,
     timed,
 )
 from codemill.compress.stages.search import read_chosen
 from codemill.runtime import load_classifier, size_bytes
+from codemill.targets.profile import target_named
 
 if TYPE_CHECKING:
     from codemill.compress.distill.origin import Origin
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "stage"]
 
-VERSION = 2
+VERSION = 3
 _FIXED_SECONDS = 45.0
 _SECONDS_PER_ROUND = 30.0
 _TIMED = 20
@@ -60,7 +63,7 @@ def stage(recipe: Recipe, compute: Compute, machine: str) -> Stage:
         "head": [recipe.student.head_size, recipe.data.pair_order],
         "long": recipe.student.long,
         "distill": recipe.distill.made_of(),
-        "quantize": recipe.quantize.method,
+        "quantize": [recipe.quantize.method, recipe.quantize.epochs],
         "rounds": recipe.bench.rounds,
         "compute": asdict(compute),
         **({"exits": trained_as(recipe)} if has_exits(recipe) else {}),
@@ -83,7 +86,8 @@ def _said(recipe: Recipe, folder: Path) -> str:
     row = "a pair" if recipe.texts == 2 else "a function"
     return (
         f"predicted: {found.size_bytes / 1e6:.2f} MB, {found.latency_ms:.2f} ms {row} of the data, "
-        f"{found.total_seconds / 60:.0f} minutes of training and measuring from here (a teacher's own come on top)"
+        f"{found.total_seconds / 60:.0f} minutes of training and measuring from here{said_of_qat(found)} (a teacher's "
+        "own come on top)"
     )
 
 
@@ -91,6 +95,7 @@ def _rehearse(
     recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, report: Report
 ) -> Prediction:
     from codemill.compress.exits.heads import Exiting, exit_layers
+    from codemill.compress.quantize import rounded
 
     chosen = read_chosen(inputs["search"])
     labels = labels_of(inputs["corpus"])
@@ -122,7 +127,12 @@ def _rehearse(
     latency_ms = _latency_ms(folder / "student", compute.threads, rows)
     report(0.7, "timing a few training steps")
     origin = origin_of(recipe, chosen, inputs["corpus"], None)
-    training = _training_seconds(recipe, compute, student, chosen.tokenizer_json, rows, origin)
+    told = (recipe, student, chosen.tokenizer_json, rows, origin)
+    training = _training_seconds(*told, recipe.distill.epochs, compute.bf16)
+    qat = None
+    if has_qat(recipe) and chosen.architecture.bits != 32:
+        with rounded(student, target_named(recipe.target).reduced_range):
+            qat = _training_seconds(*told, recipe.quantize.epochs, bf16=False)
     exits = {}
     if has_exits(recipe):
         # heads alone: the texts are encoded once, forward only
@@ -137,10 +147,9 @@ def _rehearse(
     }
     size = size_bytes(folder / "student", f"cpu-{precision}") + MANIFEST_ALLOWANCE
     report(0.9, "quantizing it as it will be")
-    rehearsed(recipe, chosen.architecture, folder / "student")
-    return Prediction(
-        size, round(latency_ms, 3), {name: round(value, 1) for name, value in seconds.items()}
-    )
+    reading = recipe.data.validation_pairs * latency_ms / 1e3
+    seconds["forms"] = rehearsed(recipe, chosen.architecture, folder / "student", reading)
+    return predicted(recipe, size, latency_ms, seconds, qat)
 
 
 def _latency_ms(bundle: Path, threads: int, rows: Labelled) -> float:
@@ -166,12 +175,14 @@ def _reading_seconds(recipe: Recipe, corpus: Path, latency_ms: float) -> float:
 
 def _training_seconds(
     recipe: Recipe,
-    compute: Compute,
     student: Classifier,
     tokenizer_json: str,
     rows: Labelled,
     origin: Origin | None,
+    epochs: float,
+    bf16: bool,
 ) -> float:
+    """Of so many passes over the training rows, and the validations between."""
     import torch
 
     from codemill.compress.distill.labels import LabelTargets, label_loss
@@ -184,7 +195,7 @@ def _training_seconds(
     tokens = tokenize(tokenizer_json, rows.texts, longest)
     known = np.maximum(rows.labels, 0)
     targets = LabelTargets(tokens, rows.rows, known)
-    loss_of = label_loss(student, targets, settings, compute.bf16, origin=origin)
+    loss_of = label_loss(student, targets, settings, bf16, origin=origin)
     lengths = [len(text) for text in tokens]
     batches = plan_row_batches(rows.rows, lengths, settings.batch_size, 1.0, recipe.seed)
     if isinstance(settings.freeze_layers, int):
@@ -196,7 +207,7 @@ def _training_seconds(
         return torch.autograd.grad(loss_of(batch), weights, allow_unused=True)
 
     taken = [timed(partial(step, batch)) for batch in batches[:_STEPS]]
-    steps = max(1.0, len(rows.rows) * settings.epochs / settings.batch_size)
+    steps = max(1.0, len(rows.rows) * epochs / settings.batch_size)
     # the first steps compile kernels
     per_step = float(np.median(taken[1:] or taken))
     # a validation runs forward only, over texts that no two batches share

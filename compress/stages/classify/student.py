@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from codemill.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from codemill.compress.distill.augment import Augmented
     from codemill.compress.distill.labels import LabelTargets
@@ -40,8 +41,12 @@ __all__ = [
     "origin_of",
     "read_student",
     "stage",
+    "steps_of",
+    "targets_of",
     "teacher_probabilities",
     "untrained",
+    "validator_of",
+    "write_student",
 ]
 
 VERSION = 1
@@ -110,8 +115,6 @@ def _distil(
 ) -> None:
     from codemill.compress.distill.augment import clear
     from codemill.compress.distill.team import led
-    from codemill.compress.models.classifier import Head, save_head
-    from codemill.compress.models.surgery import save_student
 
     if recipe.distill.augment:
         # once, before the processes that follow look for it
@@ -122,9 +125,7 @@ def _distil(
     chosen = read_chosen(inputs["search"])
     with led(compute.processes, compute.device, _follow, arguments) as team:
         student, points = distil(recipe, compute, inputs, chosen, folder, report, team)
-    assert isinstance(student.head, Head)
-    save_student(student.encoder, chosen.architecture, folder / STUDENT)
-    save_head(student.head, folder / _HEAD)
+    write_student(student, chosen, folder)
     (folder / HISTORY).write_text(json.dumps([asdict(point) for point in points]))
     clear(folder)
 
@@ -154,29 +155,16 @@ def distil(
 
     Reads the folders of the stages corpus, teacher and labels. A checkpoint in `folder` is continued from.
     """
-    from codemill.compress.distill.labels import label_loss
     from codemill.compress.distill.loop import Schedule, fit
     from codemill.compress.freeze.choose import brief_steps, freeze_as_asked
-    from codemill.compress.models.tokenize import tokenize
-    from codemill.compress.tasks.classification import plan_row_batches, validator
 
-    corpus, settings = inputs["corpus"], recipe.distill
-    student = untrained(recipe, chosen, len(labels_of(corpus)))
-    targets = _targets(recipe, compute, inputs, chosen, folder, report)
-    held_out = read_labelled(corpus, "validation", recipe.data.validation_pairs)
-    validate = validator(
-        student,
-        tokenize(chosen.tokenizer_json, held_out.texts, recipe.student.max_tokens),
-        held_out.rows,
-        truth_of(held_out, read_probabilities(inputs["labels"], "validation")),
-        compute.bf16,
+    settings = recipe.distill
+    student = untrained(recipe, chosen, len(labels_of(inputs["corpus"])))
+    targets = targets_of(recipe, compute, inputs, chosen, folder, report)
+    validate = validator_of(recipe, inputs, chosen, student, compute.bf16)
+    batches, loss_of = steps_of(
+        recipe, inputs, chosen, student, targets, settings.epochs, compute.bf16, team.device
     )
-    origin = origin_of(recipe, chosen, corpus, inputs["teacher"], team.device)
-    lengths = [min(len(text), targets.longest) for text in targets.tokens]
-    batches = plan_row_batches(
-        targets.rows, lengths, settings.batch_size, settings.epochs, recipe.seed
-    )
-    loss_of = label_loss(student, targets, settings, compute.bf16, recipe.seed, origin)
     schedule = Schedule.of(settings, compute.bf16)
 
     def trained_briefly(scratch: Path) -> float:
@@ -209,7 +197,41 @@ def distil(
     return student, points
 
 
-def _targets(
+def validator_of(
+    recipe: Recipe, inputs: Folders, chosen: Chosen, student: Classifier, bf16: bool
+) -> Callable[[], float]:
+    """A function that gives the student's mean recall on the validation rows as it stands."""
+    from codemill.compress.models.tokenize import tokenize
+    from codemill.compress.tasks.classification import validator
+
+    held_out = read_labelled(inputs["corpus"], "validation", recipe.data.validation_pairs)
+    tokens = tokenize(chosen.tokenizer_json, held_out.texts, recipe.student.max_tokens)
+    truth = truth_of(held_out, read_probabilities(inputs["labels"], "validation"))
+    return validator(student, tokens, held_out.rows, truth, bf16)
+
+
+def steps_of(
+    recipe: Recipe,
+    inputs: Folders,
+    chosen: Chosen,
+    student: Classifier,
+    targets: LabelTargets,
+    epochs: float,
+    bf16: bool,
+    device: str,
+) -> tuple[list[np.ndarray], Callable[[np.ndarray], Tensor]]:
+    """The rows of every step, and the loss of a step."""
+    from codemill.compress.distill.labels import label_loss
+    from codemill.compress.tasks.classification import plan_row_batches
+
+    settings = recipe.distill
+    origin = origin_of(recipe, chosen, inputs["corpus"], inputs["teacher"], device)
+    lengths = [min(len(text), targets.longest) for text in targets.tokens]
+    batches = plan_row_batches(targets.rows, lengths, settings.batch_size, epochs, recipe.seed)
+    return batches, label_loss(student, targets, settings, bf16, recipe.seed, origin)
+
+
+def targets_of(
     recipe: Recipe,
     compute: Compute,
     inputs: Folders,
@@ -308,6 +330,16 @@ def origin_of(
         loaded = load_teacher(resolve_model(recipe.origin))
         encoder, pooling = loaded.model, loaded.pooling
     return Origin(encoder.eval().to(device), pooling, torch.tensor(chosen.kept), copied)
+
+
+def write_student(student: Classifier, chosen: Chosen, folder: Path) -> None:
+    """Write the encoder's weights and the head's."""
+    from codemill.compress.models.classifier import Head, save_head
+    from codemill.compress.models.surgery import save_student
+
+    assert isinstance(student.head, Head)
+    save_student(student.encoder, chosen.architecture, folder / STUDENT)
+    save_head(student.head, folder / _HEAD)
 
 
 def read_student(recipe: Recipe, folder: Path) -> Classifier:
