@@ -16,6 +16,7 @@ from codemill.errors import ModelError
 from codemill.export.candidates import PROVIDER
 from codemill.export.decoder.bundle import PRECISIONS
 from codemill.export.decoder.standard import write_standard
+from codemill.export.decoder.weights import FULL
 from codemill.export.openvino import write_ir
 from codemill.export.quantize.settings import Method, Quantization
 from codemill.export.tensorrt import Profile, build_engine, said_of_engines
@@ -47,14 +48,17 @@ def derive_decoder(
 ) -> None:
     """Add the variant `name` to the bundle that completes in `folder`.
 
-    method: one of DECODER_METHODS, else ValueError. capabilities: of the GPUs that TensorRT
-    for RTX builds for. Raises ModelError where no variant can be read, and what the engines' builders raise.
+    method: one of DECODER_METHODS, else ValueError; weights-int8 leaves weights that are rounded already, to 8 bits or
+    to 4, as they are. capabilities: of the GPUs that TensorRT for RTX builds for. Raises ModelError where no variant
+    can be read, and what the engines' builders raise.
     """
     manifest = read_manifest(folder)
     source = manifest.variants[most_exact(manifest)]
     engines = provider in ENGINES
     if method not in DECODER_METHODS[provider]:
         raise ValueError(f"{method.value} is not made of a decoder for {provider}")
+    rounded = method is Method.WEIGHTS_INT8 and PRECISIONS[source.precision] < FULL
+    precision = source.precision if rounded else method.precision
     suffix = ENGINE_SUFFIX if engines else IR_SUFFIX
     inside = f"variants/{name}"
     (folder / inside).mkdir(parents=True, exist_ok=True)
@@ -62,8 +66,11 @@ def derive_decoder(
     built, segments = [], []
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".standard-") as scratch:
         report(0.0, f"{name}: standard operators")
-        half = engines and method is Method.FP16
-        graphs = write_standard(folder, source.segments, Path(scratch), half)
+        graphs = write_standard(
+            *(folder, source.segments, Path(scratch)),
+            half=engines and method is Method.FP16,
+            blocks=rounded,
+        )
         for number, graph in enumerate(graphs):
             report(number / len(graphs), f"{name}: graph {number + 1} of {len(graphs)}")
             segments.append(f"{inside}/{graph.with_suffix(suffix).name}")
@@ -71,12 +78,12 @@ def derive_decoder(
             if engines:
                 built.append(build_engine(graph, path, profiles, capabilities, provider))
             else:
-                write_ir(graph, path, Quantization(method))
+                write_ir(graph, path, Quantization(Method.FP32 if rounded else method))
     weights = (
         [] if engines else [str(Path(path).with_suffix(".bin").as_posix()) for path in segments]
     )
     made_for: dict[str, Any] = said_of_engines(built, profiles) if engines else {}
-    made = Variant(provider, method.precision, tuple(segments), (*segments, *weights), made_for)
+    made = Variant(provider, precision, tuple(segments), (*segments, *weights), made_for)
     update_bundle(folder, variants={**manifest.variants, name: made})
 
 

@@ -20,7 +20,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from codemill.errors import ModelError
 from codemill.export.decoder.weights import WeightFile
 from codemill.export.decoder.write import WEIGHTS
-from codemill.export.quantize.blocks import Blocks, restore
+from codemill.export.quantize.blocks import Blocks, packed, restore, unpacked
 
 __all__ = ["write_standard"]
 
@@ -41,7 +41,7 @@ _SAME = frozenset(
 
 
 def write_standard(
-    root: Path, segments: Sequence[str], folder: Path, half: bool = False
+    root: Path, segments: Sequence[str], folder: Path, *, half: bool = False, blocks: bool = False
 ) -> list[Path]:
     """Write the `segments` below `root` into `folder`, under their own names, over one file of weights.
 
@@ -52,22 +52,24 @@ def write_standard(
     and give what they did.
 
     half: products in float16, with keys and values in it too; what they are summed up to, norms and softmax are
-    float32. Raises ModelError for an operator that no decoder here is written with.
+    float32. blocks: weights that were rounded in blocks stay so (DequantizeLinear), where these fill a row; not with
+    half. Raises ModelError for an operator that no decoder here is written with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with WeightFile(folder / WEIGHTS) as weights:
         for segment in segments:
             paths.append(folder / Path(segment).name)
-            _Rewriting(root / segment, weights, half).write(paths[-1])
+            _Rewriting(root / segment, weights, half, blocks).write(paths[-1])
     return paths
 
 
 class _Rewriting:
     """One graph, being written anew."""
 
-    def __init__(self, source: Path, weights: WeightFile, half: bool) -> None:
-        self._source, self._weights, self._half = source, weights, half
+    def __init__(self, source: Path, weights: WeightFile, half: bool, blocks: bool) -> None:
+        self._source, self._weights = source, weights
+        self._half, self._blocks = half, blocks
         graph = onnx.load(str(source), load_external_data=False).graph
         self._graph = graph
         self._given = {item.name: item for item in graph.initializer}
@@ -176,13 +178,10 @@ class _Rewriting:
             self._initializers[name] = found
         return name
 
-    def _place(self, tensor: TensorProto) -> tuple[int, int]:
-        found = {item.key: item.value for item in tensor.external_data}
-        return int(found["offset"]), int(found["length"])
-
     def _key(self, tensor: TensorProto) -> str:
         """What is read from one place is written to one."""
-        return str(self._place(tensor))
+        found = {item.key: item.value for item in tensor.external_data}
+        return f"{found['location']} {found['offset']}+{found['length']}"
 
     def _read(self, name: str | TensorProto) -> NDArray[Any]:
         tensor = self._given[name] if isinstance(name, str) else name
@@ -210,15 +209,18 @@ class _Rewriting:
         found = self._given[name]
         return self._store(f"{self._key(found)} matrix", name, lambda: self._read(found))
 
-    def _restored(
-        self, names: Sequence[str], rows: int, columns: int, bits: int, block: int
-    ) -> str:
-        """What a matrix that was rounded in blocks stands for: its values, scales and zero points."""
+    def _rounded(self, names: Sequence[str], rows: int, columns: int, bits: int, block: int) -> str:
+        """A matrix that was rounded in blocks, by its values, scales and zero points: in full, or as it is."""
+        if self._blocks and columns % block == 0:
+            return self._once(
+                f"{names[0]}/in blocks",
+                lambda to: self._in_blocks(names, rows, columns, bits, block, to),
+            )
         values, scales, zeros = names
+        count = -(-columns // block)
+        shape = rows, count, block * bits // 8
 
         def made() -> NDArray[np.float32]:
-            count = -(-columns // block)
-            shape = rows, count, block * bits // 8
             read = [self._read(name) for name in (values, scales, zeros)]
             return restore(
                 Blocks(
@@ -231,6 +233,29 @@ class _Rewriting:
             )
 
         return self._store(f"{self._key(self._given[values])} {columns}", values, made)
+
+    def _in_blocks(
+        self, names: Sequence[str], rows: int, columns: int, bits: int, block: int, to: str
+    ) -> str:
+        """The same, as the standard operator takes it: values [rows, columns], the others [rows, blocks]."""
+        count = columns // block
+        kind = TensorProto.UINT4 if bits == 4 else TensorProto.UINT8
+        for name, size in zip(names, (columns, count, count), strict=True):
+            if name in self._initializers:
+                continue
+            key = self._key(self._given[name])
+            if not self._weights.has(key):
+                read = self._read(name)
+                if name == names[2] and bits == 4 and count % 2:
+                    # each row was filled up to whole bytes
+                    zeros = unpacked(read.reshape(rows, -1), bits)[:, :count]
+                    read = packed(zeros.reshape(-1), bits)
+                self._weights.array(key, read)
+            tensor = self._weights.tensor(key, name, shape=(rows, size))
+            if name != names[1]:
+                tensor.data_type = kind
+            self._initializers[name] = tensor
+        return self._node_of("DequantizeLinear", list(names), to, axis=1, block_size=block)
 
     def _product(self, x: str, matrix: str, to: str) -> str:
         """x [.., columns] by a matrix [rows, columns] as it lies."""
@@ -274,16 +299,42 @@ class _Rewriting:
         values = _attributes(node)
         x, *parts = node.input
         sizes = values["N"], values["K"], values["bits"], values["block_size"]
-        self._product(x, self._restored(parts, *sizes), node.output[0])
+        self._product(x, self._rounded(parts, *sizes), node.output[0])
 
     def rounded_rows(self, node: NodeProto) -> None:
         """Rows of a table in blocks, filled up as they are there."""
         values = _attributes(node)
         table, ids, *parts = node.input
-        rows, size = self._given[table].dims
+        to, (rows, size) = node.output[0], self._given[table].dims
         bits, block = values["bits"], values["block_size"]
-        name = self._restored([table, *parts], rows, size * 8 // bits, bits, block)
-        self._rows(name, ids, node.output[0])
+        columns = size * 8 // bits
+        if not self._blocks:
+            self._rows(self._rounded([table, *parts], rows, columns, bits, block), ids, to)
+            return
+        # of the rows that are looked up alone: a table is large
+        count = columns // block
+        found = []
+        for name, width, apart in (
+            (table, columns, bits),
+            (parts[0], count, 32),
+            (parts[1], count, bits),
+        ):
+            stored = self._bytes(name, rows, width) if apart == 4 else self._value(name)
+            row = self._node_of("Gather", [stored, ids], f"{to}/{name}", axis=0)
+            whole = row if apart == 32 else self._cast(row, f"{row}/float", _FLOAT)
+            shape = (1, -1, count, width // count)
+            found.append(self._node_of("Reshape", [whole, self._numbers(*shape)], f"{row}/blocks"))
+        moved = self._node_of("Sub", [found[0], found[2]], f"{to}/moved")
+        scaled = self._node_of("Mul", [moved, found[1]], f"{to}/scaled")
+        self._node_of("Reshape", [scaled, self._numbers(1, -1, columns)], to)
+
+    def _bytes(self, name: str, rows: int, columns: int) -> str:
+        """Numbers of 4 bits, two to a byte, as a byte each."""
+        key, apart = f"{self._key(self._given[name])} apart", f"{name}/apart"
+        if not self._weights.has(key):
+            self._weights.array(key, unpacked(self._read(name).reshape(rows, -1), 4)[:, :columns])
+        self._initializers[apart] = self._weights.tensor(key, apart)
+        return apart
 
     def rms(self, node: NodeProto) -> None:
         """x / sqrt(mean(x^2) + epsilon) * weight"""

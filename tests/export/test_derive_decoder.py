@@ -311,3 +311,17 @@ def test_openvino_with_smaller_weights(bundle: Path, method: Method, least: floa
     with completer(bundle, SHIPS) as ships, completer(bundle, "intel") as ov:
         same = ov.predictions(PROMPT * 4)[1] == ships.predictions(PROMPT * 4)[1]
         assert same.mean() >= least
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_openvino_keeps_weights_that_are_rounded(tmp_path: Path, precision: str) -> None:
+    pytest.importorskip("openvino")
+    folder = written(tmp_path / "bundle", exits(0), BOUNDS[0], precision)
+    derive_decoder(folder, Method.FP32, name="full", provider=OPENVINO)
+    derive_decoder(folder, Method.WEIGHTS_INT8, name="intel", provider=OPENVINO)
+    verify_bundle(folder)
+    variants = read_manifest(folder).variants
+    assert variants["intel"].precision == precision
+    with completer(folder, "full") as full, completer(folder, "intel") as intel:
+        same = intel.predictions(PROMPT * 4)[1] == full.predictions(PROMPT * 4)[1]
+        assert same.mean() > 0.9
