@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def write_ir(
                 )
         elif method is Method.WEIGHTS_INT8:
             found = nncf()
+            # a matrix that is turned first is none to NNCF
+            passes = importlib.import_module("openvino.passes")
+            folding = passes.Manager()
+            folding.register_pass(passes.ConstantFolding())
+            folding.run_passes(model)
             with quiet():
                 model = found.compress_weights(model, mode=found.CompressWeightsMode.INT8_SYM)
         elif method not in (Method.FP32, Method.FP16):

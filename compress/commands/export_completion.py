@@ -54,13 +54,17 @@ def export_completion(
         with shown_stage("building") as said:
             for number, target in enumerate(targets):
                 start = number / len(targets)
+
+                def reported(at: float, what: str, start: float = start) -> None:
+                    said(start + at / len(targets), what)
+
                 derive_decoder(
                     ready,
                     _METHODS[target.precision.value],
                     name=target.name,
                     provider=target.provider,
                     capabilities=target.compute_capabilities,
-                    report=lambda at, what, start=start: said(start + at / len(targets), what),
+                    report=reported,
                 )
         without_reports(ready)
         if licence is not None:
@@ -123,10 +127,16 @@ def _compared(ready: Path, target: TargetSpec, source: str, texts: Sequence[str]
         # what was built stays, whatever a driver says
         except CodemillError as error:
             why = str(error)
-    size = size_bytes(ready, target.name)
     return Made(
-        *(target.name, target.name, variant.provider, variant.precision),
-        *(size, agreement, why, None, {}),
+        target=target.name,
+        variant=target.name,
+        provider=variant.provider,
+        precision=variant.precision,
+        size_bytes=size_bytes(ready, target.name),
+        agreement=agreement,
+        not_run=why,
+        covered=None,
+        missing={},
     )
 
 

@@ -249,7 +249,7 @@ class _Rewriting:
                 if name == names[2] and bits == 4 and count % 2:
                     # each row was filled up to whole bytes
                     zeros = unpacked(read.reshape(rows, -1), bits)[:, :count]
-                    read = packed(zeros.reshape(-1), bits)
+                    read = packed(zeros.reshape(-1).astype(np.float32), bits)
                 self._weights.array(key, read)
             tensor = self._weights.tensor(key, name, shape=(rows, size))
             if name != names[1]:
@@ -314,18 +314,16 @@ class _Rewriting:
         # of the rows that are looked up alone: a table is large
         count = columns // block
         found = []
-        for name, width, apart in (
-            (table, columns, bits),
-            (parts[0], count, 32),
-            (parts[1], count, bits),
-        ):
-            stored = self._bytes(name, rows, width) if apart == 4 else self._value(name)
+        for name, width in ((table, columns), (parts[0], count), (parts[1], count)):
+            rounded = name != parts[0]
+            stored = self._bytes(name, rows, width) if rounded and bits == 4 else self._value(name)
             row = self._node_of("Gather", [stored, ids], f"{to}/{name}", axis=0)
-            whole = row if apart == 32 else self._cast(row, f"{row}/float", _FLOAT)
-            shape = (1, -1, count, width // count)
-            found.append(self._node_of("Reshape", [whole, self._numbers(*shape)], f"{row}/blocks"))
-        moved = self._node_of("Sub", [found[0], found[2]], f"{to}/moved")
-        scaled = self._node_of("Mul", [moved, found[1]], f"{to}/scaled")
+            number = self._cast(row, f"{row}/float", _FLOAT) if rounded else row
+            apart = self._numbers(1, -1, count, width // count)
+            found.append(self._node_of("Reshape", [number, apart], f"{row}/blocks"))
+        value, scale, zero = found
+        moved = self._node_of("Sub", [value, zero], f"{to}/moved")
+        scaled = self._node_of("Mul", [moved, scale], f"{to}/scaled")
         self._node_of("Reshape", [scaled, self._numbers(1, -1, columns)], to)
 
     def _bytes(self, name: str, rows: int, columns: int) -> str:
@@ -407,8 +405,8 @@ class _Rewriting:
         both, value = f"{to}/queries and keys", f"{to}/value"
         self._split(first, [both, value], [heads + shared, shared], 1)
         if angles:
-            interleaved = values.get("rotary_interleaved", 0)
-            both = self._turned(both, heads + shared, size, *angles, interleaved, f"{to}/turned")
+            (cos, sin), interleaved = angles, values.get("rotary_interleaved", 0)
+            both = self._turned(both, heads + shared, size, cos, sin, interleaved, f"{to}/turned")
         query, key = f"{to}/query", f"{to}/key"
         self._split(both, [query, key], [heads, shared], 1)
         key, value = (
@@ -460,7 +458,7 @@ class _Rewriting:
             self._cast(x, name, kind_of)
         else:
             self._rename(x, name)
-        shape = [1, heads, "tokens", size]
+        shape: list[int | str | None] = [1, heads, "tokens", size]
         self._outputs.append(helper.make_tensor_value_info(name, kind_of, shape))
         return name
 
@@ -505,12 +503,18 @@ class _Rewriting:
 
         return self._once("bias", make)
 
-    def _angles(self, table: str) -> str:
-        """Rows of cosines or sines of the tokens' places: [1, 1, tokens, half]."""
+    def _angles(self, table: str, interleaved: int) -> str:
+        """Rows of cosines or sines of the tokens' places, for each column that is turned: [1, 1, tokens, 2 * half]."""
 
         def make(name: str) -> str:
             rows = self._node_of("Gather", [self._value(table), _PLACES], f"{name}/rows", axis=0)
-            return self._node_of("Unsqueeze", [rows, self._numbers(1)], name)
+            if interleaved:
+                wide = self._node_of("Unsqueeze", [rows, self._numbers(3)], f"{name}/wide")
+                both = self._node_of("Concat", [wide, wide], f"{name}/pairs", axis=3)
+                flat = self._numbers(1, 1, -1, 2 * int(self._given[table].dims[1]))
+                return self._node_of("Reshape", [both, flat], name)
+            both = self._node_of("Concat", [rows, rows], f"{name}/both", axis=2)
+            return self._node_of("Unsqueeze", [both, self._numbers(1)], name)
 
         return self._once(f"{table}/angles", make)
 
@@ -519,34 +523,37 @@ class _Rewriting:
     ) -> str:
         """x [1, heads, tokens, size], its first columns turned by the angles of the tokens' places."""
         half = int(self._given[cos].dims[1])
-        c, s = self._angles(cos), self._angles(sin)
-        rest = [] if size == 2 * half else [f"{to}/rest"]
-        one, other = f"{to}/one", f"{to}/other"
+        c, s = (self._angles(table, interleaved) for table in (cos, sin))
+        rest, part = [], x
+        if size > 2 * half:
+            rest, part = [f"{to}/rest"], f"{to}/part"
+            self._split(x, [part, *rest], [2 * half, size - 2 * half], 3)
         if interleaved:
-            pairs = x
-            if rest:
-                pairs = f"{to}/pairs"
-                self._split(x, [pairs, *rest], [2 * half, size - 2 * half], 3)
             apart = self._numbers(1, heads, -1, half, 2)
-            pairs = self._node_of("Reshape", [pairs, apart], f"{to}/apart")
-            for at, name in enumerate((one, other)):
-                self._node_of("Gather", [pairs, self._whole(at)], name, axis=4)
+            pairs = self._node_of("Reshape", [part, apart], f"{to}/apart")
+            one, other = (
+                self._node_of("Gather", [pairs, self._whole(at)], f"{to}/{at}", axis=4)
+                for at in (0, 1)
+            )
         else:
-            sizes = [half, half, size - 2 * half][: 2 + len(rest)]
-            self._split(x, [one, other, *rest], sizes, 3)
-        found = []
-        for name, operator, a, b in (("a", "Sub", one, other), ("b", "Add", other, one)):
-            left = self._node_of("Mul", [a, c], f"{to}/{name}/cos")
-            right = self._node_of("Mul", [b, s], f"{to}/{name}/sin")
-            found.append(self._node_of(operator, [left, right], f"{to}/{name}"))
+            one, other = f"{to}/0", f"{to}/1"
+            self._split(part, [one, other], [half, half], 3)
+        across = [self._node_of("Neg", [other], f"{to}/negative"), one]
         if interleaved:
-            last = self._numbers(4)
-            found = [self._node_of("Unsqueeze", [x, last], f"{x}/wide") for x in found]
-            both = self._node_of("Concat", found, f"{to}/both", axis=4)
+            across = [
+                self._node_of("Unsqueeze", [half_of, self._numbers(4)], f"{half_of}/wide")
+                for half_of in across
+            ]
+            both = self._node_of("Concat", across, f"{to}/across/pairs", axis=4)
             flat = self._numbers(1, heads, -1, 2 * half)
-            found = [self._node_of("Reshape", [both, flat], f"{to}/flat")]
-        parts = [*found, *rest]
-        return parts[0] if len(parts) == 1 else self._node_of("Concat", parts, to, axis=3)
+            crossed = self._node_of("Reshape", [both, flat], f"{to}/across")
+        else:
+            crossed = self._node_of("Concat", across, f"{to}/across", axis=3)
+        # in this form, which engines know and have an operator of their own for
+        ahead = self._node_of("Mul", [part, c], f"{to}/cos")
+        beside = self._node_of("Mul", [crossed, s], f"{to}/sin")
+        found = self._node_of("Add", [ahead, beside], f"{to}/sum")
+        return self._node_of("Concat", [found, *rest], to, axis=3) if rest else found
 
     def _split(self, x: str, names: Sequence[str], sizes: Sequence[int], axis: int) -> None:
         inputs = [x, self._numbers(*sizes)]

@@ -67,7 +67,7 @@ class DeviceCache(Cache):
 
     def write(self, first_layer: int, at: NDArray[np.int64], rows: list[tuple[Row, Row]]) -> None:
         """From the host's memory, each run of neighbouring places at once."""
-        bounds = [0, *(np.flatnonzero(np.diff(at) != 1) + 1), len(at)]
+        bounds = [0, *(np.flatnonzero(np.diff(at) != 1) + 1).tolist(), len(at)]
         layers = self.on_device[first_layer : first_layer + len(rows)]
         for pair, new in zip(layers, rows, strict=True):
             for array, row in zip(pair, new, strict=True):

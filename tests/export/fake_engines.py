@@ -12,7 +12,10 @@ import onnxruntime
 
 from .fake_tensorrt import FakeCuda, FakeLibrary
 
-KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+KINDS = {
+    **{"tensor(float)": np.float32, "tensor(float16)": np.float16},
+    **{"tensor(int32)": np.int32, "tensor(int64)": np.int64},
+}
 MOST = {"tokens": 128, "past": 128}
 
 

@@ -13,7 +13,9 @@ import pytest
 import codemill
 from codemill.errors import BundleError, ModelError, ProviderError
 from codemill.export.decoder import derive as module
+from codemill.export.decoder.bundle import Prompting, write_completion
 from codemill.export.decoder.derive import decoder_profiles, derive_decoder, most_exact
+from codemill.export.decoder.families import of_module
 from codemill.export.decoder.standard import write_standard
 from codemill.export.quantize.settings import Method
 from codemill.export.tensorrt import Built, build_engine
@@ -26,7 +28,8 @@ from codemill.runtime.engines import OPENVINO, TENSORRT, TENSORRT_RTX
 from codemill.runtime.session import available_providers, choose_variant
 from codemill.runtime.tensorrt import gpus
 
-from .decoder.test_exits import COUNT, PROMPT, exits, written
+from .decoder.conftest import small_decoder
+from .decoder.test_exits import COUNT, PROMPT, exits, tokenizer, written
 from .fake_engines import GraphCuda, GraphLibrary
 
 GPUS = ("8.6", "8.9", "12.0")
@@ -238,7 +241,7 @@ def test_names_types_and_shapes_of_what_goes_in_and_out(bundle: Path, tmp_path: 
         "decision": "float [1, any, 3]",
     }
     assert found["project-1"].outputs == {"key.2": rows, "value.2": rows}
-    assert found["head"].outputs == {"logits": "float [1, any, 256]"}
+    assert found["head"].outputs == {"logits": "float [1, any, 300]"}
 
 
 def test_profiles_are_for_a_token_and_for_a_prompt() -> None:
@@ -292,6 +295,31 @@ def test_openvino_says_what_onnx_runtime_says(tmp_path: Path, seed: int) -> None
         intel.close()
         with pytest.raises(RuntimeError):
             intel.complete(PROMPT)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-untied-scaled", "gpt2", "codegen"])
+def test_openvino_says_it_again_from_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("CODEMILL_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "bundle"
+    write_completion(
+        of_module(small_decoder(family)),
+        folder,
+        name=family,
+        tokenizer_json=tokenizer().to_str(),
+        prompting=Prompting(),
+        max_tokens=128,
+        precisions=("fp32",),
+    )
+    derive_decoder(folder, Method.FP32, name="intel", provider=OPENVINO)
+    with completer(folder, SHIPS) as ships:
+        wanted = said(ships)
+    for _ in range(2):
+        with completer(folder, "intel") as intel:
+            assert said(intel) == wanted
+    assert any((tmp_path / "cache" / "openvino").iterdir())
 
 
 @pytest.mark.parametrize(("method", "least"), [(Method.FP16, 0.97), (Method.WEIGHTS_INT8, 0.9)])
