@@ -23,7 +23,13 @@ from codemill.export.quantize.half import to_half
 from codemill.export.quantize.settings import Method, Quantization
 from codemill.export.quantize.static import quantize_static
 from codemill.export.quantize.weights import quantize_weights
-from codemill.export.tensorrt import Built, Profile, build_engine, profiles_of
+from codemill.export.tensorrt import (
+    Built,
+    Profile,
+    build_engine,
+    profiles_of,
+    said_of_engines,
+)
 from codemill.runtime.bundle import Variant, read_manifest, update_bundle
 from codemill.runtime.engines import ENGINES, OPENVINO
 from codemill.runtime.ir import SUFFIX as IR_SUFFIX
@@ -230,13 +236,4 @@ class _Engines:
         self.built.append(found)
 
     def built_for(self) -> dict[str, Any]:
-        first = self.built[0]
-        return {
-            "library": first.library,
-            "compute_capabilities": list(first.compute_capabilities),
-            "profiles": [
-                {"least": list(item.least), "usual": list(item.usual), "most": list(item.most)}
-                for item in self.profiles
-            ],
-            "layers": [item.layers for item in self.built],
-        }
+        return said_of_engines(self.built, self.profiles)

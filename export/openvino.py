@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +19,9 @@ def write_ir(
 ) -> None:
     """Write the .xml at `path` and the .bin beside it.
 
-    how: fp32 (None too), static-int8 or weights-int8; feeds: what activations are seen on. Raises ProviderError where
-    OpenVINO is not installed, CodemillError where it or NNCF fails, ValueError for another method.
+    how: fp32 (None too), fp16 (of the weights alone), static-int8 or weights-int8; feeds: what activations are seen on.
+    Raises ProviderError where OpenVINO is not installed, CodemillError where it or NNCF fails, ValueError for another
+    method.
     """
     library = openvino()
     method = Method.FP32 if how is None else how.method
@@ -35,11 +37,16 @@ def write_ir(
                 )
         elif method is Method.WEIGHTS_INT8:
             found = nncf()
+            # a matrix that is turned first is none to NNCF
+            passes = importlib.import_module("openvino.passes")
+            folding = passes.Manager()
+            folding.register_pass(passes.ConstantFolding())
+            folding.run_passes(model)
             with quiet():
                 model = found.compress_weights(model, mode=found.CompressWeightsMode.INT8_SYM)
-        elif method is not Method.FP32:
+        elif method not in (Method.FP32, Method.FP16):
             raise ValueError(f"{method.value} is not made for OpenVINO")
-        library.save_model(model, path, compress_to_fp16=False)
+        library.save_model(model, path, compress_to_fp16=method is Method.FP16)
     except ValueError:
         raise
     # both raise whatever their passes raise

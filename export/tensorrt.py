@@ -16,18 +16,22 @@ from codemill.errors import CodemillError, InputError
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
 from codemill.runtime.tensorrt import logger, tensorrt
 
-__all__ = ["Built", "Profile", "build_engine", "profiles_of"]
+__all__ = ["Built", "Profile", "build_engine", "profiles_of", "said_of_engines"]
 
 _WORKSPACE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Shapes that an engine is tuned for: the least, the usual and the most, each (batch, tokens)."""
+    """Shapes that an engine is tuned for: the least, the usual and the most, each (batch, tokens).
+
+    names: what the graph calls these two sizes, where its inputs do not all have both, in this order.
+    """
 
     least: tuple[int, int]
     usual: tuple[int, int]
     most: tuple[int, int]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def build_engine(
         made = builder.create_optimization_profile()
         for item in inputs:
             shapes = [
-                _shape(item.shape, *at) for at in (profile.least, profile.usual, profile.most)
+                _shape(item, at, profile.names)
+                for at in (profile.least, profile.usual, profile.most)
             ]
             made.set_shape(item.name, *shapes)
         config.add_optimization_profile(made)
@@ -113,6 +118,23 @@ def build_engine(
     )
 
 
+def said_of_engines(built: Sequence[Built], profiles: Sequence[Profile]) -> dict[str, Any]:
+    """What a variant says of the engines it is made of (`built_for`)."""
+    first = built[0]
+    return {
+        "library": first.library,
+        "compute_capabilities": list(first.compute_capabilities),
+        "profiles": [
+            {
+                **({"sizes": list(item.names)} if item.names else {}),
+                **{"least": list(item.least), "usual": list(item.usual), "most": list(item.most)},
+            }
+            for item in profiles
+        ],
+        "layers": [item.layers for item in built],
+    }
+
+
 def _aim(library: Any, config: Any, capabilities: Sequence[str]) -> None:
     """Tell the builder which GPUs; it asks for one where none is named."""
     known = {
@@ -133,10 +155,16 @@ def _aim(library: Any, config: Any, capabilities: Sequence[str]) -> None:
         config.set_compute_capability(getattr(library.ComputeCapability, names[item]), number)
 
 
-def _shape(shape: Sequence[int], batch: int, tokens: int) -> tuple[int, ...]:
-    """Of an input [rows, tokens, ..] or [rows, width] at these sizes."""
-    open_sizes = iter((batch, tokens))
-    return tuple(next(open_sizes) if size < 0 else size for size in shape)
+def _shape(item: Any, sizes: Sequence[int], names: Sequence[str]) -> tuple[int, ...]:
+    """Of an input at these sizes: by their names, else [rows, tokens, ..] or [rows, width]."""
+    if names:
+        by_name = dict(zip(names, sizes, strict=True))
+        return tuple(
+            by_name[item.get_dimension_name(axis)] if size < 0 else size
+            for axis, size in enumerate(item.shape)
+        )
+    open_sizes = iter(sizes)
+    return tuple(next(open_sizes) if size < 0 else size for size in item.shape)
 
 
 def _said_of(item: Any) -> str:

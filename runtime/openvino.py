@@ -75,8 +75,7 @@ class OpenVinoSession:
             )
             self.inputs = {str(item.get_any_name()): _type_of(item) for item in compiled.inputs}
             self.outputs = {
-                str(item.get_any_name()): (_type_of(item), _shape_of(item))
-                for item in compiled.outputs
+                _output_name(item): (_type_of(item), _shape_of(item)) for item in compiled.outputs
             }
         # OpenVINO raises RuntimeError and its kin
         except Exception as error:
@@ -117,6 +116,12 @@ def _in_a_thread(work: Callable[[], Any]) -> Any:
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(work).result()
+
+
+def _output_name(item: Any) -> str:
+    """What the graph calls an output; a node before it that changes nothing is dropped, and leaves it its name too."""
+    name = str(item.get_node().get_friendly_name()).removesuffix("/sink_port_0")
+    return name if name in item.get_names() else str(item.get_any_name())
 
 
 def _type_of(item: Any) -> str:

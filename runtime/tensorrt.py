@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -26,7 +27,7 @@ from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SUFFIX", "TensorRtSession", "available", "gpus", "logger", "tensorrt"]
+__all__ = ["SUFFIX", "DeviceArray", "TensorRtSession", "available", "gpus", "logger", "tensorrt"]
 
 SUFFIX = ".engine"
 _PACKAGES = {TENSORRT_RTX: "tensorrt_rtx", TENSORRT: "tensorrt"}
@@ -89,6 +90,65 @@ def gpus() -> list[str]:
         )
         found.append(f"{major}.{minor}")
     return found
+
+
+def _done(cuda: Any, answer: tuple[Any, ...], what: str = "keys and values on the GPU") -> Any:
+    """What a call of CUDA gave; BundleError where it failed."""
+    failed, *given = answer
+    if failed:
+        _, said = cuda.cudaGetErrorString(failed)
+        text = said.decode() if isinstance(said, bytes) else said
+        raise BundleError(f"{what}: CUDA failed: {plain(text)}")
+    return given[0] if given else None
+
+
+class DeviceArray:
+    """Zeros [1, heads, places, size] in memory of the GPU, freed with the object: keys or values of a text.
+
+    Copies wait for what runs on any stream, and are waited for by it. Raises BundleError where CUDA fails.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: type[np.floating[Any]]) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.nbytes = int(np.prod(shape)) * self.dtype.itemsize
+        cuda = self._cuda = _cuda()
+        self.pointer = int(_done(cuda, cuda.cudaMalloc(self.nbytes)))
+        self._freed = weakref.finalize(self, cuda.cudaFree, self.pointer)
+        # whatever lay there: a number that is none spoils sums, whatever it is multiplied with
+        _done(cuda, cuda.cudaMemset(self.pointer, 0, self.nbytes))
+
+    def put(self, at: int, rows: NDArray[Any] | DeviceArray, count: int) -> None:
+        """Write the places from `at` on: rows lie close together, [1, heads, count, size] of this type."""
+        kinds = self._cuda.cudaMemcpyKind
+        if isinstance(rows, DeviceArray):
+            source, kind = rows.pointer, kinds.cudaMemcpyDeviceToDevice
+        else:
+            source, kind = rows.ctypes.data, kinds.cudaMemcpyHostToDevice
+        width = count * self._place_bytes
+        pitch, to = self._head_bytes, self.pointer + at * self._place_bytes
+        _done(
+            self._cuda,
+            self._cuda.cudaMemcpy2D(to, pitch, source, width, width, self.shape[1], kind),
+        )
+
+    def take(self, start: int, end: int) -> NDArray[Any]:
+        """A copy of the places [start, end): [1, heads, end - start, size]."""
+        _, heads, _, size = self.shape
+        found = np.empty((1, heads, end - start, size), self.dtype)
+        width = (end - start) * self._place_bytes
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        source = self.pointer + start * self._place_bytes
+        to, pitch = found.ctypes.data, self._head_bytes
+        _done(self._cuda, self._cuda.cudaMemcpy2D(to, width, source, pitch, width, heads, kind))
+        return found
+
+    @property
+    def _place_bytes(self) -> int:
+        return self.shape[3] * self.dtype.itemsize
+
+    @property
+    def _head_bytes(self) -> int:
+        return self.shape[2] * self._place_bytes
 
 
 class TensorRtSession:
@@ -158,6 +218,18 @@ class TensorRtSession:
             else [np.concatenate(part) for part in zip(*found, strict=True)]
         )
 
+    def outputs_into(
+        self,
+        inputs: Mapping[str, NDArray[Any] | DeviceArray],
+        names: Sequence[str],
+        into: Mapping[str, DeviceArray],
+    ) -> list[NDArray[Any]]:
+        """As `outputs_for`, in one run; inputs may lie on the GPU, and outputs go where `into` says, close together."""
+        with self._lock:
+            if self._engine is None:
+                raise RuntimeError(f"the session of {self.path} is closed")
+            return self._run(inputs, names, into)
+
     def close(self) -> None:
         """Free the engine and what it has on the GPU; a run under way in another thread ends first."""
         with self._lock:
@@ -170,18 +242,23 @@ class TensorRtSession:
             self._cuda.cudaStreamDestroy(self._stream)
             self._context = self._engine = self._runtime = None
 
-    def _run(self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:
+    def _run(
+        self,
+        inputs: Mapping[str, NDArray[Any] | DeviceArray],
+        names: Sequence[str],
+        into: Mapping[str, DeviceArray] | None = None,
+    ) -> list[NDArray[Any]]:
         context, cuda = self._context, self._cuda
-        arrays = {
-            name: np.ascontiguousarray(inputs[name], dtype=self._kinds[name])
-            for name in self._inputs
-        }
+        arrays = {name: self._as_taken(name, inputs[name]) for name in self._inputs}
         profile = self._profile_for(arrays)
         if context.active_optimization_profile != profile:
             context.set_optimization_profile_async(profile, self._stream)
         for name, array in arrays.items():
             if not context.set_input_shape(name, array.shape):
                 raise BundleError(f"{self.path} does not take {name} of shape {list(array.shape)}")
+            if isinstance(array, DeviceArray):
+                context.set_tensor_address(name, array.pointer)
+                continue
             pointer = self._room(name, array.nbytes)
             self._did(
                 cuda.cudaMemcpyAsync(
@@ -195,8 +272,14 @@ class TensorRtSession:
             context.set_tensor_address(name, pointer)
         found = {}
         for name in self.outputs:
-            shape = tuple(context.get_tensor_shape(name))
-            found[name] = np.empty(shape, self._kinds[name])
+            shape, kind = tuple(context.get_tensor_shape(name)), self._kinds[name]
+            there = (into or {}).get(name)
+            if there is not None:
+                if there.dtype != kind or int(np.prod(shape)) * kind.itemsize > there.nbytes:
+                    raise BundleError(f"{self.path} gives {name} as {kind} of shape {list(shape)}")
+                context.set_tensor_address(name, there.pointer)
+                continue
+            found[name] = np.empty(shape, kind)
             context.set_tensor_address(name, self._room(name, found[name].nbytes))
         if not context.execute_async_v3(self._stream):
             raise BundleError(f"{self.path} failed while running")
@@ -214,7 +297,14 @@ class TensorRtSession:
         self._did(cuda.cudaStreamSynchronize(self._stream))
         return [found[name] for name in names]
 
-    def _profile_for(self, arrays: Mapping[str, NDArray[Any]]) -> int:
+    def _as_taken(self, name: str, array: NDArray[Any] | DeviceArray) -> NDArray[Any] | DeviceArray:
+        if isinstance(array, DeviceArray):
+            if array.dtype != self._kinds[name]:
+                raise BundleError(f"{self.path} takes {name} as {self._kinds[name]}")
+            return array
+        return np.ascontiguousarray(array, dtype=self._kinds[name])
+
+    def _profile_for(self, arrays: Mapping[str, NDArray[Any] | DeviceArray]) -> int:
         for number in range(self._engine.num_optimization_profiles):
             if all(self._fits(name, array.shape, number) for name, array in arrays.items()):
                 return number
@@ -248,12 +338,7 @@ class TensorRtSession:
 
     def _did(self, answer: tuple[Any, ...]) -> Any:
         """What a call of CUDA gave; BundleError where it failed."""
-        failed, *given = answer
-        if failed:
-            _, said = self._cuda.cudaGetErrorString(failed)
-            text = said.decode() if isinstance(said, bytes) else said
-            raise BundleError(f"{self.path}: CUDA failed: {plain(text)}")
-        return given[0] if given else None
+        return _done(self._cuda, answer, self.path)
 
     def _check(self, content: bytes, here: Sequence[str]) -> None:
         """Raise ProviderError where the engine's header says that it is for another GPU or version."""

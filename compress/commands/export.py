@@ -83,7 +83,7 @@ _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
     multiple=True,
     metavar="NAME",
     help="Make variants for kinds of machine (`compress targets`), called as they are; may be given several times. "
-    "MODEL may be a bundle that `compress run` made: they are added to it.",
+    "MODEL may be a bundle that `compress run` made, or any that completes: they are added to it.",
 )
 @click.option(
     "--evaluation",
@@ -194,7 +194,9 @@ def _given_beside(context: click.Context) -> set[str]:
     for option in sorted(given - _WITH_TARGETS):
         raise click.UsageError(f"--{option.replace('_', '-')} does not go with --target")
     if context.params["task"] == "complete":
-        raise click.UsageError("--target is of encoders; of a decoder give --precision")
+        raise click.UsageError(
+            "--target of a decoder takes a bundle: leave it out here, then give the bundle that this makes as MODEL"
+        )
     return given
 
 

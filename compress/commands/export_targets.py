@@ -32,7 +32,8 @@ _BROWSER = "onnxruntime-web"
 
 @dataclass(frozen=True)
 class Made:
-    """A variant for a target. agreement: share of decisions that are those of fp32, None where it was not run."""
+    """A variant for a target. agreement: share of decisions that are those of fp32 (of a decoder: of what it was made
+    of), None where it was not run."""
 
     target: str
     variant: str
@@ -65,7 +66,8 @@ def export_targets(
     from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
     from codemill.compress.progress import shown_stage
     from codemill.runtime import read_manifest, verify_bundle
-    from codemill.runtime.bundle import UNSHIPPED, update_bundle
+    from codemill.runtime.bundle import update_bundle
+    from codemill.runtime.completion.completer import completes
     from codemill.targets import buildable, target_named
 
     targets = [target_named(name) for name in dict.fromkeys(names)]
@@ -74,6 +76,11 @@ def export_targets(
         if why is not None:
             raise InputError(f"--target {target.name} cannot be built here: {why}")
     check_bundle_out(out, out.parent / ".codemill")
+    if is_bundle(model) and completes(read_manifest(folder_of(Path(model)))):
+        from codemill.compress.commands.export_completion import export_completion
+
+        export_completion(Path(model), targets, out, evaluation, licence, as_json)
+        return
     with quiet_stdout(), scratch_beside(out) as scratch:
         work = scratch / "work"
         file = plain_bundle(model, evaluation, work, name, task)
@@ -99,21 +106,32 @@ def export_targets(
                     shutil.copyfile(work / path, ready / path)
             made = {target.name: variants[target.name] for target in targets}
             update_bundle(ready, variants={**read_manifest(ready).variants, **made})
-            for beside in UNSHIPPED:
-                # of the bundle as it was; what variants are made of and judged by stays
-                if beside.startswith("report."):
-                    (ready / beside).unlink(missing_ok=True)
+            without_reports(ready)
         if licence is not None:
             update_bundle(ready, license=licence)
         digest = verify_bundle(ready)
         with shown_stage("comparing with fp32"):
             found = [_compared(ready, work, target, asked) for target in targets]
         put_bundle(ready, out, scratch)
+    show_made(found, "fp32", out, digest, as_json)
+
+
+def without_reports(folder: Path) -> None:
+    """Drop reports of the bundle as it was; what variants are made of and judged by stays."""
+    from codemill.runtime.bundle import UNSHIPPED
+
+    for beside in UNSHIPPED:
+        if beside.startswith("report."):
+            (folder / beside).unlink(missing_ok=True)
+
+
+def show_made(found: Sequence[Made], against: str, out: Path, digest: str, as_json: bool) -> None:
+    """Print what was made, and how often it decides as `against`."""
     if as_json:
         rows = [asdict(item) for item in found]
         print_json({"bundle": str(out), "digest": digest, "targets": rows})
         return
-    click.echo(table(_rows(found), heading=True))
+    click.echo(table(_rows(found, against), heading=True))
     click.echo()
     click.echo(table([("bundle", shown_path(out)), ("digest", digest)]))
 
@@ -207,9 +225,9 @@ def _decisions(
     return decided
 
 
-def _rows(found: Sequence[Made]) -> list[tuple[str, ...]]:
+def _rows(found: Sequence[Made], against: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        ("variant", "provider", "precision", "ships", "decides as fp32", "")
+        ("variant", "provider", "precision", "ships", f"decides as {against}", "")
     ]
     for item in found:
         notes = [] if item.not_run is None else [f"not run: {item.not_run}"]

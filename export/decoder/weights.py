@@ -94,6 +94,10 @@ class WeightFile:
         self._matrices[key] = Matrix(key, rows, columns, bits, block, linear.bias is not None)
         return self._matrices[key]
 
+    def has(self, key: str) -> bool:
+        """Whether an array was written under this key."""
+        return key in self._places
+
     def array(self, key: str, values: np.ndarray) -> None:
         """Write an array, once."""
         if key in self._places:

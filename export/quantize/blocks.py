@@ -22,6 +22,7 @@ __all__ = [
     "quantize_blocks",
     "ranges",
     "restore",
+    "unpacked",
 ]
 
 BLOCK: Final = 64
@@ -75,8 +76,8 @@ def check_blocks(bits: int, block: int) -> None:
 
 def restore(blocks: Blocks) -> NDArray[np.float32]:
     """The float32 matrix that the blocks stand for."""
-    values = _unpacked(blocks.values, blocks.bits).astype(np.float32)
-    zeros = _unpacked(blocks.zero_points, blocks.bits)[:, : blocks.scales.shape[1], None]
+    values = unpacked(blocks.values, blocks.bits).astype(np.float32)
+    zeros = unpacked(blocks.zero_points, blocks.bits)[:, : blocks.scales.shape[1], None]
     full = (values - zeros) * blocks.scales[..., None]
     restored: NDArray[np.float32] = full.reshape(len(full), -1)[:, : blocks.columns]
     return restored
@@ -135,7 +136,8 @@ def packed(values: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
     return packed
 
 
-def _unpacked(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def unpacked(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """What `packed` has made of numbers, the last byte's empty half included."""
     if bits == 8:
         return values
     pairs = np.stack([values & 15, values >> 4], axis=-1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from codemill.runtime.completion.decoding import Decoding, Rotary
 
-__all__ = ["STEP", "Cache", "turned"]
+__all__ = ["STEP", "Cache", "roomier", "turned"]
 
 STEP = 256
 """Tokens by which a cache grows at least; at most by a quarter of itself."""
@@ -45,8 +45,7 @@ class Cache:
         if tokens <= self.capacity:
             return
         decoding = self._decoding
-        room = max(tokens, self.capacity + max(STEP, self.capacity // 4))
-        room = min(-(-room // STEP) * STEP, max(decoding.max_tokens, tokens))
+        room = roomier(self.capacity, tokens, decoding.max_tokens)
         shape = (1, decoding.kv_heads, room, decoding.head_size)
         old, self.layers = self.layers, []
         self.bound.clear()
@@ -62,8 +61,9 @@ class Cache:
         self.version += 1
 
     def write(self, first_layer: int, at: NDArray[np.int64], rows: list[tuple[Row, Row]]) -> None:
-        """Put keys and values [1, kv_heads, n, head_size] of the layers from `first_layer` at these n places."""
-        for (keys, values), (key, value) in zip(self.layers[first_layer:], rows, strict=True):
+        """Put keys and values [1, kv_heads, n, head_size] of some layers, from `first_layer` on, at these n places."""
+        layers = self.layers[first_layer : first_layer + len(rows)]
+        for (keys, values), (key, value) in zip(layers, rows, strict=True):
             keys[:, :, at] = key
             values[:, :, at] = value
 
@@ -82,6 +82,12 @@ class Cache:
             # copies: both places may overlap
             keys[:, :, to : to + count] = turned(keys[:, :, start:end], to - start, rotary)
             values[:, :, to : to + count] = values[:, :, start:end].copy()
+
+
+def roomier(capacity: int, tokens: int, most: int) -> int:
+    """The capacity that a cache of `capacity` grows to for `tokens` tokens: `most` at most, but for these."""
+    room = max(tokens, capacity + max(STEP, capacity // 4))
+    return min(-(-room // STEP) * STEP, max(most, tokens))
 
 
 def _room(shape: tuple[int, ...]) -> Row:

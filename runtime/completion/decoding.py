@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from codemill.runtime.bundle import Manifest, Variant
 
 __all__ = [
+    "AT_ONCE",
     "COMPLETION",
     "DECISIONS",
     "Decoding",
@@ -38,6 +39,8 @@ __all__ = [
 COMPLETION = "completion"
 DECISIONS = 3
 """Of a controller: to stop, to exit, to continue."""
+AT_ONCE = 128
+"""Tokens of one run, at most: engines are built for so many, and a cancel is looked for between two runs."""
 _LARGEST_VOCABULARY = 2**22
 _MOST_LAYERS = 1000
 _LARGEST_WIDTH = 2**16

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codemill.runtime.completion import lookup
-from codemill.runtime.completion.decoding import Exit
+from codemill.runtime.completion.decoding import AT_ONCE, Exit
 from codemill.runtime.completion.document import Document, Left
 from codemill.runtime.completion.speculation import Speculation
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cancel", "Ended", "Settings", "Taken", "generate", "likeliest"]
 
-_CHUNK, _FEWEST = 128, 32
-"""Tokens of a prompt that are run at once, at most and at least: a cancel is looked for between two."""
+_FEWEST = 32
+"""Tokens of a prompt that are run at once, at least."""
 _SCORES = 2**18
 """Of a head, at once: what attention over a long text takes memory for."""
 
@@ -129,7 +129,7 @@ def likeliest(backend: Backend, ids: NDArray[np.int64]) -> NDArray[np.int64]:
 def _chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
     """Parts of [start, end) that are run at once: shorter ones the more there is before them."""
     while start < end:
-        count = max(_FEWEST, min(_CHUNK, _SCORES // (start + _CHUNK)))
+        count = max(_FEWEST, min(AT_ONCE, _SCORES // (start + AT_ONCE)))
         yield start, min(start + count, end)
         start += count
 

@@ -4,11 +4,12 @@
     python scripts/bench/on_gpu.py BUNDLE [--data-centre] [--out on_gpu.json]
 
 BUNDLE: the folder of a bundle that `compress run` made (plain.mill and validation.jsonl.gz beside it), one that embeds
-or labels, with or without exits. Builds engines for the GPU at hand in float16, bfloat16, int8 and float32; compares
-what they say with the plain graphs on the processor; times calls at batch 1 and 32 and the first start against the
-second, which finds what was compiled in the cache; asks the inspector; and runs the float16 ONNX through those of ONNX
-Runtime's CUDA, TensorRT and TensorRT-RTX providers that are installed. Every figure goes to the JSON file; what fails
-is written there with its message, and the rest goes on. Send the file along with an issue.
+or labels, with or without exits; or any that completes (its engines in half precision and float32: next tokens beside
+those of the processor, tokens a second of both). Builds engines for the GPU at hand in float16, bfloat16, int8
+and float32; compares what they say with the plain graphs on the processor; times calls at batch 1 and 32 and the first
+start against the second, which finds what was compiled in the cache; asks the inspector; and runs the float16
+ONNX through those of ONNX Runtime's CUDA, TensorRT and TensorRT-RTX providers that are installed. Every figure goes to
+the JSON file; what fails is written there with its message, and the rest goes on. Send the file along with an issue.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ from typing import Any
 import numpy as np
 
 from codemill.compress.commands.bench import asked_of
+from codemill.compress.commands.bundle import folder_of
 from codemill.compress.commands.plain import calibration_of, plain_bundle
+from codemill.compress.data.code import pieces_from
 from codemill.export.candidates import PLAIN
+from codemill.export.decoder.derive import derive_decoder, most_exact
 from codemill.export.derive import derive
 from codemill.export.quantize.settings import Method, Quantization
 from codemill.runtime import load, load_classifier, read_manifest, size_bytes
 from codemill.runtime.bundle import update_bundle
+from codemill.runtime.completion.completer import completes
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
 from codemill.runtime.labels import LABEL_TASKS
 from codemill.runtime.session import available_providers
@@ -118,6 +123,64 @@ def compared(folder: Path, variant: str, asked: Any, plain: tuple[np.ndarray, np
     }
 
 
+def completed(folder: Path, variant: str, texts: list[str]) -> dict[str, Any]:
+    """The likeliest tokens after each of the texts', and how fast it reads and decodes; starts as in `timed`."""
+    found: dict[str, Any] = {}
+    for start in ("first_start_ms", "second_start_ms"):
+        began = time.perf_counter()
+        model: Any = load(folder, variant=variant)
+        model.complete(texts[0], max_tokens=1)
+        found[start] = (time.perf_counter() - began) * 1e3
+        if start == "second_start_ms":
+            began = time.perf_counter()
+            found["predictions"] = np.concatenate([model.predictions(text)[1] for text in texts])
+            found["read_tokens_per_s"] = len(found["predictions"]) / (time.perf_counter() - began)
+            for exits in (False, True):
+                seconds, tokens = 0.0, 0
+                for text in texts:
+                    with model.stream(text, max_tokens=64, exits=exits, drafts=False) as stream:
+                        next(stream, None)
+                        began, before = time.perf_counter(), len(stream.completion.tokens)
+                        for _ in stream:
+                            pass
+                        seconds += time.perf_counter() - began
+                        tokens += len(stream.completion.tokens) - before
+                name = "decode_tokens_per_s" if exits else "decode_full_depth_tokens_per_s"
+                found[name] = tokens / seconds if seconds else None
+        model.close()
+    return found
+
+
+def completing(bundle: Path, provider: str, capabilities: tuple[str, ...]) -> dict[str, Any]:
+    """Engines of a bundle that completes, beside the variant they are made of."""
+    source = most_exact(read_manifest(bundle))
+    texts = list(pieces_from("installed", 16, 2000))
+    found: dict[str, Any] = {source: completed(bundle, source, texts)}
+    for method in (Method.FP16, Method.FP32):
+        name = f"engine-{method.precision}"
+        print(name, flush=True)
+
+        def built(method: Method = method, name: str = name) -> Any:
+            began = time.perf_counter()
+            derive_decoder(bundle, method, name=name, provider=provider, capabilities=capabilities)
+            return {
+                "build_s": time.perf_counter() - began,
+                "size_bytes": size_bytes(bundle, name),
+            }
+
+        found[name] = {"built": tried(built)}
+        if "error" not in found[name]["built"]:
+            ran = tried(lambda name=name: completed(bundle, name, texts))
+            if "predictions" in ran:
+                same = ran["predictions"] == found[source]["predictions"]
+                ran["same_next_tokens"] = float(same.mean())
+            found[name]["ran"] = ran
+            found[name]["inspected"] = tried(lambda name=name: inspected(bundle, name, provider))
+    for item in (found[source], *(item.get("ran", {}) for item in found.values())):
+        item.pop("predictions", None)
+    return found
+
+
 def main() -> int:
     """Run everything there is; 1 where no GPU is here."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -143,6 +206,11 @@ def main() -> int:
     }
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch, "bundle")
+        if completes(read_manifest(folder_of(Path(asked_for.bundle)))):
+            shutil.copytree(folder_of(Path(asked_for.bundle)), work)
+            capabilities = () if asked_for.data_centre else (here[0],)
+            found["variants"] = completing(work, provider, capabilities)
+            return _written(asked_for.out, found)
         file = plain_bundle(asked_for.bundle, None, work)
         if file is None:
             print(f"{asked_for.bundle} has no validation.jsonl.gz", file=sys.stderr)
@@ -188,8 +256,12 @@ def main() -> int:
                 "compared": tried(lambda name=name: compared(work, name, asked, plain)),
                 "timed": tried(lambda name=name: timed(work, name, asked)),
             }
-    asked_for.out.write_text(json.dumps(found, indent=1, default=str))
-    print(f"wrote {asked_for.out}")
+    return _written(asked_for.out, found)
+
+
+def _written(path: Path, found: dict[str, Any]) -> int:
+    path.write_text(json.dumps(found, indent=1, default=str))
+    print(f"wrote {path}")
     return 0
 
 

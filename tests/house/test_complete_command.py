@@ -540,3 +540,53 @@ def test_a_line_of_windows_ends_before_its_return(bundle: Path, compress: Compre
     found = compress("complete", bundle, "--file", "w.py", "--line", 1, "--json").document
     Path("u.py").write_bytes((SOURCE[: SOURCE.index("\n")]).encode())
     assert found["prompt_tokens"] == 3 + len(SOURCE) + SOURCE.count("\n")
+
+
+def test_variants_for_other_engines_are_added(
+    compress: Compress, bundle: Path, own_folder: Path
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("tensorrt_rtx")
+    targets = ("--target", "laptop-intel", "--target", "laptop-rtx")
+    ended = compress("export", bundle, *targets, "--out", "more", "--json")
+    assert ended.code == 0
+    verify_bundle(own_folder / "more", expect=ended.document["digest"])
+    intel, rtx = ended.document["targets"]
+    assert (intel["variant"], intel["precision"]) == ("laptop-intel", "int8")
+    # weights are rounded: the likeliest token of a model that was never trained may be another one
+    assert intel["not_run"] is None
+    assert intel["agreement"] > 0.8
+    assert (rtx["variant"], rtx["precision"]) == ("laptop-rtx", "fp16")
+    if rtx["agreement"] is None:
+        assert "GPU" in rtx["not_run"]
+    (own_folder / "source.py").write_text(SOURCE)
+    ended = compress("complete", "more", "--variant", "laptop-intel", "--file", "source.py")
+    assert ended.code == 0
+    shown = compress("export", bundle, "--target", "laptop-intel", "--out", "again")
+    assert "decides as cpu-fp32" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("laptop-cpu", "a processor runs its variant cpu-fp32 as it is"),
+        (
+            "browser",
+            "no decoder is made for onnxruntime-web yet; there are gpu-datacenter, laptop-",
+        ),
+        ("windows", "no decoder is made for DmlExecutionProvider yet"),
+    ],
+)
+def test_targets_without_a_decoder_are_refused_with_the_reason(
+    compress: Compress, bundle: Path, own_folder: Path, target: str, said: str
+) -> None:
+    ended = compress("export", bundle, "--target", target, "--out", "more")
+    assert ended.code != 0
+    assert said in ended.err
+    assert not (own_folder / "more").exists()
+
+
+def test_a_target_of_a_decoder_takes_a_bundle(compress: Compress, decoder: Path) -> None:
+    ended = compress("export", decoder, "--task", "complete", "--target", "laptop-rtx")
+    assert ended.code == 2
+    assert "--target of a decoder takes a bundle" in ended.err
