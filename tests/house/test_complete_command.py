@@ -35,9 +35,8 @@ def tokenizer() -> Tokenizer:
     return found
 
 
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("decoder") / "tiny"
+def write_decoder(folder: Path) -> Path:
+    """A Llama of bytes, of random weights."""
     config = LlamaConfig(
         vocab_size=260,
         hidden_size=64,
@@ -56,6 +55,11 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer().save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_decoder(tmp_path_factory.mktemp("decoder") / "tiny")
 
 
 @pytest.fixture(scope="module")

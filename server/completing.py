@@ -1,0 +1,161 @@
+"""Inline completion: the newest request of a text wins, and none is answered for a text that has changed.
+
+What was read is kept by the runtime, which knows a text again by its beginning and end, and layers are skipped there
+where the bundle has exits. Here is who waits, who is stopped, and what becomes an item.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+
+from lsprotocol import types
+
+from codemill.runtime import Completer, Completion, Stream
+from codemill.server import settings
+from codemill.server.documents import Document, Documents
+from codemill.server.model import Model
+from codemill.server.protocol import modified, refused
+
+__all__ = ["Completing"]
+
+_BUFFERS = 8
+"""Other open texts in which drafts are looked up."""
+
+
+class _Asked:
+    """A request that is not answered yet. `stream`: what it has completed, once it began."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.stream: Stream | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens up to now."""
+        return 0 if self.stream is None else len(self.stream.completion.tokens)
+
+
+class Completing:
+    """Answers requests for inline completion. Used from the event loop."""
+
+    def __init__(self, model: Model[Completer], documents: Callable[[], Documents]) -> None:
+        self._model = model
+        self._documents = documents
+        # by address, the one used last comes last
+        self._used: dict[str, None] = {}
+        self._newest: dict[str, _Asked] = {}
+        self._running: set[_Asked] = set()
+        self._tokens = 0
+        self.kept_bytes = 0
+        self.settings: settings.Completion | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed since the server was started."""
+        return self._tokens + sum(asked.tokens for asked in self._running)
+
+    def changed(self, uri: str) -> None:
+        """A text is another one now: what is asked for it is stopped."""
+        asked = self._newest.pop(uri, None)
+        if asked is not None:
+            asked.stop.set()
+
+    def closed(self, uri: str) -> None:
+        """A text was closed."""
+        self.changed(uri)
+        self._used.pop(uri, None)
+
+    def stop(self) -> None:
+        """Stop whatever runs."""
+        for uri in list(self._newest):
+            self.changed(uri)
+
+    async def complete(
+        self, document: Document, position: types.Position, automatic: bool
+    ) -> list[types.InlineCompletionItem] | None:
+        """Items for a place in a text; None where completion is off.
+
+        Raises JsonRpcException where the text moved on meanwhile or is not one to complete, InputError where there is
+        no model, and CancelledError, once the model has stopped, where the request was cancelled.
+        """
+        asked_for = self.settings
+        if asked_for is None:
+            return None
+        if document.refusal is not None:
+            raise refused(document.refusal)
+        uri = document.uri
+        self.changed(uri)
+        self._used.pop(uri, None)
+        self._used[uri] = None
+        asked = self._newest[uri] = _Asked()
+        try:
+            if automatic and asked_for.debounce_ms:
+                await asyncio.sleep(asked_for.debounce_ms / 1000)
+            completion = None
+            if not asked.stop.is_set():
+                completion = await self._run(asked, asked_for, document, position)
+            if asked.stop.is_set():
+                raise modified("the text has changed, or something newer was asked for it")
+        finally:
+            if self._newest.get(uri) is asked:
+                del self._newest[uri]
+        if completion is None or not completion.text.strip():
+            return []
+        place = types.Range(position, position)
+        return [types.InlineCompletionItem(insert_text=completion.text, range=place)]
+
+    async def _run(
+        self,
+        asked: _Asked,
+        asked_for: settings.Completion,
+        document: Document,
+        position: types.Position,
+    ) -> Completion | None:
+        """What the model completes; None where it cannot complete there."""
+        source = document.source
+        at = document.offset_at_position(position)
+        prefix, suffix = source[:at], source[at:]
+        buffers = self._buffers(document)
+
+        def run(model: Completer) -> tuple[Completion | None, int]:
+            if asked.stop.is_set() or (not model.fills and suffix.partition("\n")[0].strip()):
+                # a model that does not see what follows would write it once more
+                return None, model.kept_bytes
+            with model.stream(
+                prefix,
+                suffix if model.fills else "",
+                max_tokens=asked_for.max_tokens,
+                mode=None if asked_for.mode == "none" else asked_for.mode,
+                exits=asked_for.exits,
+                buffers=buffers,
+                cancel=asked.stop,
+            ) as stream:
+                asked.stream = stream
+                for _ in stream:
+                    pass
+            return stream.completion, model.kept_bytes
+
+        future = self._model.submit(run)
+        self._running.add(asked)
+        try:
+            waiting = asyncio.wrap_future(future)
+            try:
+                completion, self.kept_bytes = await asyncio.shield(waiting)
+            except asyncio.CancelledError:
+                asked.stop.set()
+                # a token later at most; what is still in the queue is dropped
+                if not future.cancel():
+                    await asyncio.wait([waiting])
+                raise
+        finally:
+            self._running.discard(asked)
+            self._tokens += asked.tokens
+        return completion
+
+    def _buffers(self, document: Document) -> Sequence[str]:
+        """Other open texts, those used last first."""
+        texts = {item.uri: item for item in self._documents().all_open()}
+        others = [texts[uri] for uri in reversed(self._used) if uri in texts]
+        return [item.source for item in others if item.uri != document.uri][:_BUFFERS]
