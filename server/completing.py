@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from lsprotocol import types
 
-from codemill.runtime import Completer, Completion, Stream
 from codemill.server import settings
 from codemill.server.documents import Document, Documents
 from codemill.server.model import Model
 from codemill.server.protocol import modified, refused
+
+if TYPE_CHECKING:
+    from codemill.runtime import Completer, Completion, Stream
 
 __all__ = ["Completing"]
 

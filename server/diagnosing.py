@@ -10,14 +10,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeAlias
 
 from lsprotocol import types
 
 from codemill.errors import InputError
-from codemill.runtime import Classifier, Function, Prediction, functions_of, load_classifier
+from codemill.runtime import functions_of, load_classifier
 from codemill.server import settings
 from codemill.server.documents import Document, Documents
 from codemill.server.model import Model, NotLoaded, in_loop
+
+if TYPE_CHECKING:
+    from codemill.runtime import Classifier, Function, Prediction
 
 __all__ = ["Diagnosing", "load_for"]
 
@@ -25,7 +29,7 @@ _KEPT = 4096
 """Functions whose labels are kept."""
 _AT_A_TIME = 16
 """Functions the model is asked about at once; between two it may be stopped."""
-_LABELLED = list[tuple[Function, Prediction]]
+_Labelled: TypeAlias = "list[tuple[Function, Prediction]]"
 _SEVERITIES = {
     "error": types.DiagnosticSeverity.Error,
     "warning": types.DiagnosticSeverity.Warning,
@@ -131,7 +135,7 @@ class Diagnosing:
         stop = self._stops[uri] = threading.Event()
         source, loop = document.source, asyncio.get_running_loop()
 
-        def ended(future: Future[_LABELLED | None]) -> None:
+        def ended(future: Future[_Labelled | None]) -> None:
             if future.cancelled() or stop.is_set():
                 return
             self._stops.pop(uri, None)
@@ -152,7 +156,7 @@ class Diagnosing:
         future = self._model.submit(lambda model: self._labelled(model, source, stop))
         future.add_done_callback(lambda found: in_loop(loop, lambda: ended(found)))
 
-    def _labelled(self, model: Classifier, source: str, stop: threading.Event) -> _LABELLED | None:
+    def _labelled(self, model: Classifier, source: str, stop: threading.Event) -> _Labelled | None:
         """The functions of a text and what they are labelled; None where it does not parse, or is not wanted."""
         try:
             functions = functions_of(source)

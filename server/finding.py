@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from codemill.errors import CodemillError
-from codemill.runtime import Encoder, Hit, Index
 from codemill.server import settings
 from codemill.server.model import Model, NotLoaded, in_loop
 from codemill.server.protocol import modified, refused
+
+if TYPE_CHECKING:
+    from codemill.runtime import Encoder, Hit, Index
 
 __all__ = ["Finding", "Progress"]
 
@@ -131,6 +134,9 @@ class Finding:
         loop = asyncio.get_running_loop()
 
         def update(model: Encoder) -> tuple[int, list[str]]:
+            # here, in the thread: it brings numpy
+            from codemill.runtime import Index
+
             problems = []
             for folder in folders:
                 counted = _Counted(

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lsprotocol import types
 from pygls import uris
@@ -20,14 +20,7 @@ from pygls.protocol import default_converter
 
 from codemill import __version__
 from codemill.errors import CodemillError
-from codemill.runtime import (
-    Classifier,
-    Completer,
-    Encoder,
-    Hit,
-    load_completer,
-    load_encoder,
-)
+from codemill.runtime import load_completer, load_encoder
 from codemill.server import settings
 from codemill.server.completing import Completing
 from codemill.server.diagnosing import Diagnosing, load_for
@@ -35,6 +28,9 @@ from codemill.server.documents import Document, Documents
 from codemill.server.finding import Finding, Progress
 from codemill.server.model import Model, place
 from codemill.server.protocol import FIND, STATUS, FindParams, Input, Protocol, refused
+
+if TYPE_CHECKING:
+    from codemill.runtime import Classifier, Completer, Encoder, Hit
 
 __all__ = ["Server"]
 

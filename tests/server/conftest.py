@@ -1,4 +1,4 @@
-"""The server as an editor meets it: a process, a real client on its stdin and stdout, and bundles of a few kilobytes."""
+"""The server as an editor meets it: a process, a real client on its stdin and stdout, bundles of a few kilobytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,13 +15,15 @@ import pytest
 import pytest_asyncio
 from lsprotocol import types
 from pytest_lsp import LanguageClient, client_capabilities, make_test_lsp_client
-from tests.house.test_complete_command import write_decoder
+from tests.house.test_complete_command import MARKS, write_decoder
 
 from codemill.cli import main
 from codemill.runtime import write_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 PARSING = "def load(text):\n    return parse(json(text))\n"
+_LONGEST_S = 120
+"""A server that does not answer fails a test in the end; no test is decided by how long one takes."""
 SOCKETS = "class Client:\n    def begin(self):\n        return connect(socket(self))\n"
 
 
@@ -56,14 +58,22 @@ def labelling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _export(home: Path, marks: Sequence[str]) -> Path:
+    arguments = ["--task", "complete", "--precision", "fp32", "--out", str(home / "bundle")]
+    assert main(["export", str(write_decoder(home / "model", marks)), *arguments]) == 0
+    return home / "bundle"
+
+
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that completes, in fp32, 600 tokens at most, a byte each; not to be written to."""
-    home = tmp_path_factory.mktemp("decoder")
-    out = home / "bundle"
-    arguments = ["--task", "complete", "--precision", "fp32", "--out", str(out)]
-    assert main(["export", str(write_decoder(home / "model")), *arguments]) == 0
-    return out
+    """A bundle that completes and fills, in fp32, 600 tokens at most, a byte each; not to be written to."""
+    return _export(tmp_path_factory.mktemp("decoder"), MARKS)
+
+
+@pytest.fixture(scope="session")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that completes behind a text only."""
+    return _export(tmp_path_factory.mktemp("behind"), MARKS[:1])
 
 
 @pytest.fixture
@@ -85,7 +95,11 @@ class Editor:
     def __init__(self, client: LanguageClient, folder: Path) -> None:
         self.client = client
         self.folder = folder
+        self.published: asyncio.Queue[types.PublishDiagnosticsParams] = asyncio.Queue()
         self._versions: dict[str, int] = {}
+        # each that is published, in order, where the client keeps the last of each text
+        features = client.protocol.fm.features
+        features[types.TEXT_DOCUMENT_PUBLISH_DIAGNOSTICS] = self.published.put_nowait
 
     def uri(self, name: str) -> str:
         return (self.folder / name).as_uri()
@@ -94,7 +108,7 @@ class Editor:
         known = client_capabilities("visual-studio-code")
         for name, value in capabilities.items():
             setattr(known, name, value)
-        result = await self.client.initialize_session(
+        return await self.client.initialize_session(
             types.InitializeParams(
                 capabilities=known,
                 root_uri=self.folder.as_uri(),
@@ -102,7 +116,6 @@ class Editor:
                 initialization_options=settings,
             )
         )
-        return result
 
     def open(self, name: str, text: str, language: str = "python") -> str:
         uri = self.uri(name)
@@ -138,18 +151,26 @@ class Editor:
             types.DidSaveTextDocumentParams(types.TextDocumentIdentifier(uri))
         )
 
-    def ask(self, uri: str, line: int, character: int, by_hand: bool = True) -> Any:
-        """A future of the answer to textDocument/inlineCompletion, with its `msg_id`."""
+    def ask(
+        self,
+        uri: str,
+        line: int,
+        character: int,
+        by_hand: bool = True,
+        msg_id: str | None = None,
+    ) -> asyncio.Future[Any]:
+        """Ask for inline completion, at once; a future of the answer."""
         kinds = types.InlineCompletionTriggerKind
-        kind = kinds.Invoked if by_hand else kinds.Automatic
-        return self.client.protocol.send_request_async(
-            types.TEXT_DOCUMENT_INLINE_COMPLETION,
-            types.InlineCompletionParams(
-                types.InlineCompletionContext(kind),
-                types.TextDocumentIdentifier(uri),
-                types.Position(line, character),
-            ),
+        params = types.InlineCompletionParams(
+            types.InlineCompletionContext(kinds.Invoked if by_hand else kinds.Automatic),
+            types.TextDocumentIdentifier(uri),
+            types.Position(line, character),
         )
+        # not the asynchronous one, which sends when it is awaited
+        found = self.client.protocol.send_request(
+            types.TEXT_DOCUMENT_INLINE_COMPLETION, params, msg_id=msg_id
+        )
+        return asyncio.wrap_future(found)
 
     async def complete(self, uri: str, line: int, character: int) -> list[str] | None:
         """Texts of the items."""
@@ -157,29 +178,30 @@ class Editor:
         return None if found is None else [item.insert_text for item in found]
 
     async def request(self, method: str, params: Any = None) -> Any:
-        return await self.client.protocol.send_request_async(method, params)
+        async with asyncio.timeout(_LONGEST_S):
+            return await self.client.protocol.send_request_async(method, params)
 
     async def status(self) -> Any:
         return await self.request("codemill/status")
 
     async def until(self, ready: Callable[[Any], bool]) -> Any:
-        """The first status that is as wanted; a test that waits for nothing is ended by pytest's own limit."""
-        while not ready(status := await self.status()):
-            await asyncio.sleep(0.01)
-        return status
+        """The first status that is as wanted."""
+        async with asyncio.timeout(_LONGEST_S):
+            while not ready(status := await self.status()):
+                await asyncio.sleep(0.01)
+            return status
 
     async def shown(self, count: int = 1) -> list[str]:
         """Messages the user was shown, once there are so many."""
-        while len(self.client.messages) < count:
-            await self.client.wait_for_notification(types.WINDOW_SHOW_MESSAGE)
+        async with asyncio.timeout(_LONGEST_S):
+            while len(self.client.messages) < count:
+                await asyncio.sleep(0.01)
         return [item.message for item in self.client.messages]
 
     async def diagnostics(self, uri: str) -> list[types.Diagnostic]:
         """The next ones that are published."""
         while True:
-            found = await self.client.wait_for_notification(
-                types.TEXT_DOCUMENT_PUBLISH_DIAGNOSTICS
-            )
+            found = await self.client.wait_for_notification(types.TEXT_DOCUMENT_PUBLISH_DIAGNOSTICS)
             if found.uri == uri:
                 return list(found.diagnostics)
 
