@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--verbose", action="store_true", help="tell on stderr what is received and sent"
     )
     asked = parser.parse_args(arguments)
+    # the protocol's hundreds of classes are there to stay: looking for garbage among them takes a tenth of their import
+    gc.disable()
     try:
         import pygls.lsp.server  # noqa: F401
     except ImportError:
@@ -33,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     from codemill.server.serve import Server
 
+    gc.freeze()
+    gc.enable()
     # pygls logs every error that is answered, with a traceback
     logging.basicConfig(level=logging.DEBUG if asked.verbose else logging.CRITICAL + 1)
     if sys.stdin.isatty():
@@ -40,12 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "codemill-lsp waits for an editor on stdin; see docs/editors.md. Ctrl-D ends it.",
             file=sys.stderr,
         )
-    server = Server()
-    code = server.serve()
-    # a thread may still be blocked in reading from stdin, and Python would wait for it
-    sys.stdout = sys.stderr
-    sys.stderr.flush()
-    os._exit(code)
+    # the thread that reads stdin would be waited for
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    return Server().serve()
 
 
 if __name__ == "__main__":

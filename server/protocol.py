@@ -93,6 +93,9 @@ class Protocol(LanguageServerProtocol):
 
     def structure_message(self, data: dict[str, Any]) -> Any:
         """As in pygls; a request that cannot be read is answered before the error goes on."""
+        if isinstance(data.get("method"), str) and self.get_message_type(data["method"]) is None:
+            # which pygls asks for where it does not know the method
+            data.setdefault("params", None)
         try:
             return super().structure_message(data)
         except JsonRpcException as error:
@@ -109,7 +112,9 @@ class Protocol(LanguageServerProtocol):
         # of json: what is no JSON, or no UTF-8
         if isinstance(error, (ValueError, RecursionError)):
             said = JsonRpcParseError(f"Parse Error: {error}")
-        self._send_data(types.ResponseErrorMessage(id=None, error=said.to_response_error()))
+        # a plain one: lsprotocol leaves out an id that is null
+        error_only = {"code": said.code, "message": said.message}
+        self._send_data({"jsonrpc": "2.0", "id": None, "error": error_only})
 
 
 _ANSWERED = "answered"

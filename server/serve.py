@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lsprotocol import types
 from pygls import uris
-from pygls.exceptions import JsonRpcException
+from pygls.exceptions import FeatureRequestError, JsonRpcException
 from pygls.lsp.server import LanguageServer
 from pygls.protocol import default_converter
 
@@ -82,7 +82,9 @@ class Server(LanguageServer):
         self.window_show_message(types.ShowMessageParams(types.MessageType.Error, message))
 
     def report_server_error(self, error: Exception, source: Any) -> None:
-        """What pygls could not handle: a message that cannot be read is answered, the rest is logged."""
+        """What pygls could not handle: a message that cannot be read is answered, and what nobody waits for logged."""
+        if source is FeatureRequestError:
+            return
         if source is JsonRpcException:
             self.protocol.answer_unreadable(error)
         self.window_log_message(

@@ -30,7 +30,7 @@ async def test_each_function_has_its_label_and_score_where_it_begins(
         assert isinstance(model, Classifier)
         wanted = model.predict([function.code for function in functions_of(TWO)])
     assert [item.code for item in found] == [item.label for item in wanted] == ["socket", "matrix"]
-    assert [item.data.score for item in found] == pytest.approx(
+    assert [item.data["score"] for item in found] == pytest.approx(
         [item.score for item in wanted], abs=1e-3
     )
     first, second = found

@@ -89,7 +89,7 @@ async def test_progress_is_shown_while_an_index_is_made(editor: Editor, embeddin
     await editor.begin({"search": {"bundle": str(embedding)}}, window=window)
     await editor.until(lambda status: status.search.functions == 32)
     (reports,) = editor.client.progress_reports.values()
-    begun, ended = reports[0].value, reports[-1].value
+    begun, ended = reports[0], reports[-1]
     assert (begun.title, begun.cancellable) == ("codemill: index", True)
     assert begun.message.endswith("of 32 files")
     assert ended.kind == "end"
