@@ -21,10 +21,23 @@ from codemill.server.protocol import modified, refused
 if TYPE_CHECKING:
     from codemill.runtime import Completer, Completion, Stream
 
-__all__ = ["Completing"]
+__all__ = ["Completing", "first_read"]
 
 _BUFFERS = 8
 """Other open texts in which drafts are looked up."""
+
+
+_STEPS = 4
+"""Of a context: what is too long is cut in such shares of it."""
+
+
+def first_read(at: int, most: int) -> int:
+    """From where on a text is read before the place `at`, `most` characters at most.
+
+    In steps, so that the next keystroke begins at the same place and what was read stays of use.
+    """
+    step = max(1, most // _STEPS)
+    return max(0, -(-(at - most) // step) * step)
 
 
 class _Asked:
@@ -119,7 +132,8 @@ class Completing:
         """What the model completes; None where it cannot complete there."""
         source = document.source
         at = document.offset_at_position(position)
-        prefix, suffix = source[:at], source[at:]
+        prefix = source[first_read(at, asked_for.context_chars) : at]
+        suffix = source[at : at + asked_for.context_chars // 4]
         buffers = self._buffers(document)
 
         def run(model: Completer) -> tuple[Completion | None, int]:

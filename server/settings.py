@@ -33,6 +33,7 @@ class Bundle:
 class Completion:
     """Inline completion. debounce_ms: how long a request that nobody asked for by hand waits for a newer one.
 
+    context_chars: of the text before the place that are read, and a quarter as many behind it where the bundle fills.
     memory_mb: of keys and values that are kept between requests; None: what the runtime keeps.
     """
 
@@ -40,6 +41,7 @@ class Completion:
     max_tokens: int = 48
     mode: Literal["line", "block", "none"] = "line"
     exits: bool = True
+    context_chars: int = 8000
     debounce_ms: int = 50
     memory_mb: int | None = None
 
@@ -160,6 +162,7 @@ def _completion(part: _Part) -> Completion:
         max_tokens=part.whole("max_tokens", 48, 1, 1024),
         mode=part.take("mode", "line", lambda value: value in _MODES, "line, block or none"),
         exits=part.take("exits", True, lambda value: isinstance(value, bool), "true or false"),
+        context_chars=part.whole("context_chars", 8000, 100, 10_000_000),
         debounce_ms=part.whole("debounce_ms", 50, 0, 10_000),
         memory_mb=part.whole("memory_mb", None, 1, 2**20),
     )

@@ -12,6 +12,7 @@ from pygls.exceptions import JsonRpcException
 
 import codemill
 from codemill.runtime import Completer
+from codemill.server.completing import first_read
 
 from .conftest import Editor
 
@@ -73,6 +74,19 @@ async def test_a_model_that_does_not_see_what_follows_completes_at_ends_of_lines
     uri = editor.open("new.py", TEXT)
     assert await editor.complete(uri, 1, 11) == []
     assert await editor.complete(uri, 0, 14) == by_the_runtime(behind, TEXT, 0, 14, 12)
+
+
+async def test_of_a_long_text_what_is_near_is_read_in_steps(editor: Editor, decoder: Path) -> None:
+    settings = {"bundle": str(decoder), "max_tokens": 8, "context_chars": 100}
+    await editor.begin({"completion": settings})
+    text = "".join(f"x{number} = {number}\n" for number in range(100))
+    uri = editor.open("new.py", text)
+    at = len(text)
+    assert [first_read(place, 100) for place in (0, 100, 101, 125, 126)] == [0, 0, 25, 25, 50]
+    near = text[first_read(at, 100) :]
+    assert 75 <= len(near) <= 100
+    found = await editor.complete(uri, 100, 0)
+    assert found == by_the_runtime(decoder, near, near.count("\n"), 0, 8)
 
 
 async def test_it_is_off_where_no_bundle_is_named(editor: Editor) -> None:

@@ -34,7 +34,8 @@ def test_every_setting_is_read_under_codemill_or_without() -> None:
     value = {
         "completion": {
             **{"bundle": "c", "variant": "cpu-int4", "threads": 2, "max_tokens": 9},
-            **{"mode": "none", "exits": False, "debounce_ms": 0, "memory_mb": 64},
+            **{"mode": "none", "exits": False, "context_chars": 500},
+            **{"debounce_ms": 0, "memory_mb": 64},
         },
         "search": {"bundle": "s", "exclude": ["build"], "top": 3},
         "diagnostics": {
@@ -44,7 +45,7 @@ def test_every_setting_is_read_under_codemill_or_without() -> None:
         "trace": {"server": "off"},
     }
     wanted = Settings(
-        Completion(Bundle("c", "cpu-int4", 2), 9, "none", False, 0, 64),
+        Completion(Bundle("c", "cpu-int4", 2), 9, "none", False, 500, 0, 64),
         Search(Bundle("s"), ("build",), 3),
         Diagnostics(Bundle("d"), {"bad": "warning"}, 0.9, "save", 1),
     )
