@@ -84,7 +84,8 @@ def settings_of(value: object) -> Settings:
     parts: Mapping[object, object] = {}
     if isinstance(value, Mapping):
         parts = value
-    elif value is not None:
+    # an empty table of Lua is a list for those who do not know it
+    elif value is not None and value != []:
         problems.append(f"the settings of codemill should be an object, found {value!r}")
     # "trace" is every VS Code client's own
     for key in parts:

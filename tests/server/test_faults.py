@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from lsprotocol import types
 from pygls.exceptions import JsonRpcException
@@ -283,6 +284,21 @@ def test_ctrl_c_ends_the_server() -> None:
     client.process.send_signal(signal.SIGINT)
     assert client.process.wait() == 130
     client.process.communicate()
+
+
+@pytest.mark.asyncio
+async def test_it_opens_no_connection(
+    editor: Editor, embedding: Path, labelling: Path, decoder: Path
+) -> None:
+    bundles = {"search": embedding, "diagnostics": labelling, "completion": decoder}
+    await editor.begin({name: {"bundle": str(path)} for name, path in bundles.items()})
+    uri = editor.open("new.py", SOCKETS)
+    assert await editor.diagnostics(uri)
+    assert await editor.complete(uri, 3, 0) is not None
+    assert (await editor.request("codemill/find", {"query": "socket"})).hits
+    server = psutil.Process(editor.client._server.pid)
+    assert server.net_connections("inet") == []
+    assert server.children() == []
 
 
 @pytest.mark.asyncio

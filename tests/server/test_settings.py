@@ -16,7 +16,7 @@ from codemill.server.settings import (
 )
 
 
-@pytest.mark.parametrize("value", [None, {}, {"codemill": {}}, {"codemill": None}])
+@pytest.mark.parametrize("value", [None, {}, [], {"codemill": {}}, {"codemill": None}])
 def test_nothing_is_on_by_itself(value: Any) -> None:
     assert settings_of(value) == Settings()
 
