@@ -250,8 +250,21 @@ def cancel(cache: Path, folder: Path, settings: dict[str, Any], times: int) -> d
             continue
         at = client.answer(behind)["result"]["completion"]["tokens"]
         tokens.append(client.ask("codemill/status")["completion"]["tokens"] - at)
+    reading_ms = []
+    source = Path(argparse.__file__).read_text()
+    for number in range(times // 5):
+        # a text that was not read yet: it is looked at between parts of 128 tokens
+        text = source[9000 * number :][:8000]
+        uri = client.open(folder / f"new{number}.py", text)
+        wanted = client.complete(uri, text.count("\n"), len(text.rpartition("\n")[2]))
+        time.sleep(0.3)
+        sent = time.perf_counter()
+        client.tell("$/cancelRequest", {"id": wanted})
+        if "error" in client.answer(wanted):
+            reading_ms.append(1000 * (time.perf_counter() - sent))
     client.end()
     return {
+        "answer_while_reading_ms": _summary(reading_ms),
         "cancelled": len(tokens),
         "finished_before": finished,
         "tokens_after": {str(n): tokens.count(n) for n in sorted(set(tokens))},
