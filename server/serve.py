@@ -259,8 +259,7 @@ def _loaded(part: settings.Completion | settings.Search | None) -> object:
 def _completer(asked: settings.Completion, root: Path | None) -> Completer:
     bundle = asked.bundle
     model = load_completer(place(bundle, root), bundle.variant, bundle.threads)
-    if asked.memory_mb is not None:
-        model.memory_bytes = asked.memory_mb * 2**20
+    model.memory_bytes = asked.memory_mb * 2**20
     return model
 
 

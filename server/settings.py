@@ -34,7 +34,7 @@ class Completion:
     """Inline completion. debounce_ms: how long a request that nobody asked for by hand waits for a newer one.
 
     context_chars: of the text before the place that are read, and a quarter as many behind it where the bundle fills.
-    memory_mb: of keys and values that are kept between requests; None: what the runtime keeps.
+    memory_mb: of keys and values that are kept between requests: in an editor one text is typed into at a time.
     """
 
     bundle: Bundle
@@ -43,7 +43,7 @@ class Completion:
     exits: bool = True
     context_chars: int = 8000
     debounce_ms: int = 50
-    memory_mb: int | None = None
+    memory_mb: int = 192
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _completion(part: _Part) -> Completion:
         exits=part.take("exits", True, lambda value: isinstance(value, bool), "true or false"),
         context_chars=part.whole("context_chars", 8000, 100, 10_000_000),
         debounce_ms=part.whole("debounce_ms", 50, 0, 10_000),
-        memory_mb=part.whole("memory_mb", None, 1, 2**20),
+        memory_mb=part.whole("memory_mb", 192, 1, 2**20),
     )
 
 

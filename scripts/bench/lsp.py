@@ -280,7 +280,8 @@ def edits(cache: Path, folder: Path, settings: dict[str, Any], count: int) -> di
     text = (
         (folder / "header.py").read_text() if (folder / "header.py").exists() else "x = 1\n" * 300
     )
-    text = text[:6000]
+    # short, so that reading all of it again, as an edit above and one below at once need, is no waiting
+    text = text[:2000]
     uri = client.open(folder / "typed.py", text)
     _used(client, folder, settings)
     draws = random.Random(0)
@@ -417,6 +418,17 @@ def main() -> None:
 
         folder = Path(email.__file__).parent
     found: dict[str, Any] = {}
+
+    def keep(part: str, values: dict[str, Any]) -> None:
+        found[part] = values
+        if not asked.json:
+            print(
+                part,
+                *(f"  {name}: {value}" for name, value in values.items()),
+                sep="\n",
+                flush=True,
+            )
+
     with tempfile.TemporaryDirectory() as home:
         cache = Path(home)
         if "search" in settings:
@@ -426,22 +438,17 @@ def main() -> None:
             client.end()
         arguments = (cache, folder.resolve(), settings)
         if "start" in only:
-            found["start"] = start(*arguments, asked.rounds)
+            keep("start", start(*arguments, asked.rounds))
         if "memory" in only and "search" in settings:
-            found["memory"] = memory(*arguments)
+            keep("memory", memory(*arguments))
         if "cancel" in only and "completion" in settings:
-            found["cancel"] = cancel(*arguments, asked.cancels)
+            keep("cancel", cancel(*arguments, asked.cancels))
         if "edits" in only:
-            found["edits"] = edits(*arguments, asked.edits)
+            keep("edits", edits(*arguments, asked.edits))
         if "idle" in only:
-            found["idle"] = idle(*arguments, asked.idle_s)
+            keep("idle", idle(*arguments, asked.idle_s))
     if asked.json:
         print(json.dumps(found, indent=1))
-        return
-    for part, values in found.items():
-        print(part)
-        for name, value in values.items():
-            print(f"  {name}: {value}")
 
 
 if __name__ == "__main__":
