@@ -7,6 +7,7 @@ where the bundle has exits. Here is who waits, who is stopped, and what becomes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -45,7 +46,18 @@ class _Asked:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
+        self._moved = asyncio.Event()
         self.stream: Stream | None = None
+
+    def end(self) -> None:
+        """Nobody wants it any more."""
+        self.stop.set()
+        self._moved.set()
+
+    async def settle(self, seconds: float) -> None:
+        """Wait so long, or until nobody wants it any more."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._moved.wait(), seconds)
 
     @property
     def tokens(self) -> int:
@@ -76,7 +88,7 @@ class Completing:
         """A text is another one now: what is asked for it is stopped."""
         asked = self._newest.pop(uri, None)
         if asked is not None:
-            asked.stop.set()
+            asked.end()
 
     def closed(self, uri: str) -> None:
         """A text was closed."""
@@ -108,7 +120,7 @@ class Completing:
         asked = self._newest[uri] = _Asked()
         try:
             if automatic and asked_for.debounce_ms:
-                await asyncio.sleep(asked_for.debounce_ms / 1000)
+                await asked.settle(asked_for.debounce_ms / 1000)
             completion = None
             if not asked.stop.is_set():
                 completion = await self._run(asked, asked_for, document, position)
@@ -161,7 +173,7 @@ class Completing:
             try:
                 completion, self.kept_bytes = await asyncio.shield(waiting)
             except asyncio.CancelledError:
-                asked.stop.set()
+                asked.end()
                 # a token later at most; what is still in the queue is dropped
                 if not future.cancel():
                     await asyncio.wait([waiting])

@@ -35,7 +35,7 @@ def tokenizer(marks: Sequence[str] = MARKS) -> Tokenizer:
     return found
 
 
-def write_decoder(folder: Path, marks: Sequence[str] = MARKS) -> Path:
+def write_decoder(folder: Path, marks: Sequence[str] = MARKS, positions: int = 600) -> Path:
     """A Llama of bytes, of random weights."""
     config = LlamaConfig(
         vocab_size=260,
@@ -44,7 +44,7 @@ def write_decoder(folder: Path, marks: Sequence[str] = MARKS) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=600,
+        max_position_embeddings=positions,
         initializer_range=0.3,
         tie_word_embeddings=False,
         bos_token_id=None,

@@ -58,9 +58,9 @@ def labelling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _export(home: Path, marks: Sequence[str]) -> Path:
+def _export(home: Path, marks: Sequence[str], positions: int = 600) -> Path:
     arguments = ["--task", "complete", "--precision", "fp32", "--out", str(home / "bundle")]
-    assert main(["export", str(write_decoder(home / "model", marks)), *arguments]) == 0
+    assert main(["export", str(write_decoder(home / "model", marks, positions)), *arguments]) == 0
     return home / "bundle"
 
 
@@ -74,6 +74,12 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that completes behind a text only."""
     return _export(tmp_path_factory.mktemp("behind"), MARKS[:1])
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that knows no end: what it completes is as long as was asked for."""
+    return _export(tmp_path_factory.mktemp("endless"), (), 1200)
 
 
 @pytest.fixture
