@@ -1,6 +1,6 @@
 """Only a check: everything else about the build is in pyproject.toml.
 
-The four houses reach src/codemill through links. Git writes plain files in place of links where
+The houses reach src/codemill through links. Git writes plain files in place of links where
 core.symlinks is off (Windows without developer mode), and the build would then make a wheel that
 has next to nothing in it.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-HOUSES = ("compress", "export", "runtime", "targets")
+HOUSES = ("compress", "export", "runtime", "server", "targets")
 
 folder = Path(__file__).resolve().parent / "src" / "codemill"
 broken = [name for name in HOUSES if not (folder / name / "__init__.py").is_file()]

@@ -347,8 +347,9 @@ class Completer(LoadedModel):
         """Take back what streams have let go of, within the limit of memory. The lock is held."""
         while self._dropped:
             document = self._dropped.popleft()
-            # what is too large by itself pushes nothing out
-            if self._backend is None or document.cache.size_bytes > self.memory_bytes:
+            # what is too large by itself pushes nothing out, and one that was cancelled before it was read is of no use
+            too_large = document.cache.size_bytes > self.memory_bytes
+            if self._backend is None or too_large or not document.tokens:
                 continue
             self._kept.append(document)
             while sum(kept.cache.size_bytes for kept in self._kept) > self.memory_bytes:

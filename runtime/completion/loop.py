@@ -156,6 +156,8 @@ class _Steps:
                 cancel = self._settings.cancel
                 if cancel is not None and cancel.is_set():
                     document.rewind(first)
+                    # of the rest nothing is there: it is known again by what was read
+                    document.prompt = first
                     self._whole = True
                     return None
                 state = self._through(np.asarray(prompt[first:last], np.int64), first)[-1:].copy()

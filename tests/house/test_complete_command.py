@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,18 +26,17 @@ MARKS = ("<|endoftext|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 SOURCE = "def add(a, b):\n    return a + b\n\nprint(add(1, 2))\n"
 
 
-def tokenizer() -> Tokenizer:
+def tokenizer(marks: Sequence[str] = MARKS) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     found = Tokenizer(models.BPE({token: n for n, token in enumerate(alphabet)}, []))
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = decoders.ByteLevel()
-    found.add_special_tokens(list(MARKS))
+    found.add_special_tokens(list(marks))
     return found
 
 
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("decoder") / "tiny"
+def write_decoder(folder: Path, marks: Sequence[str] = MARKS, positions: int = 600) -> Path:
+    """A Llama of bytes, of random weights."""
     config = LlamaConfig(
         vocab_size=260,
         hidden_size=64,
@@ -45,7 +44,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=600,
+        max_position_embeddings=positions,
         initializer_range=0.3,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -54,8 +53,13 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer().save(str(folder / "tokenizer.json"))
+    tokenizer(marks).save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_decoder(tmp_path_factory.mktemp("decoder") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,30 @@ def test_a_cancelled_completion_says_so(model: Completer) -> None:
     cancel.set()
     found = model.complete(SOURCE, cancel=cancel)
     assert (found.text, found.finish_reason) == ("", "cancelled")
+
+
+class After:
+    """A cancel that comes after so many looks at it."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    def is_set(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0
+
+
+def test_what_was_read_before_a_cancel_is_not_read_again(model: Completer) -> None:
+    text = "x = 1234567\n" * 40
+    assert model.complete(text, max_tokens=2, cancel=After(1)).finish_reason == "cancelled"
+    # a quarter of it was read, a part that is run at once
+    again = model.complete(text + "y", max_tokens=2)
+    assert (again.prompt_tokens, again.reused_tokens) == (481, 128)
+
+
+def test_a_text_of_which_nothing_was_read_is_not_kept(model: Completer) -> None:
+    model.complete(SOURCE, cancel=After(0))
+    assert model.kept_bytes == 0
 
 
 def test_threads_get_what_one_gets(model: Completer) -> None:

@@ -10,7 +10,7 @@ import pytest
 import codemill
 
 ROOT = Path(__file__).resolve().parents[2]
-HOUSES = ("compress", "export", "runtime", "targets")
+HOUSES = ("compress", "export", "runtime", "server", "targets")
 
 
 def modules() -> list[str]:
