@@ -22,6 +22,7 @@ from codemill.runtime.bundle import (
     read_manifest,
 )
 from codemill.runtime.preferred import preferred
+from codemill.runtime.ready import bundle_at
 from codemill.runtime.session import available_providers, choose_variant
 from codemill.runtime.texts import Texts, check_tokenizer, open_tokenizer
 
@@ -50,7 +51,11 @@ class Opened:
 
 
 def open_folder(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
-    """The folder of a bundle, a `.mill` unpacked, and its manifest; every file is what it says."""
+    """The folder of a bundle, a `.mill` unpacked, and its manifest; every file is what it says.
+
+    `path` may be the name of a bundle that codemill brings.
+    """
+    path = bundle_at(path)
     # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
     if os.path.isfile(path):  # noqa: PTH113
         from codemill.runtime.archive import unpack
