@@ -56,10 +56,10 @@ class Patterns:
             parsed = _parse(_as_bytes(line))
             if parsed is None:
                 continue
-            ignores, *rest = parsed
+            ignores, expression, for_names, for_folders = parsed
             if not grouped or grouped[-1][0] is not ignores:
                 grouped.append((ignores, []))
-            grouped[-1][1].append((rest[0], rest[1], rest[2]))
+            grouped[-1][1].append((expression, for_names, for_folders))
         # the last pattern that matches decides
         self._runs = [_run(ignores, found) for ignores, found in reversed(grouped)]
 
@@ -277,8 +277,8 @@ def _translated(pattern: str, anchored: bool) -> str | None:
             found = _bracket(pattern, at)
             if found is None:
                 return None
-            text, at = found
-            fixed.append(text)
+            fixed.append(found[0])
+            at = found[1]
             continue
         else:
             if letter == "\\":
@@ -291,8 +291,8 @@ def _translated(pattern: str, anchored: bool) -> str | None:
     first, *others = ("".join(part) for part in parts)
     if not others:
         return first
-    *middle, end = (f"(?:[^/]+/)*?{part}" for part in others)
-    return "".join((first, *(f"(?>{part})" for part in middle), end))
+    *middle, last = (f"(?:[^/]+/)*?{part}" for part in others)
+    return "".join((first, *(f"(?>{part})" for part in middle), last))
 
 
 def _bracket(pattern: str, at: int) -> tuple[str, int] | None:

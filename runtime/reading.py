@@ -93,7 +93,7 @@ def _python(content: bytes) -> Reading:
     try:
         functions = functions_of(content, inner=True)
     except (SyntaxError, ValueError) as error:
-        functions, problem = functions_of_parts(content), str(error)
+        functions, problem = functions_of_parts(content), _said(error)
     # the lines that Python counts, and no others
     ends = list(accumulate(map(len, content.splitlines(keepends=True)), initial=0))
     return Reading(
@@ -103,6 +103,12 @@ def _python(content: bytes) -> Reading:
         ],
         problem,
     )
+
+
+def _said(error: SyntaxError | ValueError) -> str:
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return f"{error.msg}, line {error.lineno}"
+    return str(error)
 
 
 def _python_code(content: bytes, start: int, end: int) -> str:

@@ -147,6 +147,8 @@ _WRAPPERS = ("reference_declarator", "parenthesized_declarator", "attributed_dec
 # what is taken for the name of a function where a macro hides what it is
 _NO_NAMES = frozenset({"if", "else", "for", "while", "switch", "return", "do", "catch", ""})
 _ARGUMENTS = re.compile(r"<.*>|\[.*\]|'\w+|[*&\s]", re.DOTALL)
+# bytes before a definition on its line
+_LONGEST_INDENT = 1000
 # of a class that a member is defined outside of
 _TEMPLATE = re.compile(r"<[^<>]*>(?=::)")
 _COMMENT_MARK = re.compile(r"^\s*(?:/\*[*!]?|\*/|\*(?!/)|//[/!]?)\s?|\s*\*/\s*$")
@@ -268,7 +270,9 @@ def _text(node: Node) -> str:
 
 
 def _line_start(content: bytes, at: int) -> int:
-    return content.rfind(b"\n", 0, at) + 1
+    """Where the line of byte `at` begins; `at` itself where that is far off, as in what machines wrote."""
+    found = content.rfind(b"\n", max(0, at - _LONGEST_INDENT), at)
+    return found + 1 if found >= 0 or at <= _LONGEST_INDENT else at
 
 
 def _grammar(language: str, suffix: str, content: bytes) -> str:

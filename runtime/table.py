@@ -142,7 +142,8 @@ class Table:
         np.lib.format.write_array_header_1_0(
             header, {"descr": "|i1", "fortran_order": False, "shape": shape}
         )
-        pieces = [header.getvalue(), *(part.data for part in map(np.ascontiguousarray, parts))]
+        pieces: list[bytes | memoryview] = [header.getvalue()]
+        pieces += [np.ascontiguousarray(part).data for part in parts]
         hasher = hashlib.sha256()
         for piece in pieces:
             hasher.update(piece)
