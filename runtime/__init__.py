@@ -93,6 +93,7 @@ def load(
 ) -> Encoder | Classifier | Completer:
     """Load a bundle, a folder or a `.mill` file, ready to run on this machine.
 
+    "code-search" is one that codemill brings, unless a bundle lies at that path.
     A bundle that embeds gives an Encoder, one with labels a Classifier, one that completes a Completer.
     Every file is checked against the manifest first. `variant` names one of the bundle's variants;
     None takes the best one this machine has an execution provider for (accelerators before the

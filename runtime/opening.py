@@ -23,6 +23,7 @@ from codemill.runtime.bundle import (
     size_bytes,
 )
 from codemill.runtime.preferred import preferred
+from codemill.runtime.ready import bundle_at
 from codemill.runtime.session import available_providers, choose_variant
 from codemill.runtime.texts import Texts, check_tokenizer, open_tokenizer
 
@@ -58,7 +59,11 @@ class Opened:
 
 
 def open_folder(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
-    """The folder of a bundle, a `.mill` unpacked, and its manifest; every file is what it says."""
+    """The folder of a bundle, a `.mill` unpacked, and its manifest; every file is what it says.
+
+    `path` may be the name of a bundle that codemill brings.
+    """
+    path = bundle_at(path)
     # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
     if os.path.isfile(path):  # noqa: PTH113
         from codemill.runtime.archive import unpack
@@ -79,6 +84,7 @@ def bytes_to_load(path: str | os.PathLike[str], variant: str | None = None) -> i
     loaded. A `.mill` is unpacked. Raises what `codemill.load` raises for a bundle that is missing or malformed, or has
     no variant that runs here; files are not checked yet.
     """
+    path = bundle_at(path)
     # unlike Path.is_file it raises nothing
     if os.path.isfile(path):  # noqa: PTH113
         from codemill.runtime.archive import unpack

@@ -86,7 +86,10 @@ def verify_command(bundle: Path, expect: str | None, as_json: bool) -> None:
 
 
 def folder_of(bundle: Path) -> Path:
-    """The folder of a bundle; a `.mill` is checked and unpacked into the cache."""
+    """The folder of a bundle, which may be a ready one's name; a `.mill` is checked and unpacked into the cache."""
+    from codemill.runtime.ready import bundle_at
+
+    bundle = bundle_at(bundle)
     # unlike Path.is_file it raises nothing: what cannot be looked at is refused further on
     if not os.path.isfile(bundle):  # noqa: PTH113
         return bundle

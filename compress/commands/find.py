@@ -8,31 +8,37 @@ from typing import TYPE_CHECKING
 
 import click
 
-from codemill.compress.commands.output import json_option, print_json, shown_path
-from codemill.errors import BundleError
+from codemill.compress.commands.output import json_option, print_json, printable, shown_path
+from codemill.runtime.languages import LANGUAGES, title_of
 
 if TYPE_CHECKING:
     from codemill.runtime import Hit, Index
 
-# where `compress run code-search` leaves its bundle
-_DEFAULT_BUNDLE = Path("code-search-bundle")
+_READY = "code-search"
 _CODE_LINES = 5
 
 
 @click.command("find")
 @click.argument("query")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path),
-    help=f"The bundle to search with, a folder or a .mill file. [default: ./{_DEFAULT_BUNDLE}]",
+    help="The bundle to search with, a folder or a .mill file. [default: the one that codemill brings]",
 )
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many.")
 @click.option(
+    "--language",
+    "languages",
+    multiple=True,
+    type=click.Choice(LANGUAGES, case_sensitive=False),
+    help="Show functions of this language alone; may be given several times.",
+)
+@click.option(
     "--exclude",
     multiple=True,
-    metavar="NAME",
-    help="Leave out folders of this name, such as tests; may be given several times.",
+    metavar="PATTERN",
+    help="Leave out files and folders as in .gitignore, such as tests; may be given several times.",
 )
 @json_option
 def find_command(
@@ -40,38 +46,39 @@ def find_command(
     folder: Path,
     bundle: Path | None,
     top: int,
+    languages: tuple[str, ...],
     exclude: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Find the functions below DIR that do what QUERY says.
+    """Find the functions below DIR, here by default, that do what QUERY says.
 
-    The first search of a folder reads all of it; later ones read what has changed.
+    The first search of a folder reads all of it; later ones read what has changed. What git ignores is
+    left out. Python is always searched, other languages with: pip install 'codemill[find]'
     """
     from codemill.compress.progress import counting
     from codemill.runtime import Index, load_encoder
+    from codemill.runtime.ready import ready_bundle
 
-    if bundle is None and not _DEFAULT_BUNDLE.exists():
-        raise BundleError(
-            f"there is no bundle at ./{_DEFAULT_BUNDLE}; give one with --bundle, or make one with "
-            "`compress run code-search`"
-        )
-    with load_encoder(bundle or _DEFAULT_BUNDLE) as encoder:
+    with load_encoder(bundle or ready_bundle(_READY)) as encoder:
         with counting("reading functions", "files") as progress:
             index = Index.open(folder, encoder, progress, exclude)
-        hits = index.search(query, top=top)
+        hits = index.search(query, top=top, languages=languages or None)
     if as_json:
         print_json(
             {
                 "query": query,
                 "folder": folder,
+                "bundle": encoder.digest,
                 "functions": len(index),
                 "files": index.files,
                 "unreadable": {str(path): why for path, why in index.unreadable.items()},
+                "passed_over": index.passed_over,
                 "hits": [
                     {
                         "path": hit.path,
                         "line": hit.line,
                         "qualified_name": hit.qualified_name,
+                        "language": hit.language,
                         "score": round(hit.score, 4),
                         "code": hit.code,
                     }
@@ -83,6 +90,10 @@ def find_command(
     _warn(index, folder)
     for hit in hits:
         _print(hit)
+    if not hits and len(index):
+        click.echo(
+            f"no function below {folder} is in {' or '.join(map(title_of, languages))}", err=True
+        )
 
 
 def _warn(index: Index, folder: Path) -> None:
@@ -90,15 +101,22 @@ def _warn(index: Index, folder: Path) -> None:
     if unreadable:
         path, why = next(iter(unreadable.items()))
         more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        click.echo(f"left out, could not be read: {path} ({why}){more}", err=True)
+        click.echo(f"not read, or not to the end: {shown_path(path)} ({why}){more}", err=True)
+    if index.passed_over:
+        counts = [f"{count:,} of {title_of(name)}" for name, count in index.passed_over.items()]
+        files = "file" if sum(index.passed_over.values()) == 1 else "files"
+        click.echo(
+            f"passed over: {', '.join(counts)} ({files}); to search them too: pip install 'codemill[find]'",
+            err=True,
+        )
     if not len(index):
-        click.echo(f"there is no Python function below {folder}", err=True)
+        click.echo(f"there is no function to search below {folder}", err=True)
 
 
 def _print(hit: Hit) -> None:
-    place = click.style(f"{shown_path(hit.path)}:{hit.line}", fg="cyan")
-    name = click.style(hit.qualified_name, bold=True)
+    place = click.style(f"{printable(shown_path(hit.path))}:{hit.line}", fg="cyan")
+    name = click.style(printable(hit.qualified_name), bold=True)
     click.echo(f"{place}  {hit.score:.3f}  {name}")
-    lines = hit.code.splitlines()
+    lines = [printable(line.expandtabs(4)) for line in hit.code.split("\n")]
     shown = lines[:_CODE_LINES] + (["..."] if len(lines) > _CODE_LINES else [])
     click.echo(textwrap.indent("\n".join(shown), "    ") + "\n")

@@ -26,6 +26,7 @@ __all__ = [
     "json_option",
     "plain_name",
     "print_json",
+    "printable",
     "quiet_stdout",
     "report_rows",
     "require_extra",
@@ -105,7 +106,7 @@ def table(rows: Sequence[Sequence[str]], heading: bool = False) -> str:
     With `heading`, a rule stands under the first row.
     """
     columns = max((len(row) for row in rows), default=0)
-    filled = [[*map(_printable, row), *[""] * (columns - len(row))] for row in rows]
+    filled = [[*map(printable, row), *[""] * (columns - len(row))] for row in rows]
     widths = [max(len(row[i]) for row in filled) for i in range(columns)]
     if heading and filled:
         filled.insert(1, ["-" * width for width in widths])
@@ -115,9 +116,13 @@ def table(rows: Sequence[Sequence[str]], heading: bool = False) -> str:
     )
 
 
-def _printable(cell: str) -> str:
+def printable(cell: str) -> str:
     """On one line, and without what a terminal would obey: names come from files of others."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in cell)
+    # half a surrogate pair stands for a byte of a file's name, and is shown as its number
+    return "".join(
+        letter if letter.isprintable() or "\ud800" <= letter <= "\udfff" else "\ufffd"
+        for letter in cell
+    )
 
 
 def plain_name(text: str, default: str) -> str:

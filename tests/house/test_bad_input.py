@@ -207,7 +207,8 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("recipes", "extra"), 2, "unexpected extra argument"),
     (("targets", "extra"), 2, "unexpected extra argument"),
     (("inspect",), 2, "Missing argument 'BUNDLE'"),
-    (("find", "query"), 2, "Missing argument 'DIR'"),
+    (("find",), 2, "Missing argument 'QUERY'"),
+    (("find", "query", "--language", "basic"), 2, "'basic' is not one of 'python'"),
     (("find", "query", "code", "--top", "0"), 2, "0 is not in the range"),
     (("bench", "bundle", "--rounds", "0"), 2, "0 is not in the range"),
     (("bench", "bundle", "--rounds", "9" * 30), 2, "is not in the range"),
@@ -410,7 +411,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
         "cannot be looked into: File name too long",
     ),
     (("find", "a query", "code", "--bundle", "nowhere"), 1, "there is no bundle at 'nowhere'"),
-    (("find", "a query", "code"), 1, "give one with --bundle, or make one with"),
+    (("find", " ", "code", "--bundle", "bundle"), 1, "the query is empty"),
     # measuring
     (("bench", "bundle"), 1, "bundle has no evaluation.jsonl.gz to measure quality on"),
     (("bench", "whole.mill"), 1, "a .mill never has"),

@@ -66,6 +66,42 @@ def test_an_app_that_runs_a_bundle_imports_neither_torch_nor_the_command(bundle:
     assert ended.stdout.split() == []
 
 
+def test_find_with_the_bundle_that_codemill_brings_imports_no_extra(code: Path) -> None:
+    ended = python(
+        "import sys\n"
+        "from codemill.cli import main\n"
+        "code = main(['find', 'connect to a socket', sys.argv[1]])\n"
+        f"print('imported:', *[name for name in {EXTRAS} if name in sys.modules])\n"
+        "sys.exit(code)\n",
+        code,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"{code / 'sockets.py'}:1" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "imported:"
+
+
+def test_the_base_install_searches_python_and_says_what_it_passed_over(
+    bundle: Path, code: Path
+) -> None:
+    (code / "a.go").write_text("package a\n\nfunc F() {}\n")
+    without = (
+        "import sys\n"
+        "from importlib import util\n"
+        "find_spec = util.find_spec\n"
+        "util.find_spec = lambda name: None if name.startswith('tree_sitter') else find_spec(name)\n"
+        f"sys.modules.update(dict.fromkeys(({EXTRAS}, 'tree_sitter')))\n"
+        "from codemill.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    ).replace(f"({EXTRAS}, 'tree_sitter')", repr((*EXTRAS, "tree_sitter")))
+    ended = python(without, "find", "connect socket", code, "--bundle", bundle)
+    assert ended.returncode == 0, ended.stderr
+    assert "connect" in ended.stdout
+    assert (
+        "passed over: 1 of Go (file); to search them too: pip install 'codemill[find]'"
+        in ended.stderr
+    )
+
+
 def test_the_base_install_runs_inspects_and_searches(bundle: Path, code: Path) -> None:
     found = without_extras("find", "connect socket", code, "--bundle", bundle, "--top", "1")
     assert found.returncode == 0, found.stderr

@@ -356,40 +356,6 @@ def test_encode_names_the_line_that_is_wrong(
     assert said in ended.err
 
 
-def test_find_prints_place_score_name_and_code(
-    compress: Compress, bundle: Path, code: Path
-) -> None:
-    ended = compress("find", "connect socket", code, "--bundle", bundle, "--top", "1")
-    first, second, *_ = ended.out.splitlines()
-    place, score, name = first.split()
-    assert place == f"{code / 'sockets.py'}:1"
-    assert name == "connect"
-    assert second == "    def connect(name):"
-    document = compress("find", "connect socket", code, "--bundle", bundle, "--json").document
-    assert document["functions"] == 2
-    assert document["hits"][0]["qualified_name"] == "connect"
-    assert document["hits"][0]["score"] == pytest.approx(float(score), abs=0.001)
-
-
-def test_find_says_how_far_it_is_only_while_there_is_something_to_read(
-    compress: Compress, bundle: Path, code: Path
-) -> None:
-    assert "reading functions" in compress("find", "sort", code, "--bundle", bundle).err
-    assert compress("find", "sort", code, "--bundle", bundle).err == ""
-
-
-def test_find_without_a_bundle_says_how_to_get_one(compress: Compress, code: Path) -> None:
-    ended = compress("find", "sort", code)
-    assert ended.code == 1
-    assert "compress run code-search" in ended.err
-
-
-def test_find_says_which_files_it_left_out(compress: Compress, bundle: Path, code: Path) -> None:
-    (code / "broken.py").write_text("def broken(:\n")
-    ended = compress("find", "sort", code, "--bundle", bundle)
-    assert (ended.code, "broken.py" in ended.err) == (0, True)
-
-
 def test_targets_says_of_each_whether_it_runs_here(compress: Compress) -> None:
     found = {item["name"]: item for item in compress("targets", "--json").document}
     assert found["laptop-cpu"]["provider"] == "CPUExecutionProvider"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HOUSES = ("compress", "export", "runtime", "server", "targets")
-DATA = {".py", ".yaml", ".json", ".txt", ".j2", ".css", ".typed"}
+DATA = {".py", ".yaml", ".json", ".txt", ".j2", ".css", ".onnx", ".typed"}
 
 
 def shipped_files(root: Path) -> set[str]:

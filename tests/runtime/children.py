@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import codemill
-from codemill.runtime import Index, archive, find
+from codemill.runtime import Index, archive, find, table
 
 TEXTS = ["parse a json file", "", "close", "read " * 40, "sort the list of data"]
 
@@ -124,7 +124,7 @@ def index(folder: str, path: str, chunk: str, pause_s: str = "0") -> None:
 
 def stopped_index(folder: str, path: str, at: str) -> None:
     """Bring an index up to date, and stop for good at the rename of the matrix or the table."""
-    write = find.write_atomically
+    write = table.write_atomically
 
     def stop(target: Path, fill: Any) -> None:
         def filled(file: Any) -> None:
@@ -137,7 +137,7 @@ def stopped_index(folder: str, path: str, at: str) -> None:
         if at == "after " + target.suffix:
             _go()
 
-    find.write_atomically = stop
+    table.write_atomically = stop
     with codemill.load(path, threads=1) as model:
         Index.open(folder, model)
 

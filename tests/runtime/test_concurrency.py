@@ -201,14 +201,14 @@ def contents(cache: Path) -> dict[str, tuple[Any, Any]]:
     """What the one index in the cache holds, by file; nothing else may lie beside it."""
     (table,) = cache.glob("indexes/*/index.json")
     data = json.loads(table.read_bytes())
-    assert {path.name for path in table.parent.iterdir()} == {table.name, data["embeddings"]}
-    matrix = np.load(table.parent / data["embeddings"])
+    assert {path.name for path in table.parent.iterdir()} == {table.name, *data["segments"]}
+    segments = [np.load(table.parent / name) for name in data["segments"]]
     found, start = {}, 0
-    for name, item in data["files"].items():
-        end = start + len(item["functions"])
-        found[name] = (item["functions"], matrix[start:end].tolist())
-        start = end
-    assert start == len(matrix)
+    for name, *_, count, segment, first in data["files"]:
+        names = data["names"][start : start + count]
+        found[name] = (names, segments[segment][first : first + count].tolist())
+        start += count
+    assert start == len(data["names"])
     return found
 
 
