@@ -25,8 +25,8 @@ FIELDS = {
     "decoder": ["vocab_size", "hidden_size", "kv_heads", "head_size", "begin", "end", "rotary"],
     "its exits": decoding._EXIT_KEYS | decoding._FILL_KEYS | decoding._ROTARY_KEYS,
     "its graphs": [
-        *(decoder._PLACES, decoder._STATE, decoder._NEXT, decoder._LAST, decoder._TOTAL),
-        *(decoder._DECISION, decoder._LOGITS),
+        *(decoder.PLACES, decoder.STATE, decoder.NEXT, decoder._LAST, decoder._TOTAL),
+        *(decoder.DECISION, decoder.LOGITS),
     ],
     "tasks": [*labels.LABEL_TASKS, decoding.COMPLETION, "retrieval"],
 }
