@@ -99,6 +99,10 @@ def settings_of(
         if settings.reduced_range
         else library.OverflowFix.DISABLE
     )
+    if settings.method is Method.CONTROLLED:
+        # products that are given back get the weights of before, and activations would stay smoothed for others
+        none = library.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+        advanced.smooth_quant_alphas = none
     # OpenVINO looks compressed rows up as they are; ONNX Runtime would make the whole table anew
     left = None if tables else library.IgnoredScope(types=["Gather"], validate=False)
     return {
@@ -135,10 +139,12 @@ def _controlled(
             latest = found, opened(found)
         session = latest[1]
         near = [-_error(session.run(None, dict(feed)), expected[id(feed)]) for feed in asked]
-        # NNCF asks of single feeds, as lists, which products harm most: the score takes all rows each time
-        return near[0] if isinstance(asked, list) else score(session), near
+        # some of the feeds: which products harm most. The score, which takes all rows, is of whole graphs
+        return score(session) if len(near) == len(feeds) else float(np.mean(near)), near
 
-    restorer = library.AdvancedAccuracyRestorerParameters(max_num_iterations=_MOST_RESTORED)
+    restorer = library.AdvancedAccuracyRestorerParameters(
+        max_num_iterations=_MOST_RESTORED, ranking_subset_size=max(1, len(feeds) - 1)
+    )
     data = library.Dataset(list(feeds))
     # relative: a share of what fp32 reaches
     found: onnx.ModelProto = library.quantize_with_accuracy_control(
