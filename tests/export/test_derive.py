@@ -192,4 +192,8 @@ def test_parts_with_exits_are_quantized_one_after_another(
     assert len(manifest.variants[name].segments) == len(manifest.variants[PLAIN].segments) == 6
     with load_classifier(folder, variant=name, threads=1) as model:
         found = model.probabilities(items)
-    assert np.abs(found - expected).max() < 0.25
+    if method is Method.CONTROLLED:
+        # what it keeps to is the share of right decisions: how sure they are may change
+        assert found.argmax(1).tolist() == list(truth)
+    else:
+        assert np.abs(found - expected).max() < 0.25
