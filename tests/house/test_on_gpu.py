@@ -134,6 +134,19 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(
     assert not out.exists()
 
 
+def test_a_bundle_that_completes_is_refused(
+    embedding: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(on_gpu, "completes", lambda _: True)
+    out = tmp_path / "found.json"
+    assert on_gpu.main([str(embedding), "--dry-run", "--out", str(out)]) == 1
+    assert "only bundles that embed or label are measured here" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_what_fails_is_noted_and_the_rest_goes_on(
     embedding: Path,
     tmp_path: Path,
