@@ -31,7 +31,9 @@ from codemill.runtime.cache import cache_root
 
 __all__ = ["Explanation", "Kept", "explain", "kept", "remove"]
 
-_RUNTIME_KINDS = ("bundles", "indexes", "models", "openvino", "preferred", "tensorrt")
+_RUNTIME_KINDS = (
+    *("bundles", "indexes", "models", "onnxruntime", "openvino", "preferred", "tensorrt"),
+)
 _SHOWN_DIFFERENCES = 8
 
 

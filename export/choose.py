@@ -7,6 +7,7 @@ equals in size, quality and speed at once: see `chosen`.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def measured(
     """The variants of the bundle in `folder` beside its fp32 one, `reference`, which comes first in what is returned.
 
     apart: variants that have a bundle of their own, calibrated for them. Each runs in processes of its own,
-    alternating (`targets.benchmark`).
+    alternating (`targets.benchmark`). What they compile goes with them: the cache is for what ships.
     """
     from codemill.runtime.bundle import TOKENIZER, read_manifest
     from codemill.targets.benchmark import benchmark
@@ -82,12 +83,14 @@ def measured(
         # what would ship: this folder's manifest names all variants
         shipped = (*manifest.variants[name].files, TOKENIZER)
         size = sum(manifest.files[path].size_bytes for path in shipped) + _MANIFEST_BYTES
-        return replace(bundle_engine(home, name, threads, name=name), size_bytes=size)
+        found = bundle_engine(home, name, threads, name=name, compiled=Path(compiled))
+        return replace(found, size_bytes=size)
 
-    engines = [replace(engine(reference), role="reference"), *map(engine, variants)]
-    result = benchmark(
-        engines, evaluation, [shape], rounds, lambda now: say(now.fraction, now.message)
-    )
+    with tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True) as compiled:
+        engines = [replace(engine(reference), role="reference"), *map(engine, variants)]
+        result = benchmark(
+            engines, evaluation, [shape], rounds, lambda now: say(now.fraction, now.message)
+        )
     return tried_of(result, reference, variants, shape, max_loss, most_bytes)
 
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from codemill.errors import ModelError
 from codemill.export.candidates import PLAIN, PROVIDER, graph_file
@@ -29,21 +29,20 @@ from codemill.export.tensorrt import (
     build_engine,
     profiles_of,
     said_of_engines,
+    said_of_profiles,
 )
 from codemill.runtime.bundle import Variant, read_manifest, update_bundle
-from codemill.runtime.engines import ENGINES, OPENVINO
+from codemill.runtime.engines import ENGINES, OPENVINO, TENSORRT_PROVIDERS
 from codemill.runtime.ir import SUFFIX as IR_SUFFIX
 from codemill.runtime.labels import LABEL_TASKS
+from codemill.runtime.nvidia import MOST_ROWS
 from codemill.runtime.tensorrt import SUFFIX as ENGINE_SUFFIX
 from codemill.targets.evaluation import Evaluation, LabelledEvaluation
 
 __all__ = ["derive"]
 
-_HEAD_ROWS = 256
-"""That a head judges at once."""
 _AS_THEY_COME = (Method.DYNAMIC, Method.QAT)
 """Methods that round activations so: the same form, of weights that were or were not trained for it."""
-_HALVES = (Method.FP16, Method.BF16)
 
 Say = Callable[[float, str], None]
 
@@ -83,9 +82,11 @@ def derive(
     maker: _Maker = _Onnx(how, int(shape["heads"]), int(shape["hidden_size"]), chain)
     if provider == OPENVINO:
         maker = _Ir(how, chain)
-    elif provider in ENGINES:
+    elif provider in (*ENGINES, *TENSORRT_PROVIDERS):
         profiles = profiles_of(chain.lengths(), manifest.max_tokens, provider)
-        maker = _Engines(how, chain, profiles, tuple(capabilities), provider)
+        maker = _Standard(how, chain, provider, profiles)
+        if provider in ENGINES:
+            maker = _Engines(how, chain, provider, profiles, tuple(capabilities))
     labels = manifest.task in LABEL_TASKS
     graphs = graph_files(name, len(manifest.exits)) if labels else (graph_file(name),)
     files = tuple(str(PurePosixPath(file).with_suffix(maker.suffix)) for file in graphs)
@@ -194,42 +195,62 @@ class _Ir:
 
 
 @dataclass
-class _Engines:
-    """Engines of TensorRT, built from graphs in half precision, in int8 with symmetric ranges, or as they are."""
+class _Standard:
+    """Graphs of standard operators, which TensorRT takes as a whole: in half precision, in int8 with symmetric ranges,
+    or as they are.
+    """
 
     how: Quantization
     chain: Chain
-    profiles: Sequence[Profile]
-    capabilities: tuple[str, ...]
     provider: str
+    profiles: Sequence[Profile]
+    suffix = ".onnx"
+    halves: ClassVar[tuple[Method, ...]] = (Method.FP16,)
+
+    def head(self, plain: Path, path: Path) -> None:
+        if self.how.method in self.halves:
+            to_half(plain, path, brain=self.how.method is Method.BF16)
+        else:
+            path.write_bytes(plain.read_bytes())
+
+    def part(self, plain: Path, path: Path, number: int, go_on: bool) -> None:
+        if self.how.method in self.halves:
+            to_half(plain, path, brain=self.how.method is Method.BF16)
+        elif self.how.method is Method.STATIC:
+            quantize_static(plain, path, self.how, self.chain.feeds(number), for_engine=True)
+        elif self.how.method is Method.FP32:
+            path.write_bytes(plain.read_bytes())
+        else:
+            raise ValueError(f"{self.how.method.value} is not made for {self.provider}")
+        if go_on:
+            # the same numbers, without a GPU; a processor has none in bfloat16
+            self.chain.go_on(plain if self.how.method is Method.BF16 else path, number)
+
+    def built_for(self) -> dict[str, Any]:
+        return {"profiles": said_of_profiles(self.profiles)}
+
+
+@dataclass
+class _Engines(_Standard):
+    """Engines of TensorRT, built from such graphs."""
+
+    capabilities: tuple[str, ...]
     built: list[Built] = field(default_factory=list)
     suffix = ENGINE_SUFFIX
+    halves = (Method.FP16, Method.BF16)
 
     def head(self, plain: Path, path: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch, "head.onnx")
-            if self.how.method in _HALVES:
-                to_half(plain, source, brain=self.how.method is Method.BF16)
-            else:
-                source.write_bytes(plain.read_bytes())
+            super().head(plain, source)
             # rows of embeddings, of any number of texts: no tokens
-            self._build(source, path, [Profile((1, 1), (1, 1), (_HEAD_ROWS, 1))])
+            self._build(source, path, [Profile((1, 1), (1, 1), (MOST_ROWS, 1))])
 
     def part(self, plain: Path, path: Path, number: int, go_on: bool) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch, f"part-{number}.onnx")
-            if self.how.method in _HALVES:
-                to_half(plain, source, brain=self.how.method is Method.BF16)
-            elif self.how.method is Method.STATIC:
-                quantize_static(plain, source, self.how, self.chain.feeds(number), for_engine=True)
-            elif self.how.method is Method.FP32:
-                source.write_bytes(plain.read_bytes())
-            else:
-                raise ValueError(f"{self.how.method.value} is not made for {self.provider}")
+            super().part(plain, source, number, go_on)
             self._build(source, path, self.profiles)
-            if go_on:
-                # the same numbers, without a GPU; a processor has none in bfloat16
-                self.chain.go_on(plain if self.how.method is Method.BF16 else source, number)
 
     def _build(self, source: Path, path: Path, profiles: Sequence[Profile]) -> None:
         found = build_engine(source, path, profiles, self.capabilities, self.provider)

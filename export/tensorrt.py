@@ -6,17 +6,27 @@ the GPU that runs it; one of TensorRT is built on that GPU, and for it alone.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codemill.errors import CodemillError, InputError
+from codemill.errors import CodemillError, InputError, ProviderError
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
+from codemill.runtime.nvidia import MOST_TEXTS
 from codemill.runtime.tensorrt import logger, tensorrt
 
-__all__ = ["Built", "Profile", "build_engine", "profiles_of", "said_of_engines"]
+__all__ = [
+    "Built",
+    "Profile",
+    "build_engine",
+    "inspected",
+    "profiles_of",
+    "said_of_engines",
+    "said_of_profiles",
+]
 
 _WORKSPACE_BYTES = 2**30
 
@@ -47,16 +57,16 @@ class Built:
 
 
 def profiles_of(
-    lengths: Sequence[int], max_tokens: int, provider: str = TENSORRT, most_batch: int = 32
+    lengths: Sequence[int], max_tokens: int, provider: str = TENSORRT, most_batch: int = MOST_TEXTS
 ) -> list[Profile]:
     """One text at a time, and many: tuned for the median of the lengths, in tokens, up to the longest input.
 
     TensorRT for RTX has one profile for both: it tunes itself for the shapes it meets, and a further profile takes
-    2.7 MB of its file (measured, of an encoder of two layers).
+    2.7 MB of its file (measured, of an encoder of two layers). So have ONNX Runtime's providers.
     """
     middle = sorted(lengths)[len(lengths) // 2] if lengths else max_tokens // 2
     usual = max(1, min(max_tokens, middle))
-    if provider == TENSORRT_RTX:
+    if provider != TENSORRT:
         return [Profile((1, 1), (1, usual), (most_batch, max_tokens))]
     one = Profile((1, 1), (1, usual), (1, max_tokens))
     many = Profile((1, 1), (max(1, most_batch // 2), usual), (most_batch, max_tokens))
@@ -118,21 +128,44 @@ def build_engine(
     )
 
 
+def said_of_profiles(profiles: Sequence[Profile]) -> list[dict[str, Any]]:
+    """What a variant says of its profiles (`built_for`)."""
+    return [
+        {
+            **({"sizes": list(item.names)} if item.names else {}),
+            **{"least": list(item.least), "usual": list(item.usual), "most": list(item.most)},
+        }
+        for item in profiles
+    ]
+
+
 def said_of_engines(built: Sequence[Built], profiles: Sequence[Profile]) -> dict[str, Any]:
     """What a variant says of the engines it is made of (`built_for`)."""
     first = built[0]
     return {
         "library": first.library,
         "compute_capabilities": list(first.compute_capabilities),
-        "profiles": [
-            {
-                **({"sizes": list(item.names)} if item.names else {}),
-                **{"least": list(item.least), "usual": list(item.usual), "most": list(item.most)},
-            }
-            for item in profiles
-        ],
+        "profiles": said_of_profiles(profiles),
         "layers": [item.layers for item in built],
     }
+
+
+def inspected(path: Path, provider: str) -> dict[str, Any]:
+    """What TensorRT's inspector says of an engine, layer by layer; on a GPU that the engine was built for.
+
+    Raises ProviderError where it cannot be opened.
+    """
+    library = tensorrt(provider)
+    runtime = library.Runtime(logger(provider))
+    # as in a session: never code for the host
+    runtime.engine_host_code_allowed = False
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise ProviderError(f"{path} cannot be inspected by {provider} {library.__version__} here")
+    said = engine.create_engine_inspector().get_engine_information(
+        library.LayerInformationFormat.JSON
+    )
+    return {"layers": engine.num_layers, "said": json.loads(said)}
 
 
 def _aim(library: Any, config: Any, capabilities: Sequence[str]) -> None:

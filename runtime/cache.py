@@ -1,4 +1,4 @@
-"""Where the runtime keeps what it can make again: unpacked bundles and search indexes.
+"""Where the runtime keeps what it can make again: unpacked bundles, search indexes, what engines compile of graphs.
 
 Everything in it may be deleted at any time.
 """
@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from codemill.errors import MachineError
 
-__all__ = ["cache_folder", "cache_root"]
+__all__ = ["cache_folder", "cache_root", "compiled_folder", "compiled_in"]
+
+_COMPILED_IN: ContextVar[Path | None] = ContextVar("_COMPILED_IN", default=None)
 
 
 def cache_folder(kind: str) -> Path:
@@ -20,7 +25,29 @@ def cache_folder(kind: str) -> Path:
 
     It lies in `cache_root()`. Raises MachineError where it cannot be made.
     """
-    folder = (cache_root() or _temporary_root()) / kind
+    return _made((cache_root() or _temporary_root()) / kind)
+
+
+def compiled_folder(kind: str) -> Path:
+    """The folder for what an engine ("openvino", "tensorrt", "onnxruntime") compiles of graphs.
+
+    It lies in the cache, or where `compiled_in` says. Raises MachineError where it cannot be made.
+    """
+    elsewhere = _COMPILED_IN.get()
+    return cache_folder(kind) if elsewhere is None else _made(elsewhere / kind)
+
+
+@contextmanager
+def compiled_in(folder: Path | None) -> Iterator[None]:
+    """Keep what this thread's engines compile in `folder`, not in the cache; None: no change."""
+    token = _COMPILED_IN.set(folder or _COMPILED_IN.get())
+    try:
+        yield
+    finally:
+        _COMPILED_IN.reset(token)
+
+
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,6 +23,7 @@ from codemill.runtime.opening import open_variant
 from codemill.runtime.pages import give_back_freed
 from codemill.runtime.parts import Part, open_parts
 from codemill.runtime.passes import Judged, embed, judge, leave_early
+from codemill.runtime.session import Graph
 from codemill.runtime.split import pieces_of
 from codemill.runtime.texts import Cut, Texts, check_batch_size, check_texts
 
@@ -95,6 +96,11 @@ class Classifier(LoadedModel):
         self._labelling = labelling_of(manifest)
         self._texts = texts
         self._parts: tuple[Part, ...] | None = tuple(parts)
+
+    @property
+    def graphs(self) -> Sequence[Graph]:
+        """Each part's encoder and head, while they are open."""
+        return [graph for part in self._parts or () for graph in (part.encoder, part.head)]
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from codemill.runtime.bundle import Manifest, plain
 from codemill.runtime.loaded import LoadedModel
 from codemill.runtime.opening import open_variant
 from codemill.runtime.pages import give_back_freed
-from codemill.runtime.session import Graph, open_session
+from codemill.runtime.session import Graph
 from codemill.runtime.texts import Texts, batches, check_batch_size, check_texts
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def open_encoder(
 ) -> Encoder:
     """What `codemill.load` does for a bundle that embeds, its files checked; see there."""
     opened = open_variant(folder, manifest, variant, segments=1)
-    session = open_session(
-        folder / opened.variant.segments[0], provider=opened.variant.provider, threads=threads
-    )
+    session = opened.session(opened.variant.segments[0], threads)
     if session.inputs != _INPUTS:
         raise BundleError(
             f"{session.path} takes {plain(session.inputs)}; an encoder takes {_INPUTS}"
@@ -85,6 +83,11 @@ class Encoder(LoadedModel):
         super().__init__(manifest, variant)
         self._session: Graph | None = session
         self._texts = Texts(tokenizer, tokenizer_json, manifest.name, manifest.max_tokens)
+
+    @property
+    def graphs(self) -> Sequence[Graph]:
+        """The one graph, while it is open."""
+        return () if self._session is None else (self._session,)
 
     @property
     def dim(self) -> int:

@@ -1,10 +1,20 @@
-"""What a manifest calls the inference engines that are not execution providers of ONNX Runtime."""
+"""What a manifest calls inference engines: those that are not ONNX Runtime's, and its providers for NVIDIA GPUs."""
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ENGINES", "OPENVINO", "TENSORRT", "TENSORRT_RTX"]
+__all__ = [
+    "CUDA",
+    "ENGINES",
+    "NVIDIA",
+    "OPENVINO",
+    "TENSORRT",
+    "TENSORRT_PROVIDER",
+    "TENSORRT_PROVIDERS",
+    "TENSORRT_RTX",
+    "TENSORRT_RTX_PROVIDER",
+]
 
 OPENVINO: Final = "OpenVINO"
 """The library itself; `OpenVINOExecutionProvider` is ONNX Runtime's."""
@@ -12,3 +22,10 @@ TENSORRT_RTX: Final = "TensorRT-RTX"
 TENSORRT: Final = "TensorRT"
 ENGINES: Final = (TENSORRT_RTX, TENSORRT)
 """Those whose files hold code for a GPU: loaded only where their variant is named."""
+
+CUDA: Final = "CUDAExecutionProvider"
+TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
+TENSORRT_RTX_PROVIDER: Final = "NvTensorRTRTXExecutionProvider"
+TENSORRT_PROVIDERS: Final = (TENSORRT_RTX_PROVIDER, TENSORRT_PROVIDER)
+"""Those that compile a graph of standard operators to an engine, on the GPU that runs it."""
+NVIDIA: Final = (*TENSORRT_PROVIDERS, CUDA)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from codemill.errors import BundleError
 
-__all__ = ["check_graph"]
+__all__ = ["check_graph", "graph_inputs"]
 
 # what encoders and decoders are made of, without those that mutated graphs made crash (GatherND, Inverse) or that
 # none needs: name -> the inputs that may be left out ("" in their place), which is what the operator's
@@ -80,7 +81,9 @@ OPERATORS: Final = {
 
 # fields of the messages of onnx.proto
 _MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTION = 7, 20, 25
-_GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_SPARSE = 1, 5, 15
+_GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_SPARSE = 1, 5, 11, 15
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_SIZE = 1, 2, 1, 2, 1
+_SIZE_NUMBER = 1
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_SPARSE, _ATTRIBUTE_GRAPHS = (5, 10), (22, 23), (6, 11)
@@ -98,15 +101,27 @@ def check_graph(root: Path, path: str, files: Collection[str]) -> None:
 
     What it computes, and whether it is well formed, is left to ONNX Runtime. Raises BundleError.
     """
+    with _mapped(root / path) as content:
+        _Graph(content, path, files).check()
+
+
+def graph_inputs(path: Path) -> dict[str, tuple[int | None, ...]]:
+    """What the graph of a file that was checked takes, and the sizes of each; None: any. Raises BundleError."""
+    with _mapped(path) as content:
+        return dict(_Graph(content, path.name, ()).inputs())
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
     try:
         with (
-            (root / path).open("rb") as file,
+            path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
-            _Graph(content, path, files).check()
+            yield content
     # ValueError: an empty file cannot be mapped either
     except (OSError, ValueError) as error:
-        raise BundleError(f"{root / path} is no graph a bundle may hold: {error}") from error
+        raise BundleError(f"{path} is no graph a bundle may hold: {error}") from error
 
 
 class _Graph:
@@ -123,6 +138,19 @@ class _Graph:
                 raise ValueError("it defines functions, or training, of its own")
             if number == _MODEL_GRAPH:
                 self._graph(start, end)
+
+    def inputs(self) -> Iterator[tuple[str, tuple[int | None, ...]]]:
+        for graph in self._below((0, len(self._content)), _MODEL_GRAPH):
+            for value in self._below(graph, _GRAPH_INPUT):
+                name = "".join(self._text(*place) for place in self._below(value, _VALUE_NAME))
+                sizes = self._below(value, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_SIZE)
+                yield name, tuple(self._whole(*place, _SIZE_NUMBER) for place in sizes)
+
+    def _below(self, place: tuple[int, int], *path: int) -> Iterator[tuple[int, int]]:
+        """Where the messages lie that are reached by these fields, one inside the other."""
+        for number, first, last in self._fields(*place):
+            if number == path[0]:
+                yield from self._below((first, last), *path[1:]) if path[1:] else [(first, last)]
 
     def _graph(self, start: int, end: int) -> None:
         for number, first, last in self._fields(start, end):
@@ -168,23 +196,29 @@ class _Graph:
                     )
 
     def _number(self, start: int, end: int, name: str) -> int | None:
-        """The number that an attribute of this name is; None of another name. Of several fields the last counts."""
-        found, value = "", 0
+        """The number that an attribute of this name is; None of another name."""
+        found = ""
+        for number, first, last in self._fields(start, end):
+            if number == _ATTRIBUTE_NAME:
+                found = self._text(first, last)
+        return (self._whole(start, end, _ATTRIBUTE_INT) or 0) if found == name else None
+
+    def _whole(self, start: int, end: int, field: int) -> int | None:
+        """A field of a message that is a whole number; None where it is not there. Of several the last counts."""
+        value = None
         while start < end:
             tag, start = _varint(self._content, start, end)
             number, kind = (tag & 0xFFFFFFFF) >> 3, tag & 7
             if kind == _VARINT:
                 read, start = _varint(self._content, start, end)
-                value = read if number == _ATTRIBUTE_INT else value
+                value = read if number == field else value
             elif kind == _BYTES:
                 size, start = _varint(self._content, start, end)
-                if number == _ATTRIBUTE_NAME:
-                    found = self._text(start, start + size)
                 start += size
             else:
                 # what is beyond the message, or of no known kind, was refused before
                 start += 8 if kind == _FIXED64 else 4
-        return value if found == name else None
+        return value
 
     def _attribute(self, start: int, end: int) -> None:
         for number, first, last in self._fields(start, end):

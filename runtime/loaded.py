@@ -6,11 +6,15 @@ What it answers is `encoder.py`'s and `classifier.py`'s.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from codemill.runtime.bundle import Manifest, digest
+
+if TYPE_CHECKING:
+    from codemill.runtime.session import Graph
 
 __all__ = ["LoadedModel"]
 
@@ -36,6 +40,11 @@ class LoadedModel(ABC):
     def digest(self) -> str:
         """The bundle's digest: what two models answer compares only where it is the same."""
         return digest(self._manifest)
+
+    @property
+    def graphs(self) -> Sequence[Graph]:
+        """What runs, in its order, of a model that is open; none of one that does not tell."""
+        return ()
 
     @abstractmethod
     def close(self) -> None:

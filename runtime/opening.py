@@ -7,6 +7,8 @@ must take and give is known by those who run them, `encoder.py` and `classifier.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +24,10 @@ from codemill.runtime.bundle import (
     read_manifest,
     size_bytes,
 )
+from codemill.runtime.nvidia import Tuning
 from codemill.runtime.preferred import preferred
 from codemill.runtime.ready import bundle_at
-from codemill.runtime.session import available_providers, choose_variant
+from codemill.runtime.session import Session, available_providers, choose_variant, open_session
 from codemill.runtime.texts import Texts, check_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -50,6 +53,15 @@ class Opened:
     variant: Variant
     tokenizer: Tokenizer
     tokenizer_json: bytes
+
+    def session(self, path: str, threads: int | None) -> Session:
+        """One of the variant's graphs, opened; raises as `open_session` does."""
+        return open_session(
+            self.folder / path,
+            provider=self.variant.provider,
+            threads=threads,
+            tuning=_tuning_of(self.manifest, self.variant, path),
+        )
 
     def texts(self) -> Texts:
         """The tokenizer, cutting as the manifest says."""
@@ -121,6 +133,22 @@ def best_variant(manifest: Manifest) -> str:
     """What is run where no variant is named: the one that was measured to be best here, else by what it is made for."""
     providers = available_providers()
     return preferred(manifest, providers) or choose_variant(manifest, providers)
+
+
+def _tuning_of(manifest: Manifest, variant: Variant, path: str) -> Tuning:
+    """What engines that compile a graph are told; of lengths, what the variant was made with."""
+    read = "\n".join(f"{name} {manifest.files[name].sha256}" for name in sorted(variant.files))
+    usual = manifest.max_tokens // 2
+    # written by whoever made the bundle: a hint that is no number in range is none
+    with contextlib.suppress(LookupError, TypeError):
+        said = variant.built_for["profiles"][0]["usual"][1]
+        usual = said if isinstance(said, int) else usual
+    return Tuning(
+        precision=variant.precision,
+        usual_tokens=min(max(1, usual), manifest.max_tokens),
+        most_tokens=manifest.max_tokens,
+        key=hashlib.sha256(f"{path}\n{read}".encode()).hexdigest(),
+    )
 
 
 def refuse_task(manifest: Manifest, said: str) -> BundleError:

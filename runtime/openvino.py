@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from codemill.errors import BundleError, ProviderError
 from codemill.runtime.bundle import plain
-from codemill.runtime.cache import cache_folder
+from codemill.runtime.cache import compiled_folder
 from codemill.runtime.engines import OPENVINO
 from codemill.runtime.machine import physical_cores
 from codemill.runtime.session import check_threads
@@ -67,7 +67,7 @@ class OpenVinoSession:
             "INFERENCE_NUM_THREADS": str(self.threads),
             # float32 stays float32 where the processor has bfloat16 products: variants say what they are
             "INFERENCE_PRECISION_HINT": "f32",
-            "CACHE_DIR": os.fspath(cache_folder("openvino")),
+            "CACHE_DIR": os.fspath(compiled_folder("openvino")),
         }
         try:
             compiled = _in_a_thread(

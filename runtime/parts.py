@@ -16,7 +16,7 @@ from codemill.errors import BundleError
 from codemill.runtime.bundle import plain
 from codemill.runtime.labels import Labelling
 from codemill.runtime.opening import Opened
-from codemill.runtime.session import Graph, Session, open_session
+from codemill.runtime.session import Graph, Session
 
 __all__ = ["Part", "open_parts"]
 
@@ -104,9 +104,7 @@ def open_parts(opened: Opened, labelling: Labelling, threads: int | None) -> tup
     opened_graphs: list[Session] = []
 
     def graph(path: str, threads: int | None) -> Session:
-        session = open_session(
-            opened.folder / path, provider=opened.variant.provider, threads=threads
-        )
+        session = opened.session(path, threads)
         opened_graphs.append(session)
         return session
 

@@ -8,14 +8,26 @@ touched in `openvino.py`. What to feed a session, and what its output means, is 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from codemill.errors import BundleError, ProviderError
 from codemill.runtime.bundle import Manifest, plain
-from codemill.runtime.engines import ENGINES, OPENVINO
+from codemill.runtime.engines import CUDA, ENGINES, NVIDIA, OPENVINO, TENSORRT_PROVIDERS
 from codemill.runtime.machine import physical_cores
+from codemill.runtime.nvidia import (
+    Tuning,
+    could_not_start,
+    most_rows,
+    options_of,
+    require,
+    usable,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,9 +44,8 @@ __all__ = [
 
 # the most specific first: TensorRT and CUDA serve the same card, and the former is why it is there
 _ACCELERATORS = (
-    "NvTensorRTRTXExecutionProvider",
-    "TensorrtExecutionProvider",
-    "CUDAExecutionProvider",
+    *TENSORRT_PROVIDERS,
+    CUDA,
     "MIGraphXExecutionProvider",
     "ROCMExecutionProvider",
     "QNNExecutionProvider",
@@ -54,6 +65,8 @@ PLAIN = "plain-fp32"
 
 # what it logs as an error it raises as well
 _LOG_FATAL_ONLY = 4
+_OF_THE_FILE = ("NoSuchFile", "InvalidProtobuf", "InvalidGraph", "InvalidArgument")
+"""What ONNX Runtime raises, whatever the provider, of a file that is no graph."""
 
 
 class Graph(Protocol):
@@ -81,7 +94,11 @@ class Session(Graph, Protocol):
 
 
 def open_session(
-    path: str | os.PathLike[str], *, provider: str = _CPU, threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    provider: str = _CPU,
+    threads: int | None = None,
+    tuning: Tuning | None = None,
 ) -> Session:
     """Open a graph with the engine that `provider` names; raises as `OnnxSession` does."""
     if provider == OPENVINO:
@@ -92,7 +109,23 @@ def open_session(
         from codemill.runtime.tensorrt import TensorRtSession
 
         return TensorRtSession(path, provider=provider)
-    return OnnxSession(path, provider=provider, threads=threads)
+    return OnnxSession(path, provider=provider, threads=threads, tuning=tuning)
+
+
+def in_portions(
+    run: Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]],
+    inputs: Mapping[str, NDArray[Any]],
+    most: int,
+) -> list[NDArray[Any]]:
+    """What `run` gives for `inputs`, of whose rows it takes so many at once."""
+    rows = max((len(array) for array in inputs.values()), default=1)
+    found = [
+        run({name: array[at : at + most] for name, array in inputs.items()})
+        for at in range(0, rows, most)
+    ]
+    if len(found) == 1:
+        return found[0]
+    return [np.concatenate(part) for part in zip(*found, strict=True)]
 
 
 def check_threads(threads: int | None) -> None:
@@ -111,7 +144,10 @@ class OnnxSession:
     each, which keeps a desktop app that embeds a text now and then at full load.
     Graph optimisation is on in full; for a graph that was fused beforehand it costs nothing.
 
-    Raises ProviderError where `provider` is not here, and BundleError where the file is no graph
+    `tuning` is for providers that compile the graph. `placed`: how many nodes of each operator each provider runs, by
+    (provider, operator), of a session that is not on the processor, where this ONNX Runtime tells; else empty.
+
+    Raises ProviderError where `provider` is not here or does not start, and BundleError where the file is no graph
     that this ONNX Runtime can run.
     """
 
@@ -121,6 +157,7 @@ class OnnxSession:
         *,
         provider: str = _CPU,
         threads: int | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         check_threads(threads)
         _require(provider)
@@ -129,43 +166,31 @@ class OnnxSession:
         # for an application that has imported it before codemill; see codemill/__init__.py
         ort.disable_telemetry_events()
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads = threads or physical_cores()
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = _LOG_FATAL_ONLY
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        # else a name that ends in .ort chooses another parser
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        # planned buffers are kept for every shape ever seen, and shapes vary here
-        options.enable_mem_pattern = False
         self.path = os.fspath(path)
+        self.threads = threads or physical_cores()
+        self.provider = provider
+        self._most_rows = most_rows(provider, Path(path), tuning)
+        options = {
+            **_PROVIDER_OPTIONS.get(provider, {}),
+            **options_of(provider, Path(path), tuning),
+        }
         try:
-            session = ort.InferenceSession(
-                self.path,
-                options,
-                providers=[(provider, _PROVIDER_OPTIONS.get(provider, {}))],
-                enable_fallback=0,
-            )
+            session = _started(self.path, provider, options, self.threads)
             inputs, outputs = session.get_inputs(), session.get_outputs()
             self.inputs = {item.name: str(item.type) for item in inputs}
             given: dict[str, tuple[str, tuple[int | str | None, ...]]]
             given = {item.name: (str(item.type), tuple(item.shape)) for item in outputs}
         # ONNX Runtime's exceptions share no base below Exception; a name may not be UTF-8
         except Exception as error:
-            raise BundleError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path}: {plain(error)}"
-            ) from error
-        # a provider whose libraries do not load is dropped with a warning only
-        if provider not in session.get_providers():
+            if provider == _CPU or type(error).__name__ in _OF_THE_FILE:
+                raise BundleError(
+                    f"ONNX Runtime {ort.__version__} cannot load {self.path}: {plain(error)}"
+                ) from error
             raise ProviderError(
-                f"{provider} was asked for and could not start; this session would run on "
-                f"{', '.join(session.get_providers())}. Check its driver and libraries, or "
-                "choose another variant"
-            )
-        self.provider = provider
+                could_not_start(provider, f"{self.path}: {plain(error)}")
+            ) from error
+        self.placed = _placed(session) if provider != _CPU else Counter()
+        _check_runs_there(provider, session.get_providers(), self.placed)
         self.outputs = given
         self._session: Any = session
 
@@ -176,6 +201,13 @@ class OnnxSession:
         session = self._session
         if session is None:
             raise RuntimeError(f"the session of {self.path} is closed")
+        if self._most_rows is None:
+            return self._run(session, inputs, names)
+        return in_portions(lambda some: self._run(session, some, names), inputs, self._most_rows)
+
+    def _run(
+        self, session: Any, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
+    ) -> list[NDArray[Any]]:
         try:
             found: list[NDArray[Any]] = session.run(list(names), dict(inputs))
         except Exception as error:
@@ -233,12 +265,12 @@ class Binding:
 def available_providers() -> tuple[str, ...]:
     """The execution providers of the installed ONNX Runtime, and OpenVINO where that is installed.
 
-    Not the engines, which are never chosen: to ask for a GPU takes its driver (`tensorrt.available`).
+    Not those for NVIDIA GPUs where there is no GPU, nor the engines, which are never chosen (`tensorrt.available`).
     """
     import onnxruntime
 
     others = (OPENVINO,) if find_spec("openvino") is not None else ()
-    return (*onnxruntime.get_available_providers(), *others)
+    return (*usable(onnxruntime.get_available_providers()), *others)
 
 
 def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
@@ -281,9 +313,68 @@ def _require(provider: str) -> None:
     import onnxruntime
 
     here = onnxruntime.get_available_providers()
-    if provider not in here:
+    if provider in NVIDIA:
+        require(provider, here)
+    elif provider not in here:
         raise ProviderError(
             f"{provider} was asked for and is not here. This ONNX Runtime has: {', '.join(here)}. "
             "Choose a variant made for one of these, or install the onnxruntime package that "
             "has it; another provider is never taken in its place"
+        )
+
+
+def _started(path: str, provider: str, provider_options: Mapping[str, str], threads: int) -> Any:
+    """A session of ONNX Runtime, on this provider or on none."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _LOG_FATAL_ONLY
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # else a name that ends in .ort chooses another parser
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # planned buffers are kept for every shape ever seen, and shapes vary here
+    options.enable_mem_pattern = False
+    if provider != _CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if provider in ort.get_available_providers():
+        return ort.InferenceSession(
+            path, options, providers=[(provider, dict(provider_options))], enable_fallback=0
+        )
+    # a plugin's is asked for by its devices
+    devices = [item for item in ort.get_ep_devices() if item.ep_name == provider]
+    options.add_provider_for_devices(devices[:1], dict(provider_options))
+    return ort.InferenceSession(path, options, enable_fallback=0)
+
+
+def _placed(session: Any) -> Counter[tuple[str, str]]:
+    """(provider, operator) -> nodes, as ONNX Runtime from 1.24 on tells."""
+    ask = getattr(session, "get_provider_graph_assignment_info", None)
+    return Counter(
+        (str(part.ep_name), str(node.op_type))
+        for part in (ask() if ask else ())
+        for node in part.get_nodes()
+    )
+
+
+def _check_runs_there(
+    provider: str, providers: Sequence[str], placed: Counter[tuple[str, str]]
+) -> None:
+    """Raise ProviderError where a session would run without the provider that it was asked for."""
+    # one whose libraries do not load is dropped with a warning only
+    if provider not in providers:
+        raise ProviderError(
+            could_not_start(
+                provider,
+                f"this session would run on {', '.join(providers)} (stderr says what ONNX Runtime did not find)",
+            )
+        )
+    if placed and not any(name == provider for name, _ in placed):
+        raise ProviderError(
+            f"{provider} was asked for and takes none of the graph's nodes; this session would run on "
+            f"{', '.join(sorted({name for name, _ in placed}))}. Choose a variant that was made for it"
         )

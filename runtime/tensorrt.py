@@ -21,8 +21,10 @@ import numpy as np
 
 from codemill.errors import BundleError, ProviderError
 from codemill.runtime.bundle import plain
-from codemill.runtime.cache import cache_folder
+from codemill.runtime.cache import compiled_folder
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
+from codemill.runtime.gpus import gpus as driven_gpus
+from codemill.runtime.session import in_portions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,25 +73,7 @@ def _cuda() -> Any:
 
 def gpus() -> list[str]:
     """The compute capability of each NVIDIA GPU here, such as 8.6; none where there is no driver."""
-    try:
-        cuda = _cuda()
-    except ProviderError:
-        return []
-    failed, count = cuda.cudaGetDeviceCount()
-    if failed:
-        return []
-    kinds = cuda.cudaDeviceAttr
-    found = []
-    for number in range(count):
-        (_, major), (_, minor) = (
-            cuda.cudaDeviceGetAttribute(kind, number)
-            for kind in (
-                kinds.cudaDevAttrComputeCapabilityMajor,
-                kinds.cudaDevAttrComputeCapabilityMinor,
-            )
-        )
-        found.append(f"{major}.{minor}")
-    return found
+    return [gpu.compute_capability for gpu in driven_gpus()]
 
 
 def _done(cuda: Any, answer: tuple[Any, ...], what: str = "keys and values on the GPU") -> Any:
@@ -206,17 +190,7 @@ class TensorRtSession:
         with self._lock:
             if self._engine is None:
                 raise RuntimeError(f"the session of {self.path} is closed")
-            rows = max((len(array) for array in inputs.values()), default=1)
-            most = self._most_rows()
-            found = [
-                self._run({name: array[at : at + most] for name, array in inputs.items()}, names)
-                for at in range(0, rows, most)
-            ]
-        return (
-            found[0]
-            if len(found) == 1
-            else [np.concatenate(part) for part in zip(*found, strict=True)]
-        )
+            return in_portions(lambda some: self._run(some, names), inputs, self._most_rows())
 
     def outputs_into(
         self,
@@ -358,7 +332,7 @@ class TensorRtSession:
         import hashlib
 
         name = hashlib.sha256(content).hexdigest()
-        return cache_folder("tensorrt") / f"{name}-{self._library.__version__}.cache"
+        return compiled_folder("tensorrt") / f"{name}-{self._library.__version__}.cache"
 
     def _made_context(self) -> Any:
         if self._cached is None:
@@ -390,6 +364,6 @@ class TensorRtSession:
 
 
 def available() -> tuple[str, ...]:
-    """Those of both that are installed, where there is a GPU; asks its driver."""
+    """Those of both that are installed, where there is a GPU and its memory can be reached; asks its driver."""
     here = tuple(name for name, package in _PACKAGES.items() if find_spec(package) is not None)
-    return here if here and gpus() else ()
+    return here if here and find_spec("cuda") is not None and gpus() else ()

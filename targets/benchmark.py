@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from codemill.errors import CodemillError, InputError, MachineError
 from codemill.targets.ceiling import measured_ceiling
 from codemill.targets.codec import from_json
-from codemill.targets.energy import WATTS_PER_CORE
+from codemill.targets.energy import WATTS_PER_CORE, on_processor
 from codemill.targets.engine import Engine, EngineProcess, Role
 from codemill.targets.environment import this_environment
 from codemill.targets.evaluation import (
@@ -77,6 +77,8 @@ Rewritten = Mapping[str, tuple[Sequence[int], Sequence[tuple[str, ...]]]]
 _QUALITY, _START = "quality", "start"
 _CLOCK_FELL, _ROUNDS_DIFFER = 0.9, 0.3
 _PROFILED_CALLS = 20
+_PRODUCTS = ("MatMul", "Gemm", "Attention")
+"""What is in the names of operators that multiply matrices."""
 _START_S = 1.0
 """What a start is taken to last before the first was seen."""
 
@@ -195,6 +197,7 @@ def benchmark(
                         request: dict[str, Any] = {"op": "time", "texts": texts[shape.tokens]}
                         request |= {"batch": shape.batch, "repeats": repeats}
                         request |= {"warmup": warmup, "max_s": max_s}
+                        request |= {"energy": shape == _headline(shapes)}
                         now.calls.setdefault(shape, []).append(process.ask(request))
                 now.info = process.ask({"op": "info"})
                 now.peak.append(now.info["peak_rss_bytes"])
@@ -263,6 +266,7 @@ def _doubts(
             f"The clock fell from {clocks[0]:,.0f} to {min(clocks):,.0f} MHz from one round to another."
         )
     for m in measured:
+        yield from _elsewhere(m)
         for shape in shapes:
             rounds = m.round_p50(shape)
             middle = percentile(rounds, 50)
@@ -274,6 +278,26 @@ def _doubts(
                 )
             if any(call.get("settled") is False for call in m.calls[shape]):
                 yield f"{m.engine.name}, {_said(shape)}: its calls had not become alike before they were timed."
+
+
+def _elsewhere(m: _Measured) -> Iterator[str]:
+    """Why an engine's figures are not those of its provider: some of its matrix products run on another one."""
+    provider = m.info.get("provider")
+    products = {
+        name: sum(
+            count
+            for operator, count in nodes.items()
+            if any(product in operator for product in _PRODUCTS)
+        )
+        for name, nodes in (m.info.get("placed") or {}).items()
+    }
+    others = [name for name, count in products.items() if count and name != provider]
+    if others:
+        count = sum(products[name] for name in others)
+        yield (
+            f"{m.engine.name}: {count} of its {sum(products.values())} matrix products run on {', '.join(others)}, not "
+            f"on {provider}."
+        )
 
 
 def _rewritten(evaluation: Evaluation | LabelledEvaluation, rewrites: Rewrites) -> Rewritten:
@@ -504,16 +528,18 @@ def _settled(calls: Sequence[dict[str, Any]]) -> bool | None:
 
 
 def _energy(m: _Measured, shapes: Sequence[Shape]) -> Energy | None:
-    """At the headline shape. None on a GPU without a counter of its own."""
+    """A function's at the headline shape: counted, else estimated of an engine on the processor, else None."""
     shape = _headline(shapes)
     calls = m.calls[shape]
-    functions = shape.batch * sum(len(call["ms"]) for call in calls)
-    on_cpu = "CPU" in str(m.info.get("provider") or "CPU")
-    if on_cpu and all(call.get("energy_j") is not None for call in calls):
-        joules = sum(call["energy_j"] for call in calls) / functions
-        how = "RAPL counter of the CPU packages, idle draw and other processes included"
-        return Energy(joules, shape.tokens, shape.batch, how, "measured")
-    if on_cpu and all(call.get("cpu_ms") is not None for call in calls):
+    counted = [call["energy"] for call in calls if call.get("energy")]
+    if len(counted) == len(calls):
+        functions = shape.batch * sum(item["calls"] for item in counted)
+        joules = sum(item["joules"] for item in counted) / functions
+        return Energy(joules, shape.tokens, shape.batch, counted[0]["how"], "measured")
+    if on_processor(m.info.get("provider")) and all(
+        call.get("cpu_ms") is not None for call in calls
+    ):
+        functions = shape.batch * sum(len(call["ms"]) for call in calls)
         joules = sum(call["cpu_ms"] for call in calls) / 1e3 * WATTS_PER_CORE / functions
         how = f"CPU seconds of the process x {WATTS_PER_CORE:g} W a busy core (an assumption)"
         return Energy(joules, shape.tokens, shape.batch, how, "estimate")

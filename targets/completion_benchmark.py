@@ -331,7 +331,9 @@ def _interval(above: np.ndarray, below: np.ndarray, drawn: np.ndarray) -> Interv
 
 def completion_schema() -> dict[str, Any]:
     """The JSON schema of the files that `read_completion_report` takes."""
-    return json_schema(CompletionReport, "codemill report.json, completion", SCHEMA, SCHEMA)
+    found = json_schema(CompletionReport, "codemill report.json, completion")
+    found["properties"]["schema"] = {"type": "integer", "minimum": SCHEMA, "maximum": SCHEMA}
+    return found
 
 
 def write_completion_report(path: Path, report: CompletionReport) -> None:

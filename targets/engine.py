@@ -56,10 +56,12 @@ def bundle_engine(
     variant: str | None = None,
     threads: int | None = None,
     name: str = "bundle",
+    compiled: Path | None = None,
 ) -> Engine:
     """The engine that runs `variant` of a bundle, a folder or a `.mill`, through the runtime.
 
-    `variant` None is the one `codemill.load` would take here. Raises BundleError when the bundle
+    `variant` None is the one `codemill.load` would take here; `compiled`: where what it compiles is kept, else in the
+    cache. Raises BundleError when the bundle
     cannot be read or has no such variant, ProviderError when none of them runs here.
     """
     from codemill.runtime.archive import unpack
@@ -72,6 +74,8 @@ def bundle_engine(
     argv += ["--variant", chosen]
     if threads is not None:
         argv += ["--threads", str(threads)]
+    if compiled is not None:
+        argv += ["--compiled", str(compiled)]
     size = size_bytes(folder, chosen)
     return Engine(name, tuple(argv), "bundle", size, times_operators=True)
 

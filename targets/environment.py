@@ -23,7 +23,8 @@ class Environment:
     `cpu_busy_share` is how busy all cores were, 0 to 1, in the half second before the first engine
     was started: well above 0 says that something else was running, and that the milliseconds are
     to be doubted. (Not the load average: it remembers the training that ended a minute ago.) `ceiling`: what the
-    processor can do at most, with the threads that the engines had.
+    processor can do at most, with the threads that the engines had. `gpus`: NVIDIA's, each by its name, compute
+    capability and driver.
     """
 
     machine: dict[str, Any]
@@ -32,10 +33,12 @@ class Environment:
     cpu_busy_share: float | None
     measured_at: str
     ceiling: Ceiling | None = None
+    gpus: tuple[str, ...] = ()
 
 
 def this_environment() -> Environment:
     """This machine, now."""
+    from codemill.runtime.gpus import gpus
     from codemill.runtime.machine import this_machine
     from codemill.targets.codec import to_json
 
@@ -51,6 +54,7 @@ def this_environment() -> Environment:
         packages=packages,
         cpu_busy_share=_cpu_busy_share(),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        gpus=tuple(map(str, gpus())),
     )
 
 

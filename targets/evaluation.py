@@ -209,7 +209,7 @@ def texts_of_length(
     if not chosen:
         raise DataError(
             f"{len(functions)} function{'s are' if len(functions) != 1 else ' is'} too few or too short "
-            f"for a text of {tokens} tokens"
+            f"for a text of {tokens} tokens; give an evaluation with more of them, or longer ones"
         )
     texts = [_cut(text, count_tokens, tokens) for text in chosen]
     # fewer than asked for: go round them again, since a batch of like texts is still that batch

@@ -7,19 +7,28 @@ here.
 
 from __future__ import annotations
 
+import difflib
 import enum
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from codemill.errors import MachineError, RecipeError
-from codemill.runtime.engines import ENGINES, OPENVINO, TENSORRT, TENSORRT_RTX
+from codemill.runtime.engines import (
+    CUDA,
+    ENGINES,
+    NVIDIA,
+    OPENVINO,
+    TENSORRT,
+    TENSORRT_PROVIDERS,
+    TENSORRT_RTX,
+)
 from codemill.runtime.machine import INSTRUCTION_SETS
 
 if TYPE_CHECKING:
@@ -33,7 +42,9 @@ __all__ = [
     "availability",
     "buildable",
     "profile_of",
+    "read_target",
     "target_named",
+    "target_schema",
 ]
 
 
@@ -47,12 +58,18 @@ class Precision(enum.StrEnum):
     INT4 = "int4"
 
 
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_CAPABILITY = r"[0-9]{1,2}\.[0-9]"
+Count = Annotated[int, ("minimum", 1)]
+Text = Annotated[str, ("pattern", r"\S")]
+
+
 @dataclass(frozen=True)
 class Shape:
     """One latency measurement: texts of about `tokens` teacher tokens, `batch` of them a call."""
 
-    tokens: int
-    batch: int = 1
+    tokens: Count
+    batch: Count = 1
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.batch < 1:
@@ -72,12 +89,34 @@ OTHERS = {
 
 _BF16_FROM = 8.0
 """Compute capability of the first GPUs that multiply bfloat16 (Ampere)."""
+_MADE = {
+    OPENVINO: (Precision.FP32, Precision.INT8),
+    CUDA: (Precision.FP32, Precision.FP16, Precision.INT4),
+    **dict.fromkeys(TENSORRT_PROVIDERS, (Precision.FP32, Precision.FP16, Precision.INT8)),
+    **dict.fromkeys(ENGINES, (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)),
+}
+"""Precisions that variants are made in, of providers that do not run them all."""
+
+_PROVIDER = r"\w+ExecutionProvider|" + "|".join(OTHERS)
+Provider = Annotated[str, ("pattern", f"^({_PROVIDER})$")]
+_NAMES: dict[str, tuple[str, ...]] = {
+    "systems": tuple(SYSTEMS.values()),
+    "architectures": tuple(dict.fromkeys(ARCHITECTURES.values())),
+    "instruction_sets": INSTRUCTION_SETS,
+    "compute_capabilities": (),
+}
+"""Lists of names in a profile, and the names there are; none: any."""
+System = Annotated[str, ("enum", _NAMES["systems"])]
+Architecture = Annotated[str, ("enum", _NAMES["architectures"])]
+InstructionSet = Annotated[str, ("enum", _NAMES["instruction_sets"])]
+Capability = Annotated[str, ("pattern", f"^{_CAPABILITY}$")]
+
 DEFAULT_SHAPES = tuple(Shape(tokens, batch) for tokens in (32, 128, 256) for batch in (1, 8))
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """A kind of machine to ship to.
+    """A kind of machine to ship to. What its fields may hold is in their types, for `target_schema`.
 
     `provider` is ONNX Runtime's name, or that of another engine (OTHERS); `threads` is what one call may use (None: the
     physical cores); `memory_bytes` is the most a process may hold at its peak (None: no limit); `install` says how the
@@ -86,19 +125,26 @@ class TargetSpec:
     `compute_capabilities`: of the NVIDIA GPUs that engines are built for.
     """
 
-    name: str
-    description: str
-    provider: str
+    name: Annotated[str, ("pattern", f"^{_NAME}$")]
+    description: Text
+    provider: Provider
     precision: Precision
-    threads: int | None
-    memory_bytes: int | None
-    shapes: tuple[Shape, ...] = DEFAULT_SHAPES
-    install: str = ""
-    systems: tuple[str, ...] = ()
-    architectures: tuple[str, ...] = ()
-    instruction_sets: tuple[str, ...] = ()
+    threads: Count | None
+    memory_bytes: Count | None
+    shapes: Annotated[tuple[Shape, ...], ("minItems", 1)] = DEFAULT_SHAPES
+    install: Text = ""
+    systems: tuple[System, ...] = ()
+    architectures: tuple[Architecture, ...] = ()
+    instruction_sets: tuple[InstructionSet, ...] = ()
     reduced_range: bool = True
-    compute_capabilities: tuple[str, ...] = ()
+    compute_capabilities: tuple[Capability, ...] = ()
+
+
+def target_schema() -> dict[str, Any]:
+    """The JSON schema of the profiles that `read_target` takes; docs/target.schema.json is its copy."""
+    from codemill.targets.schema import json_schema
+
+    return json_schema(TargetSpec, "codemill target profile", closed=True)
 
 
 def all_targets() -> tuple[TargetSpec, ...]:
@@ -111,13 +157,23 @@ def target_named(name: str) -> TargetSpec:
     if name.endswith((".yaml", ".yml")):
         try:
             return read_target(Path(name).read_text(encoding="utf-8"), name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the profile {name}: {error}") from error
+        except OSError as error:
+            raise RecipeError(f"cannot read the profile {name}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"cannot read the profile {name}: it is not UTF-8 text") from error
     for target in all_targets():
         if target.name == name:
             return target
-    known = ", ".join(target.name for target in all_targets())
-    raise RecipeError(f"no target is called {name!r}; there are: {known}")
+    known = [target.name for target in all_targets()]
+    raise RecipeError(
+        f"no target is called {name!r}{_near(name, known)}; there are: {', '.join(known)}; or give a profile of your "
+        "own, a .yaml file"
+    )
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {found[0]!r}?" if found else ""
 
 
 def availability(target: TargetSpec) -> str | None:
@@ -127,6 +183,7 @@ def availability(target: TargetSpec) -> str | None:
     memory; whether a driver underneath works shows only when a session is made.
     """
     from codemill.runtime.machine import this_machine
+    from codemill.runtime.nvidia import lacking
     from codemill.runtime.session import available_providers
     from codemill.runtime.tensorrt import available
 
@@ -136,9 +193,11 @@ def availability(target: TargetSpec) -> str | None:
         return why
     here = available() if target.provider in ENGINES else available_providers()
     if target.provider not in here:
-        how = f"; {target.install}" if target.install else ""
+        if target.provider in NVIDIA:
+            return lacking(target.provider, machine.providers)
         if target.provider in OTHERS:
-            return f"{_absent(target)}{how}"
+            return _absent(target)
+        how = f"; {target.install}" if target.install else ""
         return f"ONNX Runtime here has no {target.provider} (it has {', '.join(here)}){how}"
     if target.compute_capabilities and target.provider in OTHERS:
         from codemill.runtime.tensorrt import gpus
@@ -175,22 +234,31 @@ def _unlike(target: TargetSpec, machine: Machine) -> str | None:
 
 
 def _absent(target: TargetSpec) -> str:
+    """Why one of OTHERS does not run here."""
     package = OTHERS[target.provider]
+    how = f"; {target.install}" if target.install else ""
     if package is None:
-        return "it runs in a browser"
+        return f"it runs in a browser{how}"
     if find_spec(package) is None:
-        return f"{target.provider} is not installed"
-    return f"{target.provider} is installed and finds no GPU"
+        return f"{target.provider} is not installed{how}"
+    if find_spec("cuda") is None:
+        return f"{target.provider} is installed, and cuda-python, which it takes, is not{how}"
+    return f"{target.provider} is installed and finds no NVIDIA GPU with a driver"
 
 
-def buildable(target: TargetSpec) -> str | None:
+def buildable(target: TargetSpec, *, decoder: bool = False) -> str | None:
     """Why the variant of `target` cannot be made on this machine, in one sentence, or None when it can.
 
-    What ONNX Runtime runs is ONNX, made anywhere; engines of TensorRT for RTX need its package, and no GPU.
+    What ONNX Runtime runs is ONNX, made anywhere; engines of TensorRT for RTX need its package, and no GPU. decoder:
+    which precisions one is made in is left to who makes it (`export/decoder/derive.py`).
     """
+    made = _MADE.get(target.provider, tuple(Precision))
+    if target.precision not in made and not decoder:
+        return f"no variant of {target.precision} is made for {target.provider}, only of {', '.join(made)}"
     package = OTHERS.get(target.provider)
     if package is not None and find_spec(package) is None:
-        return f"{target.provider} is not installed; {target.install}"
+        how = f"; {target.install}" if target.install else ""
+        return f"{target.provider} is not installed{how}"
     if target.provider == TENSORRT and availability(target) is not None:
         return "its engines are built on the machine that runs them"
     return None
@@ -198,7 +266,9 @@ def buildable(target: TargetSpec) -> str | None:
 
 def profile_of(machine: Machine) -> TargetSpec:
     """A machine as a profile: its own provider, threads and instruction sets, int8 on a processor."""
-    accelerated = [name for name in machine.providers if name in _FP16]
+    from codemill.runtime.nvidia import usable
+
+    accelerated = [name for name in usable(machine.providers) if name in _FP16]
     provider = accelerated[0] if accelerated else "CPUExecutionProvider"
     system = SYSTEMS.get(sys.platform)
     architecture = ARCHITECTURES.get(machine.architecture)
@@ -216,10 +286,7 @@ def profile_of(machine: Machine) -> TargetSpec:
     )
 
 
-_FP16 = (
-    *("NvTensorRTRTXExecutionProvider", "TensorrtExecutionProvider", "CUDAExecutionProvider"),
-    *("CoreMLExecutionProvider", "DmlExecutionProvider"),
-)
+_FP16 = (*NVIDIA, "CoreMLExecutionProvider", "DmlExecutionProvider")
 
 
 @cache
@@ -243,9 +310,11 @@ def read_target(text: str, name: str) -> TargetSpec:
     data = parse_yaml(text, name)
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: expected keys and values, found {data!r:.80}")
-    unknown = set(data) - set(TargetSpec.__dataclass_fields__)
-    if unknown:
-        raise RecipeError(f"{name}: unknown keys {sorted(map(str, unknown))}")
+    known = list(TargetSpec.__dataclass_fields__)
+    for unknown in (str(item) for item in data if item not in known):
+        raise RecipeError(
+            f"{name}: unknown key {unknown!r}{_near(unknown, known)}; a profile has: {', '.join(known)}"
+        )
     key = _Keys(data, name)
     precisions = [p.value for p in Precision]
     found = TargetSpec(
@@ -313,28 +382,16 @@ class _Keys:
         return tuple(self(key, right, said))
 
 
-_NAMES: dict[str, tuple[str, ...]] = {
-    "systems": tuple(SYSTEMS.values()),
-    "architectures": ("x86_64", "arm64"),
-    "instruction_sets": INSTRUCTION_SETS,
-    "compute_capabilities": (),
-}
-"""Lists of names in a profile, and the names there are; none: any."""
-
-
 def _is_provider(value: object) -> bool:
-    return _is_text(value) and (value in OTHERS or str(value).endswith("ExecutionProvider"))
+    return isinstance(value, str) and re.fullmatch(_PROVIDER, value) is not None
 
 
 def _is_name(value: object) -> bool:
-    return (
-        isinstance(value, str)
-        and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value) is not None
-    )
+    return isinstance(value, str) and re.fullmatch(_NAME, value) is not None
 
 
 def _is_capability(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9]{1,2}\.[0-9]", value) is not None
+    return isinstance(value, str) and re.fullmatch(_CAPABILITY, value) is not None
 
 
 def _is_flag(value: object) -> bool:
@@ -359,7 +416,7 @@ def _are_shapes(value: object) -> bool:
         and bool(value)
         and all(
             isinstance(shape, dict)
-            and set(shape) == {"tokens", "batch"}
+            and {"tokens"} <= set(shape) <= {"tokens", "batch"}
             and all(_is_count(number) for number in shape.values())
             for shape in value
         )

@@ -266,7 +266,9 @@ def report_schema() -> dict[str, Any]:
     """The JSON schema of the files that `read_report` takes."""
     from codemill.targets.schema import json_schema
 
-    return json_schema(Report, "codemill report.json", _READ[0], SCHEMA)
+    found = json_schema(Report, "codemill report.json")
+    found["properties"]["schema"] = {"type": "integer", "minimum": _READ[0], "maximum": SCHEMA}
+    return found
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> None:

@@ -1,22 +1,27 @@
-"""The JSON schema of report.json, made from the types that write and read it; docs/report.schema.json is its copy."""
+"""JSON schemas of the files that have a type: of report.json, and of a target's profile; docs/ has a copy of each."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import types
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from codemill.targets.codec import is_required
 
 __all__ = ["json_schema"]
 
 
-def json_schema(kind: type, title: str, oldest: int, newest: int) -> dict[str, Any]:
-    """A schema (draft 2020-12) of what `codec.to_json` makes of `kind`, whose `schema` is from `oldest` to `newest`."""
+def json_schema(kind: type, title: str, *, closed: bool = False) -> dict[str, Any]:
+    """A schema (draft 2020-12) of what `codec.to_json` makes of `kind`.
+
+    A type that is annotated with pairs of key and value has these in its schema, a tuple as a list.
+
+    closed: a key that is not known is wrong. Else readers pass over it, so that one may be added within a schema's
+    number.
+    """
     definitions: dict[str, Any] = {}
-    root = _of_dataclass(kind, definitions)
-    root["properties"]["schema"] = {"type": "integer", "minimum": oldest, "maximum": newest}
+    root = _of_dataclass(kind, definitions, closed)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": title,
@@ -25,39 +30,46 @@ def json_schema(kind: type, title: str, oldest: int, newest: int) -> dict[str, A
     }
 
 
-def _of_dataclass(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+def _of_dataclass(kind: type, definitions: dict[str, Any], closed: bool) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
     fields = dataclasses.fields(cast(Any, kind))
-    # a key that is not known is passed over by readers: one may be added within a schema's number
     return {
         "type": "object",
-        "properties": {field.name: _of(hints[field.name], definitions) for field in fields},
+        "properties": {field.name: _of(hints[field.name], definitions, closed) for field in fields},
         "required": [field.name for field in fields if is_required(field)],
+        **({"additionalProperties": False} if closed else {}),
     }
 
 
-def _of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+def _of(kind: Any, definitions: dict[str, Any], closed: bool) -> dict[str, Any]:
     origin = get_origin(kind)
+    if origin is Annotated:
+        inner, *more = get_args(kind)
+        said = {key: list(v) if isinstance(v, tuple) else v for key, v in more}
+        return _of(inner, definitions, closed) | said
     if kind is Any or kind is object:
         return {}
     if origin in (Union, types.UnionType):
         found = [
-            {"type": "null"} if option is type(None) else _of(option, definitions)
+            {"type": "null"} if option is type(None) else _of(option, definitions, closed)
             for option in get_args(kind)
         ]
         return {"anyOf": found}
     if origin is Literal:
         return {"enum": list(get_args(kind))}
     if origin is tuple:
-        return {"type": "array", "items": _of(get_args(kind)[0], definitions)}
+        return {"type": "array", "items": _of(get_args(kind)[0], definitions, closed)}
     if origin is dict:
-        return {"type": "object", "additionalProperties": _of(get_args(kind)[1], definitions)}
+        return {
+            "type": "object",
+            "additionalProperties": _of(get_args(kind)[1], definitions, closed),
+        }
     if dataclasses.is_dataclass(kind):
         name = cast(type, kind).__name__
         if name not in definitions:
             # before its fields: it may hold itself
             definitions[name] = {}
-            definitions[name] = _of_dataclass(cast(type, kind), definitions)
+            definitions[name] = _of_dataclass(cast(type, kind), definitions, closed)
         return {"$ref": f"#/$defs/{name}"}
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return {"enum": [member.value for member in kind]}

@@ -91,6 +91,8 @@ def environment_rows(environment: Environment) -> Iterator[tuple[str, str]]:
     yield "cores this process may use", cores
     yield "instruction sets", ", ".join(machine.get("instruction_sets") or ()) or "unknown"
     yield "memory", in_bytes(memory) if memory else "unknown"
+    if environment.gpus:
+        yield "GPUs", "; ".join(environment.gpus)
     yield "execution providers", ", ".join(machine.get("providers") or ()) or "none"
     yield "system", str(machine.get("os"))
     yield "packages", ", ".join(f"{n} {v}" for n, v in sorted(environment.packages.items()))

@@ -1,7 +1,7 @@
 """One engine in a process of its own, answering JSON lines: what the benchmark times.
 
-    -> {"op": "time", "texts": [...], "batch": 8, "repeats": 5, "warmup": 1, "max_s": 10}
-    <- {"ms": [...], "cpu_ms": 812.0, "energy_j": null}
+    -> {"op": "time", "texts": [...], "batch": 8, "repeats": 5, "warmup": 1, "max_s": 10, "energy": true}
+    <- {"ms": [...], "cpu_ms": 812.0, "energy": {"joules": 9.1, "calls": 5, "how": "RAPL ..."} or null, ...}
     -> {"op": "encode", "texts": [...], "out": "path.npy"}       <- {"rows": 1000, "ms": 5123.0}
     -> {"op": "predict", "rows": [["..."], ["...", "..."]], "out": "path.npz"}     <- {"rows": 1000, "ms": 5123.0}
     -> {"op": "complete", "prefix": ..., "settings": {...}, "max_tokens": 32}   <- as `Completed` of completion.py
@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Loaded:
     """of an engine in other processes: what they hold, in bytes"""
     profile: Profile | None = None
     """of a bundle whose operators are timed"""
+    close: Callable[[], object] = lambda: None
+    """what it keeps for another start is written then"""
 
 
 def serve(
@@ -124,6 +127,7 @@ def serve(
             except Exception as error:
                 _log_traceback()
                 say(_error(error))
+        engine.close()
     return 0
 
 
@@ -180,16 +184,17 @@ def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of each call: `batch` texts, or pairs of texts, a call, going round the texts.
 
     `repeats` calls are timed after `warmup` that are not, or more, until the last three are alike; past `max_s` seconds
-    it stops early, never before FEWEST_REPEATS calls.
+    it stops early, never before FEWEST_REPEATS calls. Where `energy` is asked for and counted, calls that are not timed
+    follow until the counter has seen enough.
     """
-    from codemill.targets.energy import rapl_counter
+    from codemill.targets.energy import meter_of
     from codemill.targets.environment import clock_mhz
 
     encode, batches = engine.encode, _batches(engine, request)
     max_s = request.get("max_s") or float("inf")
     settled = _warmed_up(encode, batches, request.get("warmup", 1), max_s)
-    counter = rapl_counter()
-    joules_before = counter.read_uj() if counter else ()
+    meter = meter_of(engine.details.get("provider")) if request.get("energy") else None
+    end = meter.begin() if meter else None
     cpu_before, start, ms = time.process_time(), time.perf_counter(), []
     for call in range(request["repeats"]):
         if call >= FEWEST_REPEATS and time.perf_counter() - start > max_s:
@@ -197,13 +202,16 @@ def _time(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
         texts_now, before = batches[call % len(batches)], time.perf_counter()
         encode(texts_now)
         ms.append((time.perf_counter() - before) * 1e3)
-    return {
-        "ms": ms,
-        "cpu_ms": (time.process_time() - cpu_before) * 1e3,
-        "energy_j": counter.spent_j(joules_before, counter.read_uj()) if counter else None,
-        "settled": settled,
-        "mhz": clock_mhz(),
-    }
+    timed = {"ms": ms, "cpu_ms": (time.process_time() - cpu_before) * 1e3, "mhz": clock_mhz()}
+    energy = None
+    if meter and end:
+        calls = len(ms)
+        while time.perf_counter() - start < meter.least_s:
+            encode(batches[calls % len(batches)])
+            calls += 1
+        joules = end()
+        energy = {"joules": joules, "calls": calls, "how": meter.how} if joules else None
+    return {**timed, "energy": energy, "settled": settled}
 
 
 def _batches(engine: Loaded, request: dict[str, Any]) -> list[list[str]]:
@@ -356,11 +364,15 @@ def pin(threads: int | None) -> None:
         os.sched_setaffinity(0, allowed[:threads])
 
 
-def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loaded:
+def _load_bundle(
+    bundle: str, variant: str | None, threads: int | None, compiled: Path | None
+) -> Loaded:
     from codemill.runtime import Classifier, Completer, load
+    from codemill.runtime.cache import compiled_in
     from codemill.runtime.machine import physical_cores
 
-    encoder = load(bundle, variant=variant, threads=threads)
+    with compiled_in(compiled):
+        encoder = load(bundle, variant=variant, threads=threads)
     record = encoder.manifest.variants[encoder.variant]
     details = {
         "max_tokens": encoder.manifest.max_tokens,
@@ -368,6 +380,7 @@ def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loade
         "provider": record.provider,
         "precision": record.precision,
         "threads": threads or physical_cores(),
+        "placed": _placed(encoder.graphs),
     }
     if isinstance(encoder, Classifier):
         return _classifier(encoder, {**details, "long": encoder.labelling.long})
@@ -378,7 +391,18 @@ def _load_bundle(bundle: str, variant: str | None, threads: int | None) -> Loade
         encode=lambda texts: encoder.encode(texts, batch_size=max(1, len(texts))),
         count_tokens=encoder.count_tokens,
         details=details,
+        close=encoder.close,
     )
+
+
+def _placed(graphs: Sequence[Any]) -> dict[str, dict[str, int]]:
+    """Provider -> operator -> nodes that it runs, of graphs whose sessions tell."""
+    found: dict[str, dict[str, int]] = {}
+    for graph in graphs:
+        for (provider, operator), count in getattr(graph, "placed", {}).items():
+            nodes = found.setdefault(provider, {})
+            nodes[operator] = nodes.get(operator, 0) + count
+    return found
 
 
 def _completes(model: Completer, details: Mapping[str, Any]) -> Loaded:
@@ -390,7 +414,7 @@ def _completes(model: Completer, details: Mapping[str, Any]) -> Loaded:
             model.complete(text, max_tokens=1)
         return np.zeros((len(texts), 1), np.float32)
 
-    return Loaded(first, details=details, completer=model)
+    return Loaded(first, details=details, completer=model, close=model.close)
 
 
 def _classifier(model: Classifier, details: Mapping[str, Any]) -> Loaded:
@@ -408,11 +432,14 @@ def _classifier(model: Classifier, details: Mapping[str, Any]) -> Loaded:
     def predict(rows: Sequence[Sequence[str]]) -> Sequence[npt.NDArray[Any]]:
         return model.run(items(rows))
 
-    return Loaded(label, model.count_tokens, details, predict, texts)
+    return Loaded(label, model.count_tokens, details, predict, texts, close=model.close)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m codemill.targets.worker BUNDLE [--variant V] [--threads N] [--name NAME] [--operators]`."""
+    """`python -m codemill.targets.worker BUNDLE [--variant V] [--threads N] [--name NAME] [--compiled FOLDER]`.
+
+    With `--operators` it times those too.
+    """
     import argparse
 
     parser = argparse.ArgumentParser(prog="codemill.targets.worker", description="Serve a bundle.")
@@ -421,11 +448,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--name", default="bundle")
     parser.add_argument("--operators", action="store_true")
+    parser.add_argument("--compiled", type=Path)
     asked = parser.parse_args(arguments)
     if not asked.operators:
         return serve(
             asked.name,
-            lambda: _load_bundle(asked.bundle, asked.variant, asked.threads),
+            lambda: _load_bundle(asked.bundle, asked.variant, asked.threads, asked.compiled),
             threads=asked.threads,
         )
     from dataclasses import replace
@@ -436,7 +464,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return serve(
             asked.name,
             lambda: replace(
-                _load_bundle(asked.bundle, asked.variant, asked.threads), profile=profile
+                _load_bundle(asked.bundle, asked.variant, asked.threads, asked.compiled),
+                profile=profile,
             ),
             threads=asked.threads,
         )

@@ -41,6 +41,7 @@ def export_completion(
     from codemill.export.decoder.derive import derive_decoder, most_exact
     from codemill.runtime import read_manifest, verify_bundle
     from codemill.runtime.bundle import update_bundle
+    from codemill.runtime.cache import compiled_in
 
     folder = folder_of(model)
     manifest = read_manifest(folder)
@@ -48,7 +49,8 @@ def export_completion(
     for target in targets:
         _check(target, manifest, source)
     texts = _texts(folder, evaluation)
-    with quiet_stdout(), scratch_beside(out) as scratch:
+    # what is compiled to compare variants goes with the scratch: the cache is for those that are loaded
+    with quiet_stdout(), scratch_beside(out) as scratch, compiled_in(scratch / "compiled"):
         ready = scratch / "bundle"
         shutil.copytree(folder, ready)
         with shown_stage("building") as said:

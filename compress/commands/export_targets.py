@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from codemill.errors import CodemillError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from codemill.runtime import Variant
     from codemill.targets.evaluation import Evaluation, LabelledEvaluation
     from codemill.targets.profile import TargetSpec
 
@@ -67,21 +68,26 @@ def export_targets(
     from codemill.compress.progress import shown_stage
     from codemill.runtime import read_manifest, verify_bundle
     from codemill.runtime.bundle import update_bundle
+    from codemill.runtime.cache import compiled_in
     from codemill.runtime.completion.completer import completes
     from codemill.targets import buildable, target_named
 
     targets = [target_named(name) for name in dict.fromkeys(names)]
+    decoder = is_bundle(model) and completes(read_manifest(folder_of(Path(model))))
     for target in targets:
-        why = buildable(target)
+        why = buildable(target, decoder=decoder)
         if why is not None:
             raise InputError(f"--target {target.name} cannot be built here: {why}")
+    there = read_manifest(folder_of(Path(model))).variants if is_bundle(model) else {}
+    _check_names(targets, there)
     check_bundle_out(out, out.parent / ".codemill")
-    if is_bundle(model) and completes(read_manifest(folder_of(Path(model)))):
+    if decoder:
         from codemill.compress.commands.export_completion import export_completion
 
         export_completion(Path(model), targets, out, evaluation, licence, as_json)
         return
-    with quiet_stdout(), scratch_beside(out) as scratch:
+    # what is compiled to compare variants goes with the scratch: the cache is for those that are loaded
+    with quiet_stdout(), scratch_beside(out) as scratch, compiled_in(scratch / "compiled"):
         work = scratch / "work"
         file = plain_bundle(model, evaluation, work, name, task)
         asked = None if file is None else asked_of(read_manifest(work), file)
@@ -136,12 +142,30 @@ def show_made(found: Sequence[Made], against: str, out: Path, digest: str, as_js
     click.echo(table([("bundle", shown_path(out)), ("digest", digest)]))
 
 
+def _check_names(targets: Sequence[TargetSpec], there: Mapping[str, Variant]) -> None:
+    """Raise InputError where a variant would take the place of one that is not the same target's."""
+    from codemill.export.candidates import PLAIN
+
+    providers = {name: f"for {variant.provider}" for name, variant in there.items()}
+    providers |= {PLAIN: "which others are made of"}
+    for number, target in enumerate(targets):
+        if any(other.name == target.name for other in targets[:number]):
+            raise InputError(f"two targets are called {target.name!r}; give one another `name`")
+        for name, what in providers.items():
+            again = name == target.name and what == f"for {target.provider}"
+            # as some file systems see them
+            if name.lower() == target.name.lower() and not again:
+                raise InputError(
+                    f"--target {target.name}: there is a variant {name!r}, {what}; give the profile another `name`"
+                )
+
+
 def _derive(work: Path, target: TargetSpec, texts: list[tuple[str, ...]], report: Any) -> None:
     from codemill.export.derive import derive
     from codemill.export.quantize.settings import Method, Quantization
-    from codemill.runtime.engines import ENGINES, OPENVINO
+    from codemill.runtime.engines import ENGINES, OPENVINO, TENSORRT_PROVIDERS
 
-    compiled = target.provider in (OPENVINO, *ENGINES)
+    compiled = target.provider in (OPENVINO, *ENGINES, *TENSORRT_PROVIDERS)
     methods = {
         "fp32": Method.FP32,
         "fp16": Method.FP16,

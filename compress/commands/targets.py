@@ -52,6 +52,7 @@ def targets_command(as_json: bool) -> None:
 def detect_command(as_json: bool) -> None:
     """Print this machine as a target profile."""
     from codemill.runtime import this_machine
+    from codemill.runtime.gpus import gpus
     from codemill.targets import all_targets, availability
     from codemill.targets.codec import to_json
     from codemill.targets.profile import profile_of
@@ -60,10 +61,13 @@ def detect_command(as_json: bool) -> None:
     profile = profile_of(machine)
     runs = [target.name for target in all_targets() if availability(target) is None]
     if as_json:
-        print_json({"machine": machine.to_json(), "profile": to_json(profile), "runs": runs})
+        found = {"machine": machine.to_json(), "gpus": [str(gpu) for gpu in gpus()]}
+        print_json({**found, "profile": to_json(profile), "runs": runs})
         return
     said = ", ".join(runs) or "none"
     click.echo(f"# {machine.cpu}, {machine.logical_cores} logical cores; {machine.os}")
+    for gpu in gpus():
+        click.echo(f"# {gpu}")
     click.echo(f"# ONNX Runtime {machine.onnxruntime}: {', '.join(machine.providers)}")
     click.echo(f"# runs the targets: {said}")
     click.echo(_yaml(profile), nl=False)

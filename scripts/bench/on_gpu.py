@@ -1,268 +1,366 @@
-"""Everything that needs an NVIDIA GPU, in one go: are engines right, and how fast are they?
+"""Everything that needs an NVIDIA GPU, in one go: are variants for it right, how fast are they, what do they take?
 
-    pip install 'codemill[compress,tensorrt]'
-    python scripts/bench/on_gpu.py BUNDLE [--data-centre] [--out on_gpu.json]
+    pip install 'codemill[compress,tensorrt]'                  # engines
+    pip install 'onnxruntime-gpu[cuda,cudnn]' 'tensorrt<11'    # in place of onnxruntime: for CUDA, for TensorRT
+    pip install onnxruntime-ep-nv-tensorrt-rtx                 # beside onnxruntime: for TensorRT-RTX
+    python scripts/bench/on_gpu.py BUNDLE [--data-centre] [--rounds 3] [--out on_gpu.json]
+    python scripts/bench/on_gpu.py BUNDLE --dry-run            # all of it that needs no GPU
 
 BUNDLE: the folder of a bundle that `compress run` made (plain.mill and validation.jsonl.gz beside it), one that embeds
-or labels, with or without exits; or any that completes (its engines in half precision and float32: next tokens beside
-those of the processor, tokens a second of both). Builds engines for the GPU at hand in float16, bfloat16, int8
-and float32; compares what they say with the plain graphs on the processor; times calls at batch 1 and 32 and the first
-start against the second, which finds what was compiled in the cache; asks the inspector; and runs the float16
-ONNX through those of ONNX Runtime's CUDA, TensorRT and TensorRT-RTX providers that are installed. Every figure goes to
-the JSON file; what fails is written there with its message, and the rest goes on. Send the file along with an issue.
+or labels, with or without exits; bundles that complete are not covered. Engines of TensorRT, and graphs for those of
+ONNX Runtime's CUDA, TensorRT and TensorRT-RTX providers that are installed, are made in half precision, int8 and
+float32, engines in bfloat16 too. Of each: whether it says what the plain graphs say on the processor in float32; the
+first start against the second, which finds what was compiled; latency, throughput, memory and energy as `compress
+bench` measures them; the GPU's memory; which operators ran elsewhere; of an engine, the inspector's output. Every
+variant runs in processes of its own. All figures go to one JSON file, which is written anew after each variant; what
+fails is in it with its message, and the rest goes on. Send the file along with an issue.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codemill.compress.commands.bench import asked_of
-from codemill.compress.commands.bundle import folder_of
+from codemill.compress.commands.bundle import folder_of, is_bundle
+from codemill.compress.commands.output import table
 from codemill.compress.commands.plain import calibration_of, plain_bundle
-from codemill.compress.data.code import pieces_from
-from codemill.export.candidates import PLAIN
-from codemill.export.decoder.derive import derive_decoder, most_exact
+from codemill.compress.places import check_file_out
+from codemill.errors import CodemillError, InputError
+from codemill.export.candidates import PLAIN, PROVIDER
 from codemill.export.derive import derive
 from codemill.export.quantize.settings import Method, Quantization
-from codemill.runtime import load, load_classifier, read_manifest, size_bytes
-from codemill.runtime.bundle import update_bundle
+from codemill.runtime import read_manifest, size_bytes
+from codemill.runtime.atomic import write_atomically
 from codemill.runtime.completion.completer import completes
-from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
-from codemill.runtime.labels import LABEL_TASKS
-from codemill.runtime.session import available_providers
-from codemill.runtime.tensorrt import gpus, logger, tensorrt
-from codemill.targets.evaluation import Evaluation
-
-PROVIDERS = (
-    *("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"),
+from codemill.runtime.engines import (
+    CUDA,
+    ENGINES,
+    NVIDIA,
+    TENSORRT,
+    TENSORRT_PROVIDERS,
+    TENSORRT_RTX,
 )
-ROWS, CALLS = 500, 50
+from codemill.runtime.gpus import first_gpu, gpus, used_bytes
+from codemill.runtime.machine import physical_cores, this_machine
+from codemill.runtime.nvidia import lacking
+from codemill.targets import EngineProcess, Shape, bundle_engine
+from codemill.targets.benchmark import benchmark
+from codemill.targets.codec import to_json
+from codemill.targets.evaluation import Evaluation, LabelledEvaluation
+
+ROWS = 500
+DRY_ROWS = 20
+CAPABILITIES = ("8.6", "8.9", "12.0")
+"""That engines are built for where there is no GPU."""
+_INSPECT = """
+import json, sys
+from pathlib import Path
+from codemill.export.tensorrt import inspected
+print(json.dumps([inspected(Path(path), sys.argv[1]) for path in sys.argv[2:]]))
+"""
+_PACKAGES = ("codemill", "onnxruntime", "tensorrt", "cuda-", "nvidia-", "numpy")
+
+Asked = Evaluation | LabelledEvaluation
+
+
+@dataclass(frozen=True)
+class Form:
+    """A variant to make and measure."""
+
+    provider: str
+    method: Method
+
+    @property
+    def name(self) -> str:
+        """Of the variant."""
+        return f"{self.provider.removesuffix('ExecutionProvider')}-{self.method.precision}"
+
+
+def forms(engine: str) -> list[Form]:
+    """Everything that is measured, the processor first."""
+    compiled = (Method.FP16, Method.STATIC, Method.FP32)
+    return [
+        Form(PROVIDER, Method.FP32),
+        Form(engine, Method.BF16),
+        *(Form(name, method) for name in (engine, *TENSORRT_PROVIDERS) for method in compiled),
+        *(Form(CUDA, method) for method in (Method.FP16, Method.FP32)),
+    ]
 
 
 def tried(work: Callable[[], Any]) -> Any:
     """What it gives, or what went wrong."""
     try:
         return work()
+    except CodemillError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    # a library's own: the next variant may do better
     except Exception as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def answers(folder: Path, variant: str, asked: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers, and decisions: of a bundle that labels its probabilities, else embeddings and the nearest code."""
+def machine() -> dict[str, Any]:
+    """What the figures are of."""
+    here = this_machine()
+    return {
+        "gpus": [asdict(gpu) for gpu in gpus()],
+        "machine": here.to_json(),
+        "packages": {
+            item.metadata["Name"]: item.version
+            for item in distributions()
+            if str(item.metadata["Name"]).lower().startswith(_PACKAGES)
+        },
+        "lacking": {name: lacking(name, here.providers) for name in NVIDIA},
+    }
+
+
+def fewer(asked: Asked, rows: int) -> Asked:
+    """The first rows of an evaluation."""
     if isinstance(asked, Evaluation):
-        with load(folder, variant=variant) as model:
-            queries = model.encode(asked.queries[:ROWS])
-            codes = model.encode(asked.codes[:ROWS])
-        return np.concatenate([queries, codes]), (queries @ codes.T).argmax(1)
-    with load_classifier(folder, variant=variant) as model:
-        chances = model.probabilities(asked.items[:ROWS])
+        return replace(asked, queries=asked.queries[:rows], codes=asked.codes[:rows])
+    groups = asked.groups and asked.groups[:rows]
+    return replace(asked, rows=asked.rows[:rows], truth=asked.truth[:rows], groups=groups)
+
+
+def answers(process: EngineProcess, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers, and decisions: of a bundle that labels its probabilities, else embeddings and the nearest code."""
+    with tempfile.TemporaryDirectory(prefix="codemill-") as folder:
+        if isinstance(asked, Evaluation):
+            out = Path(folder, "rows.npy")
+            texts = [*asked.queries, *asked.codes]
+            process.ask({"op": "encode", "texts": texts, "out": str(out)})
+            rows = np.load(out, allow_pickle=False)
+            queries, codes = rows[: len(asked.queries)], rows[len(asked.queries) :]
+            return rows, (queries @ codes.T).argmax(1)
+        out = Path(folder, "answers.npz")
+        items = [[asked.texts[index] for index in row] for row in asked.rows]
+        process.ask({"op": "predict", "rows": items, "out": str(out)})
+        with np.load(out, allow_pickle=False) as stored:
+            chances = stored["probabilities"]
     return chances, chances.argmax(1)
 
 
-def timed(folder: Path, variant: str, asked: Any) -> dict[str, Any]:
-    """Milliseconds of a call, and of the first start and of the second."""
-    found: dict[str, Any] = {}
-    labels = read_manifest(folder).task in LABEL_TASKS
-    items = asked.items[:ROWS] if labels else list(asked.codes[:ROWS])
-    for start in ("first_start_ms", "second_start_ms"):
-        began = time.perf_counter()
-        model: Any = load(folder, variant=variant)
-        call = model.probabilities if labels else model.encode
-        call(items[:1])
-        found[start] = (time.perf_counter() - began) * 1e3
-        if start == "second_start_ms":
-            for batch in (1, 32):
-                call(items[:batch])
-                ms = []
-                for number in range(CALLS):
-                    at = number * batch % max(1, len(items) - batch)
-                    began = time.perf_counter()
-                    call(items[at : at + batch])
-                    ms.append((time.perf_counter() - began) * 1e3)
-                found[f"batch_{batch}_ms_p50"] = statistics.median(ms)
-        model.close()
-    return found
-
-
-def inspected(folder: Path, variant: str, provider: str) -> list[Any]:
-    """What the inspector says of each engine."""
-    library = tensorrt(provider)
-    runtime = library.Runtime(logger(provider))
-    said = []
-    for path in read_manifest(folder).variants[variant].segments:
-        engine = runtime.deserialize_cuda_engine((folder / path).read_bytes())
-        text = engine.create_engine_inspector().get_engine_information(
-            library.LayerInformationFormat.JSON
-        )
-        said.append({"file": path, "layers": engine.num_layers, "said": json.loads(text)})
-    return said
-
-
-def compared(folder: Path, variant: str, asked: Any, plain: tuple[np.ndarray, np.ndarray]) -> Any:
+def compared(found: tuple[np.ndarray, np.ndarray], plain: tuple[np.ndarray, np.ndarray]) -> Any:
     """How far a variant's answers are from the plain graphs'."""
-    numbers, decisions = answers(folder, variant, asked)
     return {
-        "largest_difference": float(np.abs(numbers - plain[0]).max()),
-        "same_decisions": float((decisions == plain[1]).mean()),
-        "rows": len(decisions),
-        "size_bytes": size_bytes(folder, variant),
+        "largest_difference": float(np.abs(found[0] - plain[0]).max()),
+        "same_decisions": float((found[1] == plain[1]).mean()),
+        "rows": len(found[1]),
     }
 
 
-def completed(folder: Path, variant: str, texts: list[str]) -> dict[str, Any]:
-    """The likeliest tokens after each of the texts', and how fast it reads and decodes; starts as in `timed`."""
-    found: dict[str, Any] = {}
-    for start in ("first_start_ms", "second_start_ms"):
+@dataclass
+class Run:
+    """One go: the bundle that variants are made in, what they are asked, and how long each is looked at."""
+
+    work: Path
+    asked: Asked
+    capabilities: tuple[str, ...]
+    shapes: Sequence[Shape]
+    rounds: int
+    repeats: int
+
+    def made(self, form: Form) -> dict[str, Any]:
+        """Make the variant: seconds, bytes, what it was built for."""
         began = time.perf_counter()
-        model: Any = load(folder, variant=variant)
-        model.complete(texts[0], max_tokens=1)
-        found[start] = (time.perf_counter() - began) * 1e3
-        if start == "second_start_ms":
-            began = time.perf_counter()
-            found["predictions"] = np.concatenate([model.predictions(text)[1] for text in texts])
-            found["read_tokens_per_s"] = len(found["predictions"]) / (time.perf_counter() - began)
-            for exits in (False, True):
-                seconds, tokens = 0.0, 0
-                for text in texts:
-                    with model.stream(text, max_tokens=64, exits=exits, drafts=False) as stream:
-                        next(stream, None)
-                        began, before = time.perf_counter(), len(stream.completion.tokens)
-                        for _ in stream:
-                            pass
-                        seconds += time.perf_counter() - began
-                        tokens += len(stream.completion.tokens) - before
-                name = "decode_tokens_per_s" if exits else "decode_full_depth_tokens_per_s"
-                found[name] = tokens / seconds if seconds else None
-        model.close()
-    return found
+        derive(
+            self.work,
+            Quantization(form.method, reduced_range=False),
+            name=form.name,
+            provider=form.provider,
+            capabilities=self.capabilities if form.provider == TENSORRT_RTX else (),
+            calibration=calibration_of(self.asked),
+        )
+        built_for = read_manifest(self.work).variants[form.name].built_for
+        seconds, size = time.perf_counter() - began, size_bytes(self.work, form.name)
+        return {"build_s": seconds, "size_bytes": size, "built_for": dict(built_for)}
+
+    def plain(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the plain graphs say on the processor, in float32."""
+        with EngineProcess(bundle_engine(self.work, PLAIN, physical_cores())) as process:
+            return answers(process, self.asked)
+
+    def measured(self, form: Form, plain: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+        """Everything that is measured of a variant that was made."""
+        found: dict[str, Any] = {}
+        with tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True) as folder:
+            engine = bundle_engine(
+                self.work, form.name, physical_cores(), form.name, compiled=Path(folder)
+            )
+            gpu = None if form.provider == PROVIDER else first_gpu()
+            before = used_bytes(gpu) if gpu else None
+            with EngineProcess(engine) as process:
+                found["first_start_ms"] = process.cold_start_ms
+                found["placed"] = process.ready.get("placed")
+            with EngineProcess(engine) as process:
+                found["second_start_ms"] = process.cold_start_ms
+                found["parity"] = compared(answers(process, self.asked), plain)
+                after = used_bytes(gpu) if gpu else None
+                found["gpu_bytes"] = None if before is None or after is None else after - before
+            result = benchmark([engine], self.asked, self.shapes, self.rounds, repeats=self.repeats)
+        (engine_result,) = result.engines
+        return {**found, **to_json(engine_result), "doubts": list(result.doubts)}
+
+    def inspected(self, form: Form) -> Any:
+        """What the inspector says of each engine."""
+        files = [
+            str(self.work / path) for path in read_manifest(self.work).variants[form.name].segments
+        ]
+        command = [sys.executable, "-c", _INSPECT, form.provider, *files]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise InputError(ended.stderr.strip().splitlines()[-1] if ended.stderr else "it ended")
+        return json.loads(ended.stdout)
 
 
-def completing(bundle: Path, provider: str, capabilities: tuple[str, ...]) -> dict[str, Any]:
-    """Engines of a bundle that completes, beside the variant they are made of."""
-    source = most_exact(read_manifest(bundle))
-    texts = list(pieces_from("installed", 16, 2000))
-    found: dict[str, Any] = {source: completed(bundle, source, texts)}
-    for method in (Method.FP16, Method.FP32):
-        name = f"engine-{method.precision}"
-        print(name, flush=True)
-
-        def built(method: Method = method, name: str = name) -> Any:
-            began = time.perf_counter()
-            derive_decoder(bundle, method, name=name, provider=provider, capabilities=capabilities)
-            return {
-                "build_s": time.perf_counter() - began,
-                "size_bytes": size_bytes(bundle, name),
-            }
-
-        found[name] = {"built": tried(built)}
-        if "error" not in found[name]["built"]:
-            ran = tried(lambda name=name: completed(bundle, name, texts))
-            if "predictions" in ran:
-                same = ran["predictions"] == found[source]["predictions"]
-                ran["same_next_tokens"] = float(same.mean())
-            found[name]["ran"] = ran
-            found[name]["inspected"] = tried(lambda name=name: inspected(bundle, name, provider))
-    for item in (found[source], *(item.get("ran", {}) for item in found.values())):
-        item.pop("predictions", None)
-    return found
+def why_not(form: Form, dry: bool) -> str | None:
+    """Why a variant is made and not measured."""
+    if form.provider == PROVIDER:
+        return None
+    if dry:
+        return "a dry run"
+    if form.provider in NVIDIA:
+        return lacking(form.provider, this_machine().providers)
+    return None if gpus() else "no NVIDIA GPU with a driver is found"
 
 
-def main() -> int:
-    """Run everything there is; 1 where no GPU is here."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle")
-    parser.add_argument("--data-centre", action="store_true", help="the package tensorrt")
-    parser.add_argument("--out", type=Path, default=Path("on_gpu.json"))
-    asked_for = parser.parse_args()
+def rows_of(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The figures for people: a call of one text and the rate of 32, at the first length; a text's energy there."""
+    rows: list[tuple[str, ...]] = [
+        ("variant", "first, second start", "ms", "functions/s", "J", "differs by", "same", "")
+    ]
+    for name, item in found["variants"].items():
+        figures = item.get("measured") or {}
+        failed = next((part["error"] for part in (item["built"], figures) if "error" in part), None)
+        why = failed or item.get("not_run")
+        if why is not None:
+            rows.append((name, *[""] * 6, why))
+            continue
+        one, many = figures["latencies"][:2]
+        parity, energy = figures["parity"], figures["energy"]
+        starts = f"{figures['first_start_ms']:,.0f}, {figures['second_start_ms']:,.0f} ms"
+        rows.append(
+            (
+                name,
+                starts,
+                f"{one['latency_ms_p50']:.2f}",
+                f"{many['functions_per_s']:,.0f}",
+                f"{energy['energy_j_per_function']:.3g}" if energy else "",
+                f"{parity['largest_difference']:.1e}",
+                f"{parity['same_decisions']:.1%}",
+                " ".join(figures["doubts"]),
+            )
+        )
+    return rows
+
+
+def run(asked_for: argparse.Namespace) -> int:
+    """Run everything there is; 1 where a GPU was asked for and not one variant ran on it."""
+    dry = asked_for.dry_run
+    check_file_out(asked_for.out)
     here = gpus()
-    if not here:
-        print("no NVIDIA GPU, or no driver, or no cuda-python is here", file=sys.stderr)
-        return 1
-    provider = TENSORRT if asked_for.data_centre else TENSORRT_RTX
-    smi = shutil.which("nvidia-smi")
-    names = ["--query-gpu=name,driver_version,memory.total", "--format=csv"]
-    found: dict[str, Any] = {
-        "gpus": here,
-        "driver": subprocess.run([smi, *names], capture_output=True, text=True).stdout
-        if smi
-        else None,
-        "library": f"{provider} {tensorrt(provider).__version__}",
-        "providers": list(available_providers()),
-        "variants": {},
-    }
-    with tempfile.TemporaryDirectory() as scratch:
+    if not here and not dry:
+        raise InputError(
+            "no NVIDIA GPU with a driver is found (nvidia-smi lists those there are); --dry-run does what needs none"
+        )
+    engine = TENSORRT if asked_for.data_centre else TENSORRT_RTX
+    found: dict[str, Any] = {"dry_run": dry, **machine(), "variants": {}}
+
+    def keep() -> None:
+        content = json.dumps(found, indent=1, default=os.fspath).encode()
+        write_atomically(asked_for.out, lambda file: file.write(content))
+
+    with tempfile.TemporaryDirectory(prefix="codemill-") as scratch:
         work = Path(scratch, "bundle")
-        if completes(read_manifest(folder_of(Path(asked_for.bundle)))):
-            shutil.copytree(folder_of(Path(asked_for.bundle)), work)
-            capabilities = () if asked_for.data_centre else (here[0],)
-            found["variants"] = completing(work, provider, capabilities)
-            return _written(asked_for.out, found)
-        file = plain_bundle(asked_for.bundle, None, work)
+        if is_bundle(asked_for.bundle) and completes(
+            read_manifest(folder_of(Path(asked_for.bundle)))
+        ):
+            raise InputError(
+                f"{asked_for.bundle} completes, and only bundles that embed or label are measured here; "
+                "`compress export BUNDLE --target` makes and compares the variants of one that completes"
+            )
+        file = plain_bundle(asked_for.bundle, asked_for.evaluation, work)
         if file is None:
-            print(f"{asked_for.bundle} has no validation.jsonl.gz", file=sys.stderr)
-            return 1
-        asked = asked_of(read_manifest(work), file)
-        calibration = calibration_of(asked)
-        plain = answers(work, PLAIN, asked)
-        for method in (Method.FP16, Method.BF16, Method.STATIC, Method.FP32):
-            name = f"engine-{method.precision}"
-            print(name, flush=True)
-            how = Quantization(method, reduced_range=False)
-            capabilities = () if asked_for.data_centre else (here[0],)
-
-            def built(how: Any = how, name: str = name, capabilities: Any = capabilities) -> Any:
-                began = time.perf_counter()
-                derive(
-                    work,
-                    how,
-                    name=name,
-                    provider=provider,
-                    capabilities=capabilities,
-                    calibration=calibration,
-                )
-                return {"build_s": time.perf_counter() - began}
-
-            made = {"built": tried(built)}
-            if "error" not in made["built"]:
-                made["compared"] = tried(lambda name=name: compared(work, name, asked, plain))
-                made["timed"] = tried(lambda name=name: timed(work, name, asked))
-                made["inspected"] = tried(lambda name=name: inspected(work, name, provider))
-            found["variants"][name] = made
-        derive(work, Quantization(Method.FP16), name="half", calibration=calibration)
-        for other in PROVIDERS:
-            if other not in available_providers():
-                continue
-            print(other, flush=True)
-            variants = dict(read_manifest(work).variants)
-            first = variants["half"]
-            renamed = type(first)(other, "fp16", first.segments, first.files)
-            update_bundle(work, variants={**variants, f"half-{other}": renamed})
-            name = f"half-{other}"
-            found["variants"][name] = {
-                "compared": tried(lambda name=name: compared(work, name, asked, plain)),
-                "timed": tried(lambda name=name: timed(work, name, asked)),
-            }
-    return _written(asked_for.out, found)
+            raise InputError(
+                f"{asked_for.bundle} has no validation.jsonl.gz to compare on; give one with --evaluation"
+            )
+        manifest = read_manifest(work)
+        asked = fewer(asked_of(manifest, file), DRY_ROWS if dry else ROWS)
+        # the energy's shape, 128 tokens and one text, first
+        lengths = [
+            min(length, manifest.max_tokens) for length in ((32,) if dry else (128, 32, 256))
+        ]
+        one_go = Run(
+            work,
+            asked,
+            (here[0].compute_capability,) if here else CAPABILITIES,
+            [Shape(tokens, batch) for tokens in dict.fromkeys(lengths) for batch in (1, 32)],
+            1 if dry else asked_for.rounds,
+            3 if dry else 20,
+        )
+        plain = one_go.plain()
+        for form in forms(engine):
+            print(form.name, file=sys.stderr, flush=True)
+            item: dict[str, Any] = {"built": tried(lambda form=form: one_go.made(form))}
+            why = why_not(form, dry)
+            if why is not None:
+                item["not_run"] = why
+            elif "error" not in item["built"]:
+                item["measured"] = tried(lambda form=form: one_go.measured(form, plain))
+                if form.provider in ENGINES:
+                    item["inspected"] = tried(lambda form=form: one_go.inspected(form))
+            found["variants"][form.name] = item
+            keep()
+    print(table(rows_of(found), heading=True))
+    print(f"wrote {asked_for.out}", file=sys.stderr)
+    on_gpu = [
+        item.get("measured", {"error": ""})
+        for name, item in found["variants"].items()
+        if name != Form(PROVIDER, Method.FP32).name
+    ]
+    return 0 if dry or any("error" not in item for item in on_gpu) else 1
 
 
-def _written(path: Path, found: dict[str, Any]) -> int:
-    path.write_text(json.dumps(found, indent=1, default=str))
-    print(f"wrote {path}")
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read what is asked for, and run it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("--evaluation", type=Path, metavar="FILE", help="to compare on")
+    parser.add_argument(
+        "--data-centre",
+        action="store_true",
+        help="engines of the package tensorrt, not tensorrt-rtx",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each variant")
+    parser.add_argument("--out", type=Path, default=Path("on_gpu.json"))
+    parser.add_argument("--dry-run", action="store_true", help="all that needs no GPU")
+    asked_for = parser.parse_args(arguments)
+    if asked_for.rounds < 1:
+        parser.error(f"--rounds is 1 or more, found {asked_for.rounds}")
+    try:
+        return run(asked_for)
+    except CodemillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from codemill.export.quantize.settings import Method, Quantization
 from codemill.export.quantize.static import _MOST_RESTORED, quantize_static
 from codemill.export.quantize.tables import quantize_tables
 from codemill.runtime import load_classifier, read_manifest, verify_bundle
+from codemill.runtime.engines import TENSORRT_PROVIDERS
 from codemill.runtime.session import OnnxSession
 from codemill.targets.evaluation import Evaluation, LabelledEvaluation
 
@@ -144,6 +145,48 @@ def test_bfloat16_is_half_precision_of_another_kind_and_its_weights_are_rounded_
             assert np.array_equal(numpy_helper.to_array(item), expected)
     with pytest.raises(ValueError, match="bf16 is not made for CPUExecutionProvider"):
         derive(plain, Quantization(Method.BF16))
+
+
+@pytest.mark.parametrize("provider", TENSORRT_PROVIDERS)
+@pytest.mark.parametrize("method", [Method.FP32, Method.FP16, Method.STATIC])
+def test_for_onnx_runtimes_tensorrt_graphs_have_standard_operators(
+    plain: Path, provider: str, method: Method
+) -> None:
+    name = f"{provider}-{method.precision}"
+    how = Quantization(method, reduced_range=False)
+    derive(plain, how, name=name, provider=provider, calibration=ROWS)
+    verify_bundle(plain)
+    made = read_manifest(plain).variants[name]
+    assert (made.provider, made.precision) == (provider, method.precision)
+    (profile,) = made.built_for["profiles"]
+    assert profile["least"] == [1, 1]
+    assert profile["most"] == [32, 40]
+    assert 1 < profile["usual"][1] < 10
+    assert set(made.built_for) == {"profiles"}
+    graph = onnx.load(str(plain / made.segments[0])).graph
+    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
+    symmetric = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert bool(symmetric) == (method is Method.STATIC)
+    # the same numbers on a processor
+    session = OnnxSession(plain / made.segments[0], threads=1)
+    with load(plain, variant=PLAIN, threads=1) as model:
+        (graph_of_plain,) = model.graphs
+        ids = np.array([[2, 4, 3], [3, 2, 4]])
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        (expected,) = graph_of_plain.outputs_for(given, ("embedding",))
+    (found,) = session.outputs_for(given, ("embedding",))
+    assert np.abs(found - expected).max() < {**NEAR, Method.FP16: 0.01}[method]
+
+
+def test_parts_and_heads_are_made_for_onnx_runtimes_tensorrt_too(tmp_path: Path) -> None:
+    folder = labelling_bundle(tmp_path, 2)
+    derive(folder, Quantization(Method.FP16), name="half", provider=TENSORRT_PROVIDERS[1])
+    verify_bundle(folder)
+    made = read_manifest(folder).variants["half"]
+    assert len(made.segments) == 6
+    assert all(path.endswith(".onnx") for path in made.segments)
+    with pytest.raises(ValueError, match=r"weights-int4 is not made for TensorrtExecutionProvider"):
+        derive(folder, Quantization(Method.WEIGHTS_INT4), provider=TENSORRT_PROVIDERS[1])
 
 
 def test_a_table_that_is_multiplied_by_as_well_stays(tmp_path: Path) -> None:

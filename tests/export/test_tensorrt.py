@@ -173,3 +173,32 @@ def test_a_session_copies_in_runs_and_copies_out(
     library.valid = False
     with pytest.raises(ProviderError, match=r"built for another GPU .* \(compute capability 8\.6"):
         module.TensorRtSession(tmp_path / "x.engine", provider=TENSORRT)
+
+
+def test_what_the_inspector_says_is_read_and_an_engine_for_another_gpu_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from codemill.export import tensorrt as module
+    from codemill.export.tensorrt import inspected
+
+    path = tmp_path / "x.engine"
+    path.write_bytes(b"ptrt")
+    said = SimpleNamespace(get_engine_information=lambda kind: f'{{"Layers": ["{kind}"]}}')
+    engine = SimpleNamespace(num_layers=7, create_engine_inspector=lambda: said)
+    runtime = SimpleNamespace(
+        engine_host_code_allowed=True, deserialize_cuda_engine=lambda _: engine
+    )
+    library = SimpleNamespace(
+        Runtime=lambda _: runtime,
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+        __version__="1.0",
+    )
+    monkeypatch.setattr(module, "tensorrt", lambda _: library)
+    monkeypatch.setattr(module, "logger", lambda _: None)
+    assert inspected(path, TENSORRT) == {"layers": 7, "said": {"Layers": ["json"]}}
+    assert runtime.engine_host_code_allowed is False
+    runtime.deserialize_cuda_engine = lambda _: None
+    with pytest.raises(ProviderError, match=r"x.engine cannot be inspected by TensorRT 1\.0 here"):
+        inspected(path, TENSORRT)

@@ -7,7 +7,7 @@ import pytest
 
 from codemill.errors import MachineError
 from codemill.runtime.atomic import write_atomically
-from codemill.runtime.cache import cache_folder
+from codemill.runtime.cache import cache_folder, compiled_folder, compiled_in
 
 
 @pytest.fixture
@@ -67,3 +67,20 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
     write_atomically(tmp_path / "a", lambda file: file.write(b"new"))
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]
+
+
+def test_what_is_compiled_goes_where_it_is_told_and_nothing_else_does(
+    home: Path, tmp_path: Path
+) -> None:
+    cached = home / ".cache/codemill/openvino"
+    with compiled_in(tmp_path / "apart"):
+        assert compiled_folder("openvino") == tmp_path / "apart/openvino"
+        assert (tmp_path / "apart/openvino").is_dir()
+        assert cache_folder("bundles") == home / ".cache/codemill/bundles"
+        with compiled_in(None):
+            assert compiled_folder("openvino") == tmp_path / "apart/openvino"
+    assert not cached.exists()
+    assert compiled_folder("openvino") == cached
+    with pytest.raises(ZeroDivisionError), compiled_in(tmp_path / "apart"):
+        raise ZeroDivisionError
+    assert compiled_folder("openvino") == cached

@@ -1,7 +1,9 @@
 """A process that serves a made-up engine: `python mock_engine.py NAME [key=value]...`.
 
 Texts become random unit vectors that depend on their words only, with `noise` added; `die=OP` ends
-the process at that request, `hang=OP` stops answering. Starts and ends are noted in `log`.
+the process at that request, `hang=OP` stops answering. Starts and ends are noted in `log`. `provider`: where it says
+that it runs; `elsewhere`: matrix products of its ten that it says another one runs; `joules`: what a counter of energy
+that it alone has gives of every stretch.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codemill.targets import energy
+from codemill.targets.energy import Meter
 from codemill.targets.worker import Loaded, serve
 
 
@@ -67,7 +71,17 @@ def main(name: str, options: dict[str, str]) -> int:
             from codemill.errors import BundleError
 
             raise BundleError("there is no bundle here")
-        details: dict[str, Any] = {"provider": "CPUExecutionProvider", "precision": "fp32"}
+        provider = options.get("provider", "CPUExecutionProvider")
+        details: dict[str, Any] = {"provider": provider, "precision": "fp32"}
+        if "elsewhere" in options:
+            other = int(options["elsewhere"])
+            details["placed"] = {
+                provider: {"MatMul": 10 - other, "Add": 5},
+                "OtherExecutionProvider": {"FusedMatMul": other, "Shape": 3},
+            }
+        if "joules" in options:
+            counted = Meter("a made-up counter", lambda: lambda: float(options["joules"]))
+            energy.meter_of = lambda _: counted
         return Loaded(encode, lambda texts: count_tokens(texts, factor), details)
 
     try:

@@ -76,6 +76,48 @@ def test_cold_start_memory_and_energy_are_there_with_their_source(result: Result
     assert ("assumption" in bundle.energy.how) == (bundle.energy.source == "estimate")
 
 
+CUDA = "CUDAExecutionProvider"
+
+
+def test_energy_that_was_counted_is_measured_at_one_shape(
+    engine: Make, evaluation: Evaluation
+) -> None:
+    counted = engine("bundle", provider=CUDA, joules=6)
+    found = benchmark([counted], evaluation, [Shape(8), Shape(16, 2)], 2, repeats=3, warmup=0)
+    energy = found.engine("bundle").energy
+    assert energy is not None
+    # 12 joules in two rounds of three calls of two functions
+    assert (energy.tokens, energy.batch, energy.energy_j_per_function) == (16, 2, 1.0)
+    assert (energy.how, energy.source) == ("a made-up counter", "measured")
+
+
+def test_energy_of_a_gpu_without_a_counter_is_absent_and_of_a_processor_an_estimate(
+    engine: Make, evaluation: Evaluation
+) -> None:
+    sources = {}
+    for provider in (CUDA, "DmlExecutionProvider", "OpenVINO"):
+        one = engine("bundle", provider=provider)
+        found = benchmark([one], evaluation, [Shape(8)], 1, repeats=1, warmup=0)
+        energy = found.engine("bundle").energy
+        sources[provider] = energy and energy.source
+    assert sources[CUDA] is sources["DmlExecutionProvider"] is None
+    assert sources["OpenVINO"] in ("measured", "estimate")
+
+
+@pytest.mark.parametrize("elsewhere", [0, 4])
+def test_products_that_run_on_another_provider_are_a_doubt(
+    engine: Make, evaluation: Evaluation, elsewhere: int
+) -> None:
+    one = engine("bundle", provider=CUDA, elsewhere=elsewhere)
+    found = benchmark([one], evaluation, [Shape(8)], 1, repeats=1, warmup=0)
+    said = [doubt for doubt in found.doubts if "matrix products" in doubt]
+    expected = (
+        "bundle: 4 of its 10 matrix products run on OtherExecutionProvider, not on "
+        "CUDAExecutionProvider."
+    )
+    assert said == ([expected] if elsewhere else [])
+
+
 def test_progress_never_falls_and_ends_at_1(engine: Make, evaluation: Evaluation) -> None:
     seen: list[Progress] = []
     benchmark([engine("one")], evaluation, [Shape(8)], 1, seen.append, repeats=1)

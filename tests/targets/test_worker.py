@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,3 +101,58 @@ def test_a_bundle_that_breaks_later_is_a_bundle_error_from_the_worker(
         file.write(" ")
     with pytest.raises(BundleError, match="tokenizer"):
         EngineProcess(engine)
+
+
+def test_a_counter_that_needs_longer_has_calls_that_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from codemill.targets import energy, worker
+    from codemill.targets.energy import Meter
+
+    asked: list[str | None] = []
+    calls: list[float] = [0.0]
+
+    def meter_of(provider: str | None) -> Meter:
+        asked.append(provider)
+        return Meter("made up", lambda: lambda: 0.5 * (len(calls) - 1), least_s=0.09)
+
+    def encode(texts: object) -> Any:
+        calls.append(calls[-1] + 0.02)
+
+    # each call takes 20 ms
+    clock = SimpleNamespace(perf_counter=lambda: calls[-1], process_time=lambda: 0.0)
+    monkeypatch.setattr(worker, "time", clock)
+    monkeypatch.setattr(energy, "meter_of", meter_of)
+    engine = worker.Loaded(encode, details={"provider": "CUDAExecutionProvider"})
+    request = {"texts": ["a"], "batch": 1, "repeats": 3, "warmup": 0}
+    found = worker._time(engine, {**request, "energy": True})
+    assert asked == ["CUDAExecutionProvider"]
+    assert found["ms"] == pytest.approx([20.0] * 3)
+    assert found["energy"] == {"joules": 2.5, "calls": 5, "how": "made up"}
+    # nothing is counted that is not asked for, and what fails is no figure
+    assert worker._time(engine, request)["energy"] is None
+    monkeypatch.setattr(energy, "meter_of", lambda _: Meter("made up", lambda: lambda: None))
+    assert worker._time(engine, {**request, "energy": True})["energy"] is None
+
+
+def test_what_is_compiled_is_kept_where_the_worker_is_told(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from codemill import runtime
+    from codemill.runtime.cache import compiled_folder
+    from codemill.targets.worker import _load_bundle
+
+    monkeypatch.setenv("CODEMILL_CACHE", str(tmp_path / "cache"))
+    seen = []
+    real = runtime.load
+
+    def load(*given: Any, **named: Any) -> Any:
+        seen.append(compiled_folder("openvino"))
+        return real(*given, **named)
+
+    monkeypatch.setattr(runtime, "load", load)
+    for compiled in (None, tmp_path / "elsewhere"):
+        _load_bundle(str(bundle), None, 1, compiled)
+    assert seen == [tmp_path / "cache/openvino", tmp_path / "elsewhere/openvino"]
+    argv = bundle_engine(bundle, compiled=tmp_path / "elsewhere").argv
+    assert argv[-2:] == ("--compiled", str(tmp_path / "elsewhere"))
