@@ -298,7 +298,7 @@ def edits(cache: Path, folder: Path, settings: dict[str, Any], count: int) -> di
         nonlocal acknowledged, stale
         kind, of = asked.pop(message["id"])
         if "error" in message:
-            key = f"{kind}: {message['error']['code']} {message['error']['message']}"
+            key = f"{kind}: {message['error']['code']}"
         else:
             key = f"{kind}: answered"
         ended[key] = ended.get(key, 0) + 1
