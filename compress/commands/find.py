@@ -50,7 +50,9 @@ def find_command(
     exclude: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Find the functions below DIR, here by default, that do what QUERY says.
+    """Find the functions below DIR that do what QUERY says.
+
+    DIR is the current folder by default.
 
     The first search of a folder reads all of it; later ones read what has changed. What git ignores is
     left out. Python is always searched, other languages with: pip install 'codemill[find]'

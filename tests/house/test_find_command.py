@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +89,20 @@ def test_code_cannot_tell_the_terminal_anything(
     assert not set(ended.out) & {"\x1b", "\x07", "\t"}
 
 
+INTERRUPTED = """
+import os, runpy, signal
+from codemill.runtime.find import Index
+embed = Index._embed
+def first(self, waiting):
+    found = embed(self, waiting)
+    os.kill(os.getpid(), signal.SIGINT)
+    return found
+Index._embed = first
+runpy.run_module("codemill", run_name="__main__", alter_sys=True)
+"""
+"""`compress`, with a ctrl-C once the first functions are embedded."""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_a_ctrl_c_keeps_what_was_done(compress: Compress, bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "many"
@@ -99,21 +111,9 @@ def test_a_ctrl_c_keeps_what_was_done(compress: Compress, bundle: Path, tmp_path
         path = folder / f"m{number:03}.py"
         path.write_text("".join(f"def f{number}_{n}(x):\n    return x\n" for n in range(40)))
         os.utime(path, (1e9, 1e9))
-    command = [
-        sys.executable,
-        "-m",
-        "codemill",
-        "find",
-        "sort",
-        str(folder),
-        "--bundle",
-        str(bundle),
-    ]
+    command = [sys.executable, "-c", INTERRUPTED, "find", "sort", folder, "--bundle", bundle]
     with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stderr is not None
-        assert "started" in process.stderr.readline()
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 130, said
     assert "run the same command again to continue" in said
