@@ -297,10 +297,8 @@ def edits(cache: Path, folder: Path, settings: dict[str, Any], count: int) -> di
     def take(message: dict[str, Any]) -> None:
         nonlocal acknowledged, stale
         kind, of = asked.pop(message["id"])
-        if "error" in message:
-            key = f"{kind}: {message['error']['code']}"
-        else:
-            key = f"{kind}: answered"
+        how = message["error"]["code"] if "error" in message else "answered"
+        key = f"{kind}: {how}"
         ended[key] = ended.get(key, 0) + 1
         if kind == "status":
             acknowledged = max(acknowledged, of)
