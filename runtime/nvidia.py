@@ -103,7 +103,9 @@ def lacking(provider: str, here: Sequence[str]) -> str | None:
 
     found = []
     if provider not in here and not (provider == TENSORRT_RTX_PROVIDER and _has_plugin()):
-        found.append(f"this ONNX Runtime has {', '.join(here)} only ({_INSTALL[provider]})")
+        found.append(
+            f"this ONNX Runtime has no {provider}, but {', '.join(here)} ({_INSTALL[provider]})"
+        )
     if not gpus():
         found.append("no NVIDIA GPU with a driver is found (nvidia-smi lists those there are)")
     return "; ".join(found) or None

@@ -247,7 +247,9 @@ def test_all_that_is_missing_is_said_with_how_to_get_it(
 ) -> None:
     world.has(CPU, gpus=0)
     folder = gpu_bundle(rewrite, provider)
-    with pytest.raises(ProviderError, match=f"{provider} was asked for.* has {CPU} only .*{how}"):
+    with pytest.raises(
+        ProviderError, match=f"{provider} was asked for.* has no {provider}, but {CPU} .*{how}"
+    ):
         codemill.load(folder, variant="gpu")
     with pytest.raises(ProviderError, match="no NVIDIA GPU with a driver is found"):
         codemill.load(folder, variant="gpu")
