@@ -64,6 +64,10 @@ def bench_variants(
         print_json({"tried": [item.to_json() for item in tried], "chosen": best.variant})
         return
     click.echo(table(tried_rows(tried, best, reference), heading=True))
+    if rounds == 1:
+        click.echo(
+            "\none round: nothing says whether their times differ by more than chance; give --rounds"
+        )
     click.echo(f"\ncodemill.load takes {best.variant} of this bundle on this machine from now on")
 
 

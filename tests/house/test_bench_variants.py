@@ -128,6 +128,7 @@ def test_what_is_compiled_for_comparing_is_not_kept(
     ended = compress("bench", several, "--variants", "--rounds", 1, "--threads", 1)
     assert ended.code == 0, ended.err
     assert "codemill.load takes laptop-intel of this bundle on this machine" in ended.out
+    assert "one round: nothing says whether their times differ" in ended.out
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["preferred"]
     assert list(scratch.iterdir()) == []
     # what is loaded is
@@ -150,3 +151,22 @@ def test_what_is_compiled_for_an_export_is_not_kept(
     assert read_manifest(out).variants["laptop-intel"].provider == OPENVINO
     assert not (tmp_path / "cache/openvino").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "here", "out"]
+
+
+def test_a_bundle_that_goes_while_it_is_measured_is_an_error(
+    compress: Compress, several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(several, tmp_path / "bundle"))
+    real = EngineProcess.ask
+
+    def ask(self: EngineProcess, request: Mapping[str, Any], *rest: Any) -> dict[str, Any]:
+        shutil.rmtree(bundle, ignore_errors=True)
+        return real(self, request, *rest)
+
+    monkeypatch.setattr(EngineProcess, "ask", ask)
+    ended = compress("bench", bundle, "--variants", "--rounds", 2, "--threads", 1)
+    assert ended.code == 1
+    assert "there is no bundle at" in ended.err
+    assert "Traceback" not in ended.err
+    # nothing is noted
+    assert not (tmp_path / "cache/preferred").exists()
