@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codemill.errors import CodemillError, InputError, MachineError
-from codemill.targets.ceiling import measured_ceiling
+from codemill.targets.ceiling import Ceiling, best_of, measured_ceiling
 from codemill.targets.codec import from_json
 from codemill.targets.energy import WATTS_PER_CORE, on_processor
 from codemill.targets.engine import Engine, EngineProcess, Role
@@ -75,7 +75,7 @@ Rewritten = Mapping[str, tuple[Sequence[int], Sequence[tuple[str, ...]]]]
 """kind of rewrite -> the rows of the evaluation that could be rewritten, and their texts"""
 
 _QUALITY, _START = "quality", "start"
-_CLOCK_FELL, _ROUNDS_DIFFER = 0.9, 0.3
+_CLOCK_FELL, _ROUNDS_DIFFER, _CEILING_FELL = 0.9, 0.3, 0.7
 _PROFILED_CALLS = 20
 _PRODUCTS = ("MatMul", "Gemm", "Attention")
 """What is in the names of operators that multiply matrices."""
@@ -188,6 +188,7 @@ def benchmark(
         if engine is counter and now.lengths is not None:
             lengths = list(now.lengths.tokens)
     order = [tuple(engines) if i % 2 == 0 else tuple(reversed(engines)) for i in range(rounds)]
+    ceilings: list[Ceiling] = []
     for number, turn in enumerate(order, start=1):
         for engine in turn:
             now = measured[engine.name]
@@ -201,6 +202,7 @@ def benchmark(
                         now.calls.setdefault(shape, []).append(process.ask(request))
                 now.info = process.ask({"op": "info"})
                 now.peak.append(now.info["peak_rss_bytes"])
+        ceilings += measured_ceiling(_threads(measured.values()))
     everyone = tuple(measured.values())
     for now in everyone:
         if operators and now.engine.role == "bundle" and now.engine.times_operators:
@@ -223,8 +225,6 @@ def benchmark(
         for ratio, difference in _kept(everyone, evaluation, weights):
             comparisons += [ratio] if ratio else []
             differences += [difference] if difference else []
-    threads = [m.info["threads"] for m in everyone if isinstance(m.info.get("threads"), int)]
-    environment = replace(environment, ceiling=measured_ceiling(max(threads, default=1)))
     return BenchmarkResult(
         engines=tuple(
             replace(
@@ -235,7 +235,7 @@ def benchmark(
             for m in everyone
         ),
         comparisons=tuple(comparisons),
-        environment=environment,
+        environment=replace(environment, ceiling=best_of(ceilings)),
         rounds=rounds,
         repeats=repeats,
         token_counter="given" if count_tokens else counter.name,
@@ -243,7 +243,7 @@ def benchmark(
         seconds=time.perf_counter() - started,
         differences=tuple(differences),
         round_clock_mhz=tuple(clocks),
-        doubts=tuple(_doubts(everyone, shapes, clocks)),
+        doubts=(*_doubts(everyone, shapes, clocks), *_uneven(ceilings)),
     )
 
 
@@ -278,6 +278,21 @@ def _doubts(
                 )
             if any(call.get("settled") is False for call in m.calls[shape]):
                 yield f"{m.engine.name}, {_said(shape)}: its calls had not become alike before they were timed."
+
+
+def _threads(measured: Iterable[_Measured]) -> int:
+    found = [m.info["threads"] for m in measured if isinstance(m.info.get("threads"), int)]
+    return max(found, default=1)
+
+
+def _uneven(ceilings: Sequence[Ceiling]) -> Iterator[str]:
+    """Why what the processor can do at most is to be doubted."""
+    rates = [ceiling.gemm_gflops for ceiling in ceilings]
+    if rates and min(rates) < _CEILING_FELL * max(rates):
+        yield (
+            f"What the processor can do at most came to {min(rates):,.0f} GFLOP/s after one round and to "
+            f"{max(rates):,.0f} after another; shares of it are of the best, and too high where that was disturbed too."
+        )
 
 
 def _elsewhere(m: _Measured) -> Iterator[str]:

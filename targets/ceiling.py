@@ -11,10 +11,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Ceiling", "measured_ceiling"]
+__all__ = ["Ceiling", "best_of", "measured_ceiling"]
 
 _SIDE = 1024
 _READ_BYTES = 2**27
@@ -32,8 +33,19 @@ class Ceiling:
     threads: int
 
 
-def measured_ceiling(threads: int) -> Ceiling | None:
-    """Measure both, in two seconds or so; None where the process does not answer."""
+def best_of(ceilings: Sequence[Ceiling]) -> Ceiling | None:
+    """The best of each rate, with the most threads: what disturbs a measurement only makes it slower."""
+    if not ceilings:
+        return None
+    return Ceiling(
+        max(ceiling.gemm_gflops for ceiling in ceilings),
+        max(ceiling.read_gb_per_s for ceiling in ceilings),
+        max(ceiling.threads for ceiling in ceilings),
+    )
+
+
+def measured_ceiling(threads: int) -> list[Ceiling]:
+    """Measure both once, in a second or so; nothing where the process does not answer."""
     environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
     try:
         ended = subprocess.run(
@@ -45,9 +57,9 @@ def measured_ceiling(threads: int) -> Ceiling | None:
             env=environment,
         )
         found = json.loads(ended.stdout)
-        return Ceiling(float(found["gemm_gflops"]), float(found["read_gb_per_s"]), threads)
+        return [Ceiling(float(found["gemm_gflops"]), float(found["read_gb_per_s"]), threads)]
     except (OSError, subprocess.SubprocessError, ValueError, KeyError):
-        return None
+        return []
 
 
 def _rates() -> dict[str, float]:

@@ -7,27 +7,35 @@ import subprocess
 import pytest
 
 from codemill.targets import ceiling
-from codemill.targets.benchmark import _doubts, _Measured
-from codemill.targets.ceiling import measured_ceiling
+from codemill.targets.benchmark import _doubts, _Measured, _uneven
+from codemill.targets.ceiling import Ceiling, best_of, measured_ceiling
 from codemill.targets.engine import Engine
 from codemill.targets.profile import Shape
 from codemill.targets.worker import MOST_WARMUP, _warmed_up
 
 
 def test_it_is_measured_in_a_process_of_its_own() -> None:
-    found = measured_ceiling(1)
-    assert found is not None
+    (found,) = measured_ceiling(1)
     assert found.threads == 1
     assert found.gemm_gflops > 1
     assert found.read_gb_per_s > 0.1
 
 
-def test_a_process_that_fails_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_fails_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("x", 1)
 
     monkeypatch.setattr(ceiling.subprocess, "run", fail)
-    assert measured_ceiling(1) is None
+    assert measured_ceiling(1) == []
+    assert best_of([]) is None
+
+
+def test_the_best_of_the_rounds_counts_and_uneven_ones_are_a_doubt() -> None:
+    calm, slow = Ceiling(120.0, 10.0, 2), Ceiling(3.0, 12.0, 2)
+    assert best_of([slow, calm]) == Ceiling(120.0, 12.0, 2)
+    assert list(_uneven([])) == list(_uneven([calm, calm])) == []
+    (said,) = _uneven([calm, slow])
+    assert "came to 3 GFLOP/s after one round and to 120 after another" in said
 
 
 def measured(rounds: list[float], settled: bool | None = True) -> _Measured:
