@@ -13,7 +13,7 @@ from codemill.errors import BundleError
 from codemill.runtime import Encoder, Index, read_manifest, size_bytes, verify_bundle
 from codemill.runtime.ready import READY, bundle_at, ready_bundle
 
-DIGEST = "sha256:77ab74c314b2f83664fe7ccfb4f666adcd7768d6aa29847c119070437a1f97a5"
+DIGEST = "sha256:4796be069c8aee416bbb5253cd78a7006a258c46a14b886472a344ea3e355a7b"
 LARGEST_BYTES = 3_000_000
 
 FOUND = {
