@@ -102,6 +102,10 @@ class Index:
                 f"the folder {os.fspath(folder)!r} cannot be looked into: {error.strerror or error}"
             ) from error
         if not there:
+            if root.exists():
+                raise DataError(
+                    f"{os.fspath(folder)!r} is a file; a folder is searched, such as {os.fspath(root.parent)!r}"
+                )
             raise DataError(f"there is no folder {os.fspath(folder)!r} to search")
         without = frozenset(exclude)
         # the version stands for how functions are read: another reading is another index
@@ -197,8 +201,7 @@ class Index:
         to date, it is brought up to date once more. Raises InputError for an empty query and for a
         language that is not known.
         """
-        if not query.strip():
-            raise InputError("the query is empty; say what the function does")
+        check_query(query)
         if top < 1:
             raise ValueError(f"top should be at least 1, found {top}")
         wanted = None if languages is None else frozenset(languages)
@@ -261,8 +264,12 @@ class Index:
             content = (self.folder / name).read_bytes()
         except OSError:
             return None
-        sha256 = hashlib.sha256(content).hexdigest()
-        return content if sha256 == self._table.files[name].sha256 else None
+        file = self._table.files[name]
+        if hashlib.sha256(content).hexdigest() == file.sha256:
+            return content
+        # an update reads it again whatever its time and size say
+        self._table.files[name] = replace(file, mtime_ns=0)
+        return None
 
     def _read(
         self, name: str, status: os.stat_result, known: dict[tuple[str, str | None], File]
@@ -291,7 +298,10 @@ class Index:
             file = replace(file, sha256=sha256)
             reading = read_functions(name, content)
             functions, problem = reading.functions, reading.problem
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            # what kept it from being read changes neither its time nor its size: it is tried again
+            file, problem = replace(file, mtime_ns=0), error.strerror or str(error)
+        except ValueError as error:
             problem = str(error)
         spans = [(item.function.line, item.start, item.end) for item in functions]
         file = replace(
@@ -313,6 +323,12 @@ class Index:
             self._table.files[read.name] = file
             start = end
         return len(texts)
+
+
+def check_query(query: str) -> None:
+    """Raise InputError for a query that says nothing."""
+    if not query.strip():
+        raise InputError("the query is empty; say what the function does")
 
 
 def _is_current(file: File | None, status: os.stat_result) -> bool:

@@ -33,7 +33,8 @@ _CLASSES = {
     "graph": r"\x21-\x7e",
 }
 _SECTION = re.compile(r"\s*\[\s*core\s*\]", re.IGNORECASE)
-_EXCLUDES_FILE = re.compile(r"\s*excludesfile\s*=\s*(.*?)\s*", re.IGNORECASE)
+_EXCLUDES_FILE = re.compile(r"\s*excludesfile\s*=(.*)", re.IGNORECASE)
+_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"|([^"#;])')
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,12 @@ def _has_git(path: Path) -> bool:
 
 def _common(git: Path) -> Path:
     """The folder that holds info/: of a submodule or a second work tree, `.git` is a file that names it."""
-    if git.is_file():
+    try:
+        a_file = git.is_file()
+    except OSError:
+        # a folder that cannot be entered: its .git says nothing
+        return git
+    if a_file:
         named = _first_line(git).partition("gitdir:")[2].strip()
         git = git.parent / named
     common = _first_line(git / "commondir")
@@ -171,9 +177,31 @@ def _users_file() -> Path | None:
         for line in _lines(path):
             if line.lstrip().startswith("["):
                 in_core = _SECTION.match(line) is not None
-            elif in_core and (named := _EXCLUDES_FILE.fullmatch(line)):
-                found = Path(named[1].strip('"')).expanduser() if named[1] else None
+                # a setting may stand on the line of its section
+                line = line.partition("]")[2]
+            if in_core and (named := _EXCLUDES_FILE.match(line)):
+                found = _expanded(_value(named[1]))
     return found
+
+
+def _value(text: str) -> str:
+    """What is set in a line of git's settings: quotes hold `#` and `;`, which begin a comment elsewhere."""
+    found, at, kept = "", 0, 0
+    text = text.strip()
+    while (part := _VALUE.match(text, at)) is not None:
+        found += part[2] if part[1] is None else re.sub(r"\\(.)", r"\1", part[1])
+        # blanks count where something follows them, or quotes hold them
+        kept = len(found) if part[1] is not None or not part[2].isspace() else kept
+        at = part.end()
+    return found[:kept]
+
+
+def _expanded(path: str) -> Path | None:
+    try:
+        return Path(path).expanduser() if path else None
+    except RuntimeError:
+        # `~somebody` who is not there
+        return None
 
 
 def _lines(path: Path) -> list[str]:

@@ -116,8 +116,13 @@ def _python_code(content: bytes, start: int, end: int) -> str:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
     except SyntaxError:
         encoding = "utf-8"
-    part = content[start:end].decode(encoding, "replace")
+    part = content[start:end].decode(encoding, "replace").lstrip("\f")
     indent = part[: len(part) - len(part.lstrip(" \t\f"))]
     lines = part.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
-    # what its docstring is only the parser knows
-    return functions_of("\n".join(line.removeprefix(indent) for line in lines), inner=True)[0].code
+    text = "\n".join(line.removeprefix(indent) for line in lines)
+    try:
+        # what its docstring is only the parser knows
+        return functions_of(text, inner=True)[0].code
+    except (SyntaxError, ValueError, IndexError):
+        # `else: key = lambda x: x` is a function of its file, and nothing by itself
+        return text

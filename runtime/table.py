@@ -28,7 +28,7 @@ from codemill.runtime.lock import held
 
 __all__ = ["SCHEMA", "File", "Rows", "Table", "pack_rows", "scores"]
 
-SCHEMA = 2
+SCHEMA = 3
 
 Rows = NDArray[np.int8]
 """[n, dim + 4]: an embedding in 8 bits, and the bytes of the float32 that it is to be multiplied with."""
@@ -98,9 +98,8 @@ class Table:
             # held for as long as a table is read or written
             with held(_lock(self._cache)) as alone:
                 self._write_rows()
-                write_atomically(
-                    self._cache / _TABLE, lambda file: file.write(json.dumps(self._json()).encode())
-                )
+                text = _sealed(json.dumps(self._json()).encode())
+                write_atomically(self._cache / _TABLE, lambda file: file.write(text))
                 self._remove_others(alone)
         except OSError as error:
             raise MachineError(
@@ -183,7 +182,7 @@ class Table:
             # twice: without a lock, another process may replace a segment after the table was read
             for _ in range(2):
                 try:
-                    table = json.loads((self._cache / _TABLE).read_bytes())
+                    table = json.loads(_opened((self._cache / _TABLE).read_bytes()))
                     if table["schema"] != SCHEMA:
                         break
                     segments = {}
@@ -238,6 +237,22 @@ def scores(rows: Rows, query: NDArray[np.float32]) -> NDArray[np.float32]:
 def _lock(cache: Path) -> Path:
     # beside the indexes: one lock for all
     return cache.parent.with_suffix(".lock")
+
+
+def _sealed(text: bytes) -> bytes:
+    """The object of JSON with the SHA-256 of its text as the last value: a wrong digit is damage too."""
+    return text[:-1] + _seal(text)
+
+
+def _opened(sealed: bytes) -> bytes:
+    text = sealed[: -len(_seal(b""))] + b"}"
+    if _sealed(text) != sealed:
+        raise ValueError("the table was changed")
+    return text
+
+
+def _seal(text: bytes) -> bytes:
+    return b', "sha256": "%s"}' % hashlib.sha256(text).hexdigest().encode()
 
 
 def _files(table: dict[str, Any], segments: dict[str, Rows]) -> dict[str, File]:

@@ -59,8 +59,10 @@ def find_command(
     """
     from codemill.compress.progress import counting
     from codemill.runtime import Index, load_encoder
+    from codemill.runtime.find import check_query
     from codemill.runtime.ready import ready_bundle
 
+    check_query(query)
     with load_encoder(bundle or ready_bundle(_READY)) as encoder:
         with counting("reading functions", "files") as progress:
             index = Index.open(folder, encoder, progress, exclude)
@@ -93,9 +95,12 @@ def find_command(
     for hit in hits:
         _print(hit)
     if not hits and len(index):
-        click.echo(
-            f"no function below {folder} is in {' or '.join(map(title_of, languages))}", err=True
+        where = (
+            f" is in {' or '.join(map(title_of, languages))}"
+            if languages
+            else " stayed to be shown"
         )
+        click.echo(f"no function below {folder}{where}", err=True)
 
 
 def _warn(index: Index, folder: Path) -> None:

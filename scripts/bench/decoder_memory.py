@@ -72,7 +72,9 @@ def write_model(folder: Path, layers: int) -> None:
     where, total = {}, 0
     for number, part in enumerate(parts):
         file = f"model-{number + 1:05}-of-{len(parts):05}.safetensors"
-        tensors = {name: ones.clone() if shape is None else drawn(*shape) for name, shape in part.items()}
+        tensors = {
+            name: ones.clone() if shape is None else drawn(*shape) for name, shape in part.items()
+        }
         total += sum(value.numel() * 2 for value in tensors.values())
         save_file(tensors, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(tensors, file)

@@ -189,13 +189,42 @@ def test_files_that_cannot_be_read_are_told_and_the_rest_is_found(
     assert "right" in names(Index.open(code, encoder))
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(
+    code: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.name == "b.py":
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        assert Index.open(code, encoder).unreadable == {code / "b.py": "Permission denied"}
+    # neither its time nor its size is another
+    index = Index.open(code, encoder)
+    assert (index.unreadable, "product" in names(index)) == ({}, True)
+
+
+def test_a_file_that_changed_with_its_time_and_size_is_read_again_where_it_is_found(
+    code: Path, encoder: Counting
+) -> None:
+    index = Index.open(code, encoder)
+    status = (code / "b.py").stat()
+    content = (code / "b.py").read_text()
+    (code / "b.py").write_text(content.replace("product", "tcudorp"))
+    os.utime(code / "b.py", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "tcudorp" in names(index)
+    assert "tcudorp" in names(Index.open(code, encoder))
+
+
 @pytest.mark.parametrize("damage", ["table", "matrix", "matrix gone", "rows", "other"])
 def test_an_index_that_was_damaged_is_built_again(
     code: Path, encoder: Counting, cache: Path, damage: str
 ) -> None:
     expected = names(Index.open(code, encoder))
     (matrix,) = cache.glob("indexes/*/*.npy")
-    data = json.loads(table(cache).read_text())
     if damage == "table":
         table(cache).write_text("{")
     elif damage == "matrix":
@@ -203,8 +232,9 @@ def test_an_index_that_was_damaged_is_built_again(
     elif damage == "matrix gone":
         matrix.unlink()
     elif damage == "rows":
-        data["files"][0][5] = 0
-        table(cache).write_text(json.dumps(data))
+        text = table(cache).read_bytes()
+        assert text.count(b'"spans": [') == 1
+        table(cache).write_bytes(text.replace(b'"spans": [', b'"spans": [1'))
     else:
         table(cache).write_text('{"embeddings": 3}')
     encoder.embedded.clear()

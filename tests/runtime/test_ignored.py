@@ -138,6 +138,29 @@ def test_the_users_excludes_file_holds_everywhere(tmp_path: Path, own_settings: 
 
 
 @needs_git
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[core]\n\texcludesfile = {at} # mine\n",
+        '[core]\n\texcludesfile = "{at}" ; mine\n',
+        "[core] excludesfile = {at}\n",
+        "[core]\n\texcludesfile={at}  \n",
+        "[core]\n\texcludesfile = ~nosuchuser/x\n",
+    ],
+)
+def test_the_users_excludes_file_is_named_as_git_reads_it(
+    text: str, tmp_path: Path, own_settings: Path
+) -> None:
+    folder = repository(tmp_path / "r", {"a.py": "", "mine.py": ""})
+    (tmp_path / "excludes").write_text("mine.py\n")
+    own_settings.write_text(text.format(at=tmp_path / "excludes"))
+    expected = {"a.py", "mine.py"} if "nosuchuser" in text else {"a.py"}
+    assert ours(folder) == expected
+    if "nosuchuser" not in text:
+        assert of_git(folder) == expected
+
+
+@needs_git
 def test_a_second_work_tree_has_the_excludes_of_the_first(tmp_path: Path) -> None:
     folder = repository(tmp_path / "r", {"a.py": "", "mine.py": ""})
     git(folder, "add", "a.py")

@@ -97,3 +97,20 @@ def test_of_a_python_file_that_does_not_parse_those_that_do_are_read() -> None:
         assert f"def {item.function.qualified_name.split('.')[-1]}" in lines[item.function.line - 1]
         assert code_at("a.py", BROKEN, item.start, item.end) == item.function.code
     assert found.functions[0].function.code == "@cached\ndef first(a,\n          b):\n    return a"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"if x:\n    pass\nelse: key = lambda name: name.lower()\n",
+        b"try:\n    pass\nexcept Exception: key = lambda p: p\n",
+        b"try:\n    pass\nfinally: key = lambda p: p\n",
+        b"match x:\n    case 1: key = lambda p: p\n",
+        b"class A:\n\f    @property\n    def key(self): return 1\n",
+    ],
+)
+def test_a_function_that_is_nothing_by_itself_is_shown_with_its_line(content: bytes) -> None:
+    (found,) = read_functions("a.py", content).functions
+    code = code_at("a.py", content, found.start, found.end)
+    assert "key" in code
+    assert code in content.decode() or "@property\ndef key(self)" in code
