@@ -130,6 +130,11 @@ def read_labelled_evaluation(
             labels = [str(label) for label in row["labels"]]
         elif "text" in row:
             texts.append(text_of(row, "text", where))
+        elif not labels or "row" not in row:
+            raise DataError(
+                f"{where}: has {', '.join(map(repr, row))}; this bundle labels, and its evaluation file is a line of "
+                '{"labels": [...]}, lines of {"text": ...}, then lines of {"row": [...], "label": ...}'
+            )
         else:
             try:
                 rows.append(tuple(int(index) for index in row["row"]))

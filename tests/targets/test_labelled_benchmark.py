@@ -157,6 +157,13 @@ def test_a_labelled_evaluation_survives_being_written(tmp_path: Path) -> None:
         assert read_labelled_evaluation(path, "made up") == wanted
 
 
+def test_an_evaluation_file_of_another_task_is_an_error_that_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "other.jsonl"
+    file.write_text('{"query": "sort", "code": "def sort(): pass"}\n')
+    with pytest.raises(DataError, match="has 'query', 'code'; this bundle labels"):
+        read_labelled_evaluation(file)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
