@@ -1,0 +1,46 @@
+"""`compress export BUNDLE --target`, on a bundle that is made up: what it takes, refuses and says."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.export.bundles import embedding_bundle
+from tests.export.conftest import tiny_bert
+
+from codemill.targets.evaluation import Evaluation, write_evaluation
+
+Compress = Callable[..., Any]
+TEXTS = ("open file", "close the file", "open", "file close open open", "close", "open close")
+CODES = tuple(text + " file close" * 20 for text in TEXTS)
+SHIPPED = "variants/cpu-fp32/encoder.onnx"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with its plain graphs and fused ones, and what variants are compared on."""
+    folder = embedding_bundle(tmp_path_factory.mktemp("made"), tiny_bert(), 4, ("plain", "fp32"))
+    write_evaluation(folder / "validation.jsonl.gz", Evaluation("made up", TEXTS, CODES))
+    return folder
+
+
+@pytest.fixture
+def bundle(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(made, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("command", [("export", "--target", "browser"), ("quantize",)])
+def test_a_bundle_that_was_changed_is_not_signed_anew(
+    compress: Compress, bundle: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    content = bytearray((bundle / SHIPPED).read_bytes())
+    content[len(content) // 2] ^= 255
+    (bundle / SHIPPED).write_bytes(content)
+    ended = compress(command[0], bundle, *command[1:], "--out", tmp_path / "out")
+    assert ended.code == 1
+    assert f"{bundle / SHIPPED} was changed" in ended.err
+    assert not (tmp_path / "out").exists()
