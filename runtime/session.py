@@ -19,7 +19,7 @@ import numpy as np
 from codemill.errors import BundleError, ProviderError
 from codemill.runtime.bundle import Manifest, plain
 from codemill.runtime.engines import CUDA, ENGINES, NVIDIA, OPENVINO, TENSORRT_PROVIDERS
-from codemill.runtime.machine import physical_cores
+from codemill.runtime.machine import physical_cores, unlike
 from codemill.runtime.nvidia import (
     Tuning,
     could_not_start,
@@ -277,16 +277,21 @@ def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
     """The name of the best variant that one of `providers` runs.
 
     Accelerators come before the CPU; on the CPU int8 comes first, on an accelerator fp16. An engine (ENGINES) is never
-    chosen: it holds code, and is run only where it is named. Raises ProviderError, with what each variant wants and
+    chosen: it holds code, and is run only where it is named; nor is what
+    was made for another kind of machine. Raises ProviderError, with what each variant wants and
     what is here, where none can run.
     """
+    unfit = {name: unlike(item.built_for) for name, item in manifest.variants.items()}
     here = {
         name: item
         for name, item in manifest.variants.items()
-        if item.provider in providers and item.provider not in ENGINES
+        if item.provider in providers and item.provider not in ENGINES and unfit[name] is None
     }
     if not here:
-        wants = ", ".join(f"{name} ({item.provider})" for name, item in manifest.variants.items())
+        wants = ", ".join(
+            f"{name} ({item.provider}{f'; {unfit[name]}' if unfit[name] else ''})"
+            for name, item in manifest.variants.items()
+        )
         raise ProviderError(
             f"no variant of bundle {manifest.name!r} runs here. It has: {wants}. "
             f"This machine has: {', '.join(providers)}"

@@ -34,12 +34,17 @@ def bench_variants(
     """Measure, print, and remember the fastest that loses half a percent of the most exact one's quality at most."""
     from codemill.compress.progress import shown_stage
     from codemill.export.choose import chosen, measured
+    from codemill.runtime.machine import unlike
     from codemill.runtime.preferred import prefer
     from codemill.runtime.session import available_providers
     from codemill.targets.profile import Shape
 
     here = available_providers()
-    names = [name for name, item in manifest.variants.items() if item.provider in here]
+    names = [
+        name
+        for name, item in manifest.variants.items()
+        if item.provider in here and unlike(item.built_for) is None
+    ]
     if len(names) < 2:
         raise InputError(
             f"--variants: {len(names)} of the bundle's variants ({', '.join(manifest.variants)}) run here, two or more "

@@ -68,6 +68,7 @@ def export_completion(
                     name=target.name,
                     provider=target.provider,
                     capabilities=target.compute_capabilities,
+                    needs=target.needs(),
                     report=reported,
                 )
         without_reports(ready)

@@ -179,6 +179,7 @@ def _derive(work: Path, target: TargetSpec, texts: list[tuple[str, ...]], report
         name=target.name,
         provider=target.provider,
         capabilities=target.compute_capabilities,
+        needs=target.needs(),
         calibration=texts,
         report=report,
     )

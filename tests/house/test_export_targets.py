@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from tests.export.bundles import embedding_bundle
 from tests.export.conftest import tiny_bert
 
+import codemill
+from codemill.runtime import read_manifest
+from codemill.runtime.machine import ARCHITECTURES
 from codemill.targets.evaluation import Evaluation, write_evaluation
 
 Compress = Callable[..., Any]
@@ -44,3 +48,32 @@ def test_a_bundle_that_was_changed_is_not_signed_anew(
     assert ended.code == 1
     assert f"{bundle / SHIPPED} was changed" in ended.err
     assert not (tmp_path / "out").exists()
+
+
+def test_variants_for_another_processor_are_passed_over(
+    compress: Compress, bundle: Path, tmp_path: Path
+) -> None:
+    here = ARCHITECTURES.get(platform.machine(), platform.machine())
+    mine, other = ("laptop-arm", "laptop-cpu") if here == "arm64" else ("laptop-cpu", "laptop-arm")
+    names = [item for name in (mine, other, "browser") for item in ("--target", name)]
+    out = tmp_path / "out"
+    ended = compress("export", bundle, *names, "--out", out)
+    assert ended.code == 0, ended.err
+    variants = read_manifest(out).variants
+    assert variants[mine].built_for["architectures"] == [here]
+    assert not variants["browser"].built_for
+    with codemill.load(out) as model:
+        assert model.variant == mine
+    with codemill.load(out, variant=other) as model:
+        assert model.variant == other
+    found = compress("inspect", out, "--json").document["variants"]
+    assert {name for name, item in found.items() if item["runs_here"]} == {
+        *(mine, "cpu-fp32", "plain-fp32")
+    }
+    assert f"this machine is {here}" in compress("inspect", out).out
+    write_evaluation(out / "evaluation.jsonl.gz", Evaluation("made up", TEXTS, CODES))
+    ended = compress("bench", out, "--variants", "--rounds", 1, "--threads", 1, "--json")
+    assert ended.code == 0, ended.err
+    assert {item["variant"] for item in ended.document["tried"]} == {
+        *(mine, "cpu-fp32", "plain-fp32")
+    }
