@@ -45,12 +45,14 @@ def preferred(manifest: Manifest, providers: tuple[str, ...]) -> str | None:
     return str(name) if runs and variant.provider not in ENGINES else None
 
 
-def prefer(manifest: Manifest, variant: str) -> None:
-    """Let `codemill.load` take this variant on this machine from now on; nothing where the cache cannot be written."""
+def prefer(manifest: Manifest, variant: str) -> bool:
+    """Let `codemill.load` take this variant on this machine from now on; False where the cache cannot be written."""
     with contextlib.suppress(OSError, CodemillError):
         content = json.dumps({"bundle": manifest.name, "variant": variant}).encode()
         path: Path = cache_folder(_KIND) / _name(manifest)
         write_atomically(path, lambda file: file.write(content))
+        return True
+    return False
 
 
 def _name(manifest: Manifest) -> str:

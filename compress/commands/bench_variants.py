@@ -64,16 +64,21 @@ def bench_variants(
             say=said,
         )
     best = chosen(tried) or tried[0]
-    prefer(manifest, best.variant)
+    noted = prefer(manifest, best.variant)
     if as_json:
-        print_json({"tried": [item.to_json() for item in tried], "chosen": best.variant})
+        rows = [item.to_json() for item in tried]
+        print_json({"tried": rows, "chosen": best.variant, "noted": noted})
         return
     click.echo(table(tried_rows(tried, best, reference), heading=True))
     if rounds == 1:
         click.echo(
             "\none round: nothing says whether their times differ by more than chance; give --rounds"
         )
-    click.echo(f"\ncodemill.load takes {best.variant} of this bundle on this machine from now on")
+    if noted:
+        said = f"codemill.load takes {best.variant} of this bundle on this machine from now on"
+    else:
+        said = f"the cache cannot be written: codemill.load takes {best.variant} only where it is named"
+    click.echo(f"\n{said}")
 
 
 def tried_rows(tried: Sequence[Tried], best: Tried, reference: str) -> list[tuple[str, ...]]:

@@ -40,7 +40,7 @@ def manifest(name: str = "made-up") -> Manifest:
 
 def test_nothing_is_preferred_before_it_was_measured_and_each_bundle_has_its_own() -> None:
     assert preferred(manifest(), (CPU, OPENVINO)) is None
-    prefer(manifest(), "laptop-intel")
+    assert prefer(manifest(), "laptop-intel")
     assert preferred(manifest(), (CPU, OPENVINO)) == "laptop-intel"
     assert preferred(manifest("other"), (CPU, OPENVINO)) is None
 
@@ -81,5 +81,5 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CODEMILL_CACHE", str(tmp_path / "file"))
-    prefer(manifest(), "cpu-int8")
+    assert not prefer(manifest(), "cpu-int8")
     assert preferred(manifest(), (CPU,)) is None
