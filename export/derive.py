@@ -65,8 +65,8 @@ def derive(
 
     plain: the variant that it is made of. provider: of ONNX Runtime, or another engine. capabilities: of the GPUs that
     TensorRT for RTX builds for. needs: what the variant says that it asks of a machine.
-    calibration: rows of one text, or of two that are joined, that activations are seen on,
-    and whose lengths engines are tuned for; validation: what controlled-int8 keeps to. Raises ModelError where the
+    calibration: rows of one text, or of two that are joined, that activations are seen on, and whose lengths engines
+    are tuned for; validation: what controlled-int8 keeps to. Raises ModelError where the
     bundle has no plain graphs, or says too little of them, and ValueError for a method that is not made for the
     provider.
     """

@@ -55,6 +55,7 @@ _ACCELERATORS = (
     "WebGpuExecutionProvider",
 )
 _CPU = "CPUExecutionProvider"
+_WEB = "onnxruntime-web"
 _CPU_PRECISIONS = ("int8", "int4", "fp32", "bf16", "fp16")
 _PRECISIONS = {_CPU: _CPU_PRECISIONS, OPENVINO: _CPU_PRECISIONS}
 _ACCELERATOR_PRECISIONS = ("fp16", "bf16", "int8", "int4", "fp32")
@@ -277,9 +278,9 @@ def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
     """The name of the best variant that one of `providers` runs.
 
     Accelerators come before the CPU; on the CPU int8 comes first, on an accelerator fp16. An engine (ENGINES) is never
-    chosen: it holds code, and is run only where it is named; nor is what
-    was made for another kind of machine. Raises ProviderError, with what each variant wants and
-    what is here, where none can run.
+    chosen: it holds code, and is run only where it is named; nor is what was made
+    for another kind of machine. Raises ProviderError, with what each variant wants and what is here, where none can
+    run.
     """
     unfit = {name: unlike(item.built_for) for name, item in manifest.variants.items()}
     here = {
@@ -320,6 +321,11 @@ def _require(provider: str) -> None:
     here = onnxruntime.get_available_providers()
     if provider in NVIDIA:
         require(provider, here)
+    elif provider == _WEB:
+        raise ProviderError(
+            f"a variant for {_WEB} runs in a web page, not in Python: examples/browser is one, and "
+            "`compress bench BUNDLE --browser` measures it. Choose another variant"
+        )
     elif provider not in here:
         raise ProviderError(
             f"{provider} was asked for and is not here. This ONNX Runtime has: {', '.join(here)}. "

@@ -199,7 +199,7 @@ def availability(target: TargetSpec) -> str | None:
         if target.provider in OTHERS:
             return _absent(target)
         how = f"; {target.install}" if target.install else ""
-        return f"ONNX Runtime here has no {target.provider} (it has {', '.join(here)}){how}"
+        return f"ONNX Runtime here has no {target.provider} (it has {', '.join(machine.providers)}){how}"
     if target.compute_capabilities and target.provider in OTHERS:
         from codemill.runtime.tensorrt import gpus
 

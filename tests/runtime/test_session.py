@@ -92,6 +92,12 @@ def test_what_a_variant_asks_of_a_machine_is_a_list_of_names(
         rewrite(variants={"a": made})
 
 
+def test_a_variant_for_a_web_page_says_so(rewrite: Callable[..., Path]) -> None:
+    made = Variant("onnxruntime-web", "fp32", (ENCODER,), (ENCODER,))
+    with pytest.raises(ProviderError, match=r"runs in a web page.*bench BUNDLE --browser"):
+        load(rewrite(variants={"browser": made}), variant="browser")
+
+
 def test_where_nothing_runs_the_error_lists_what_is_wanted_and_what_is_here() -> None:
     with pytest.raises(ProviderError, match=rf"c \({CUDA}\).*has: {CPU}"):
         choose_variant(variants(c=(CUDA, "fp16")), (CPU,))
