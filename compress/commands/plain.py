@@ -78,6 +78,9 @@ def calibration_of(asked: Evaluation | LabelledEvaluation | None) -> list[tuple[
 
     if asked is None:
         found: Sequence[str] = pieces_from("installed", _SAMPLES, _CHARACTERS)
+    elif isinstance(asked, Evaluation):
+        # as a run: both are what the model gets
+        found = [text for pair in zip(asked.queries, asked.codes, strict=True) for text in pair]
     else:
-        found = asked.codes if isinstance(asked, Evaluation) else asked.texts
+        found = asked.texts
     return [(text,) for text in found[:_SAMPLES]]

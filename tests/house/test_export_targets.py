@@ -13,7 +13,9 @@ from tests.export.bundles import embedding_bundle
 from tests.export.conftest import tiny_bert
 
 import codemill
+from codemill.compress.commands.plain import calibration_of
 from codemill.runtime import read_manifest
+from codemill.runtime.bundle import update_bundle
 from codemill.runtime.machine import ARCHITECTURES
 from codemill.targets.evaluation import Evaluation, write_evaluation
 
@@ -77,3 +79,34 @@ def test_variants_for_another_processor_are_passed_over(
     assert {item["variant"] for item in ended.document["tried"]} == {
         *(mine, "cpu-fp32", "plain-fp32")
     }
+
+
+@pytest.mark.parametrize("metrics", [{}, {"shipped": {"mrr": 0.5}}])
+def test_a_target_does_not_take_the_place_of_what_shipped(
+    compress: Compress, bundle: Path, tmp_path: Path, metrics: dict[str, Any]
+) -> None:
+    name = "shipped" if metrics else "cpu-fp32"
+    variants = read_manifest(bundle).variants
+    update_bundle(bundle, metrics=metrics, variants={**variants, "shipped": variants["cpu-fp32"]})
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(
+        f"name: {name}\ndescription: mine\nprovider: CPUExecutionProvider\nprecision: int8\n"
+        "threads: 1\nmemory_bytes: null\n"
+    )
+    ended = compress("export", bundle, "--target", profile, "--out", tmp_path / "out")
+    assert ended.code == 1
+    assert f"there is a variant {name!r}, which no target made" in ended.err
+
+
+@pytest.mark.parametrize("option", [("--name", "zz"), ("--task", "encode")])
+def test_what_is_of_a_model_is_refused_with_a_bundle(
+    compress: Compress, bundle: Path, option: tuple[str, str]
+) -> None:
+    ended = compress("export", bundle, "--target", "browser", *option)
+    assert ended.code == 2
+    assert f"{option[0]} is of a model" in ended.err
+
+
+def test_activations_are_seen_on_queries_and_codes() -> None:
+    found = calibration_of(Evaluation("made up", ("q", "r"), ("c", "d")))
+    assert found == [("q",), ("c",), ("r",), ("d",)]
