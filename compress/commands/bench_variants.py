@@ -75,10 +75,10 @@ def bench_variants(
             "\none round: nothing says whether their times differ by more than chance; give --rounds"
         )
     if noted:
-        said = f"codemill.load takes {best.variant} of this bundle on this machine from now on"
+        told = f"codemill.load takes {best.variant} of this bundle on this machine from now on"
     else:
-        said = f"the cache cannot be written: codemill.load takes {best.variant} only where it is named"
-    click.echo(f"\n{said}")
+        told = f"the cache cannot be written: codemill.load takes {best.variant} only where it is named"
+    click.echo(f"\n{told}")
 
 
 def tried_rows(tried: Sequence[Tried], best: Tried, reference: str) -> list[tuple[str, ...]]:
