@@ -142,10 +142,10 @@ def put_bundle(made: Path, out: Path, scratch: Path) -> None:
     if out.suffix == ".mill":
         pack(made, out)
         return
-    if out.exists():
-        # out of the way whole
-        out.rename(scratch / "old")
     try:
+        if out.exists():
+            # out of the way whole
+            out.rename(scratch / "old")
         made.rename(out)
     except BaseException:
         if (scratch / "old").exists():

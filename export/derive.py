@@ -7,9 +7,10 @@ A head is a few small products: it is quantized as they come, or stays as it is.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from codemill.errors import ModelError
@@ -55,6 +56,7 @@ def derive(
     plain: str = PLAIN,
     provider: str = PROVIDER,
     capabilities: Sequence[str] = (),
+    needs: Mapping[str, Any] = MappingProxyType({}),
     validation: Evaluation | LabelledEvaluation | None = None,
     calibration: Sequence[tuple[str, ...]] = (),
     report: Say = lambda _, __: None,
@@ -62,8 +64,9 @@ def derive(
     """Add a variant to the bundle in `folder`, which has a plain one, and return its name: `name`, or the method's.
 
     plain: the variant that it is made of. provider: of ONNX Runtime, or another engine. capabilities: of the GPUs that
-    TensorRT for RTX builds for. calibration: rows of one text, or of two that are joined, that activations are seen on,
-    and whose lengths engines are tuned for; validation: what controlled-int8 keeps to. Raises ModelError where the
+    TensorRT for RTX builds for. needs: what the variant says that it asks of a machine.
+    calibration: rows of one text, or of two that are joined, that activations are seen on, and whose lengths engines
+    are tuned for; validation: what controlled-int8 keeps to. Raises ModelError where the
     bundle has no plain graphs, or says too little of them, and ValueError for a method that is not made for the
     provider.
     """
@@ -104,7 +107,8 @@ def derive(
     weights = tuple(
         str(PurePosixPath(file).with_suffix(".bin")) for file in files if maker.suffix == IR_SUFFIX
     )
-    made = Variant(provider, how.method.precision, files, (*files, *weights), maker.built_for())
+    built_for = {**needs, **maker.built_for()}
+    made = Variant(provider, how.method.precision, files, (*files, *weights), built_for)
     update_bundle(folder, variants={**manifest.variants, name: made})
     return name
 

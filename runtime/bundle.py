@@ -32,6 +32,7 @@ from codemill.runtime.graph import check_graph
 from codemill.runtime.ir import SUFFIX as IR_SUFFIX
 from codemill.runtime.ir import check_ir
 from codemill.runtime.labels import LABEL_TASKS, check_labelling
+from codemill.runtime.machine import NEEDS
 from codemill.runtime.values import check_name, check_whole, kind_of, some_of
 
 __all__ = [
@@ -100,7 +101,8 @@ class Variant:
 
     `segments` are the graphs in the order they run; `files` is everything this variant reads
     besides the tokenizer: its segments and the weights they refer to. `built_for`: of an engine, the library's version
-    and the GPUs, as plain JSON; else empty.
+    and the GPUs; of what was made for a target, which systems, architectures and instruction sets it asks for (none:
+    any); as plain JSON.
     """
 
     provider: str
@@ -462,6 +464,10 @@ def _variant(name: str, item: object, files: Mapping[str, FileRecord]) -> Varian
         raise ValueError(f"{where!r} should have provider, precision, segments and files")
     if not isinstance(item.get("built_for", {}), dict):
         raise ValueError(f"'{where}.built_for' should be an object")
+    for key in NEEDS:
+        names = item.get("built_for", {}).get(key, [])
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise ValueError(f"'{where}.built_for.{key}' should be a list of names")
     for key in ("provider", "precision"):
         check_name(item[key], f"{where}.{key}")
     for key in ("segments", "files"):

@@ -12,12 +12,12 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Machine", "physical_cores", "this_machine"]
+__all__ = ["Machine", "physical_cores", "this_machine", "unlike"]
 
 # what the kernel calls it -> what this project calls it; the ones that decide how fast int8,
 # fp16 and bf16 run, and no others
@@ -47,6 +47,14 @@ _INSTRUCTION_SETS = {
 }
 INSTRUCTION_SETS = tuple(dict.fromkeys(_INSTRUCTION_SETS.values()))
 """Those that are told, by the names that are used here."""
+SYSTEMS = {"linux": "linux", "win32": "windows", "darwin": "macos"}
+ARCHITECTURES = {
+    **dict.fromkeys(("x86_64", "AMD64"), "x86_64"),
+    **dict.fromkeys(("arm64", "aarch64", "ARM64"), "arm64"),
+}
+"""By what Python calls them."""
+NEEDS = ("systems", "architectures", "instruction_sets")
+"""What a target, or a variant that was made for one, may ask of a machine: lists of names; none: any."""
 _INT8_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"}
 
 
@@ -107,6 +115,23 @@ def this_machine() -> Machine:
         os=platform.platform(),
         python=platform.python_version(),
     )
+
+
+def unlike(needs: Mapping[str, Any]) -> str | None:
+    """Why this machine is not of the kind that has NEEDS, in one sentence, or None; other keys are let be."""
+    system = SYSTEMS.get(sys.platform, sys.platform)
+    systems: Sequence[str] = needs.get("systems", ())
+    if systems and system not in systems:
+        return f"it is for {' and '.join(systems)}; this is {system}"
+    architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
+    architectures: Sequence[str] = needs.get("architectures", ())
+    if architectures and architecture not in architectures:
+        return f"it is for {' and '.join(architectures)}; this machine is {architecture}"
+    asked: Sequence[str] = needs.get("instruction_sets", ())
+    # where the system does not tell, nothing is known to be missing
+    here = _instruction_sets(_read("/proc/cpuinfo")) if asked else ()
+    lacking = [name for name in asked if here and name not in here]
+    return f"this processor has no {', '.join(lacking)}" if lacking else None
 
 
 def logical_cores() -> int:

@@ -16,6 +16,7 @@ from codemill.errors import CodemillError
 from codemill.runtime.atomic import write_atomically
 from codemill.runtime.cache import cache_folder, cache_root
 from codemill.runtime.engines import ENGINES
+from codemill.runtime.machine import unlike
 
 if TYPE_CHECKING:
     from codemill.runtime.bundle import Manifest
@@ -36,19 +37,22 @@ def preferred(manifest: Manifest, providers: tuple[str, ...]) -> str | None:
         if path.stat().st_size > _MOST_BYTES:
             return None
         name = json.loads(path.read_text(encoding="utf-8"))["variant"]
-        provider = manifest.variants[name].provider
+        variant = manifest.variants[name]
     # not there, or not what was written: it is only a preference
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(name) if provider in providers and provider not in ENGINES else None
+    runs = variant.provider in providers and unlike(variant.built_for) is None
+    return str(name) if runs and variant.provider not in ENGINES else None
 
 
-def prefer(manifest: Manifest, variant: str) -> None:
-    """Let `codemill.load` take this variant on this machine from now on; nothing where the cache cannot be written."""
+def prefer(manifest: Manifest, variant: str) -> bool:
+    """Let `codemill.load` take this variant on this machine from now on; False where the cache cannot be written."""
     with contextlib.suppress(OSError, CodemillError):
         content = json.dumps({"bundle": manifest.name, "variant": variant}).encode()
         path: Path = cache_folder(_KIND) / _name(manifest)
         write_atomically(path, lambda file: file.write(content))
+        return True
+    return False
 
 
 def _name(manifest: Manifest) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from codemill.errors import BundleError, ProviderError
 from codemill.runtime.bundle import Manifest, plain
 from codemill.runtime.engines import CUDA, ENGINES, NVIDIA, OPENVINO, TENSORRT_PROVIDERS
-from codemill.runtime.machine import physical_cores
+from codemill.runtime.machine import physical_cores, unlike
 from codemill.runtime.nvidia import (
     Tuning,
     could_not_start,
@@ -55,6 +55,7 @@ _ACCELERATORS = (
     "WebGpuExecutionProvider",
 )
 _CPU = "CPUExecutionProvider"
+_WEB = "onnxruntime-web"
 _CPU_PRECISIONS = ("int8", "int4", "fp32", "bf16", "fp16")
 _PRECISIONS = {_CPU: _CPU_PRECISIONS, OPENVINO: _CPU_PRECISIONS}
 _ACCELERATOR_PRECISIONS = ("fp16", "bf16", "int8", "int4", "fp32")
@@ -277,16 +278,21 @@ def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
     """The name of the best variant that one of `providers` runs.
 
     Accelerators come before the CPU; on the CPU int8 comes first, on an accelerator fp16. An engine (ENGINES) is never
-    chosen: it holds code, and is run only where it is named. Raises ProviderError, with what each variant wants and
-    what is here, where none can run.
+    chosen: it holds code, and is run only where it is named; nor is what was made
+    for another kind of machine. Raises ProviderError, with what each variant wants and what is here, where none can
+    run.
     """
+    unfit = {name: unlike(item.built_for) for name, item in manifest.variants.items()}
     here = {
         name: item
         for name, item in manifest.variants.items()
-        if item.provider in providers and item.provider not in ENGINES
+        if item.provider in providers and item.provider not in ENGINES and unfit[name] is None
     }
     if not here:
-        wants = ", ".join(f"{name} ({item.provider})" for name, item in manifest.variants.items())
+        wants = ", ".join(
+            f"{name} ({item.provider}{f'; {unfit[name]}' if unfit[name] else ''})"
+            for name, item in manifest.variants.items()
+        )
         raise ProviderError(
             f"no variant of bundle {manifest.name!r} runs here. It has: {wants}. "
             f"This machine has: {', '.join(providers)}"
@@ -315,6 +321,11 @@ def _require(provider: str) -> None:
     here = onnxruntime.get_available_providers()
     if provider in NVIDIA:
         require(provider, here)
+    elif provider == _WEB:
+        raise ProviderError(
+            f"a variant for {_WEB} runs in a web page, not in Python: examples/browser is one, and "
+            "`compress bench BUNDLE --browser` measures it. Choose another variant"
+        )
     elif provider not in here:
         raise ProviderError(
             f"{provider} was asked for and is not here. This ONNX Runtime has: {', '.join(here)}. "

@@ -29,7 +29,7 @@ from codemill.runtime.engines import (
     TENSORRT_PROVIDERS,
     TENSORRT_RTX,
 )
-from codemill.runtime.machine import INSTRUCTION_SETS
+from codemill.runtime.machine import ARCHITECTURES, INSTRUCTION_SETS, NEEDS, SYSTEMS, unlike
 
 if TYPE_CHECKING:
     from codemill.runtime.machine import Machine
@@ -76,9 +76,6 @@ class Shape:
             raise RecipeError(f"a latency shape needs tokens and batch of 1 or more, found {self}")
 
 
-SYSTEMS = {"linux": "linux", "win32": "windows", "darwin": "macos"}
-ARCHITECTURES = {"x86_64": "x86_64", "AMD64": "x86_64", "arm64": "arm64", "aarch64": "arm64"}
-"""By what Python calls them."""
 OTHERS = {
     OPENVINO: "openvino",
     TENSORRT_RTX: "tensorrt_rtx",
@@ -139,6 +136,10 @@ class TargetSpec:
     reduced_range: bool = True
     compute_capabilities: tuple[Capability, ...] = ()
 
+    def needs(self) -> dict[str, list[str]]:
+        """What is asked of a machine's processor and system; only what is."""
+        return {key: list(getattr(self, key)) for key in NEEDS if getattr(self, key)}
+
 
 def target_schema() -> dict[str, Any]:
     """The JSON schema of the profiles that `read_target` takes; docs/target.schema.json is its copy."""
@@ -188,7 +189,7 @@ def availability(target: TargetSpec) -> str | None:
     from codemill.runtime.tensorrt import available
 
     machine = this_machine()
-    why = _unlike(target, machine)
+    why = unlike(target.needs())
     if why is not None:
         return why
     here = available() if target.provider in ENGINES else available_providers()
@@ -198,7 +199,7 @@ def availability(target: TargetSpec) -> str | None:
         if target.provider in OTHERS:
             return _absent(target)
         how = f"; {target.install}" if target.install else ""
-        return f"ONNX Runtime here has no {target.provider} (it has {', '.join(here)}){how}"
+        return f"ONNX Runtime here has no {target.provider} (it has {', '.join(machine.providers)}){how}"
     if target.compute_capabilities and target.provider in OTHERS:
         from codemill.runtime.tensorrt import gpus
 
@@ -214,23 +215,6 @@ def availability(target: TargetSpec) -> str | None:
     if target.memory_bytes is not None and total is not None and total < target.memory_bytes:
         return f"it takes {target.memory_bytes:,} bytes of memory; this machine has {total:,}"
     return None
-
-
-def _unlike(target: TargetSpec, machine: Machine) -> str | None:
-    """Why this machine is of another kind."""
-    system = SYSTEMS.get(sys.platform, sys.platform)
-    if target.systems and system not in target.systems:
-        return f"it is for {' and '.join(target.systems)}; this is {system}"
-    architecture = ARCHITECTURES.get(machine.architecture, machine.architecture)
-    if target.architectures and architecture not in target.architectures:
-        return f"it is for {' and '.join(target.architectures)}; this machine is {architecture}"
-    # where the system does not tell, nothing is known to be missing
-    lacking = [
-        name
-        for name in target.instruction_sets
-        if machine.instruction_sets and name not in machine.instruction_sets
-    ]
-    return f"this processor has no {', '.join(lacking)}" if lacking else None
 
 
 def _absent(target: TargetSpec) -> str:

@@ -34,12 +34,17 @@ def bench_variants(
     """Measure, print, and remember the fastest that loses half a percent of the most exact one's quality at most."""
     from codemill.compress.progress import shown_stage
     from codemill.export.choose import chosen, measured
+    from codemill.runtime.machine import unlike
     from codemill.runtime.preferred import prefer
     from codemill.runtime.session import available_providers
     from codemill.targets.profile import Shape
 
     here = available_providers()
-    names = [name for name, item in manifest.variants.items() if item.provider in here]
+    names = [
+        name
+        for name, item in manifest.variants.items()
+        if item.provider in here and unlike(item.built_for) is None
+    ]
     if len(names) < 2:
         raise InputError(
             f"--variants: {len(names)} of the bundle's variants ({', '.join(manifest.variants)}) run here, two or more "
@@ -59,16 +64,21 @@ def bench_variants(
             say=said,
         )
     best = chosen(tried) or tried[0]
-    prefer(manifest, best.variant)
+    noted = prefer(manifest, best.variant)
     if as_json:
-        print_json({"tried": [item.to_json() for item in tried], "chosen": best.variant})
+        rows = [item.to_json() for item in tried]
+        print_json({"tried": rows, "chosen": best.variant, "noted": noted})
         return
     click.echo(table(tried_rows(tried, best, reference), heading=True))
     if rounds == 1:
         click.echo(
             "\none round: nothing says whether their times differ by more than chance; give --rounds"
         )
-    click.echo(f"\ncodemill.load takes {best.variant} of this bundle on this machine from now on")
+    if noted:
+        told = f"codemill.load takes {best.variant} of this bundle on this machine from now on"
+    else:
+        told = f"the cache cannot be written: codemill.load takes {best.variant} only where it is named"
+    click.echo(f"\n{told}")
 
 
 def tried_rows(tried: Sequence[Tried], best: Tried, reference: str) -> list[tuple[str, ...]]:

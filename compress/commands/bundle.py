@@ -24,6 +24,7 @@ _LABELS_SHOWN = 12
 def inspect_command(bundle: Path, as_json: bool) -> None:
     """Show what is in BUNDLE, a folder or a .mill file."""
     from codemill.runtime.bundle import digest, read_manifest, size_bytes
+    from codemill.runtime.machine import unlike
     from codemill.runtime.session import available_providers
     from codemill.runtime.tensorrt import available
 
@@ -31,14 +32,19 @@ def inspect_command(bundle: Path, as_json: bool) -> None:
     manifest = read_manifest(folder)
     sizes = {name: size_bytes(folder, name) for name in manifest.variants}
     providers = (*available_providers(), *available())
+    why_not = {
+        name: unlike(variant.built_for)
+        or (None if variant.provider in providers else f"needs {variant.provider}")
+        for name, variant in manifest.variants.items()
+    }
     if as_json:
         print_json(
             {
                 "bundle": bundle,
                 "digest": digest(manifest),
                 "variants": {
-                    name: {"size_bytes": sizes[name], "runs_here": variant.provider in providers}
-                    for name, variant in manifest.variants.items()
+                    name: {"size_bytes": sizes[name], "runs_here": why_not[name] is None}
+                    for name in manifest.variants
                 },
                 "manifest": manifest.to_json(),
             }
@@ -60,7 +66,7 @@ def inspect_command(bundle: Path, as_json: bool) -> None:
     click.echo()
     lines = [("variant", "precision", "provider", "ships", "runs here")]
     for name, variant in manifest.variants.items():
-        here = "yes" if variant.provider in providers else f"no, needs {variant.provider}"
+        here = "yes" if why_not[name] is None else f"no, {why_not[name]}"
         lines.append((name, variant.precision, variant.provider, in_bytes(sizes[name]), here))
     click.echo(table(lines, heading=True))
     _echo_plain("metrics", manifest.metrics)

@@ -90,7 +90,8 @@ _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="With --target: what variants are compared with fp32 on, and activations are seen on. [default: the bundle's "
-    "validation.jsonl.gz, else code that is installed here]",
+    "validation.jsonl.gz; without one activations are seen on code that is installed here, and only decoders are "
+    "compared, on such code]",
 )
 @click.option("--name", help="The bundle's name. [default: the model's]")
 @click.option("--license", "licence", help="Licence of the weights, as an SPDX id.")
@@ -128,8 +129,14 @@ def export_command(
     target = out or Path(f"{chosen}-bundle")
     if targets:
         given = _given_beside(click.get_current_context())
+        from codemill.compress.commands.bundle import is_bundle
         from codemill.compress.commands.export_targets import export_targets
 
+        for option in ("name", "task"):
+            if option in given and is_bundle(model):
+                raise click.UsageError(
+                    f"--{option} is of a model: {model} is a bundle, whose {option} stays as it is"
+                )
         asked = task if "task" in given else None
         export_targets(model, targets, target, evaluation, chosen, asked, licence, as_json)
         return

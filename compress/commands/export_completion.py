@@ -44,6 +44,8 @@ def export_completion(
     from codemill.runtime.cache import compiled_in
 
     folder = folder_of(model)
+    # what is copied is hashed anew, whatever it holds by then
+    verify_bundle(folder)
     manifest = read_manifest(folder)
     source = most_exact(manifest)
     for target in targets:
@@ -66,6 +68,7 @@ def export_completion(
                     name=target.name,
                     provider=target.provider,
                     capabilities=target.compute_capabilities,
+                    needs=target.needs(),
                     report=reported,
                 )
         without_reports(ready)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from codemill.errors import CodemillError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from codemill.runtime import Variant
+    from codemill.runtime import Manifest
     from codemill.targets.evaluation import Evaluation, LabelledEvaluation
     from codemill.targets.profile import TargetSpec
 
@@ -78,8 +78,7 @@ def export_targets(
         why = buildable(target, decoder=decoder)
         if why is not None:
             raise InputError(f"--target {target.name} cannot be built here: {why}")
-    there = read_manifest(folder_of(Path(model))).variants if is_bundle(model) else {}
-    _check_names(targets, there)
+    _check_names(targets, read_manifest(folder_of(Path(model))) if is_bundle(model) else None)
     check_bundle_out(out, out.parent / ".codemill")
     if decoder:
         from codemill.compress.commands.export_completion import export_completion
@@ -142,11 +141,15 @@ def show_made(found: Sequence[Made], against: str, out: Path, digest: str, as_js
     click.echo(table([("bundle", shown_path(out)), ("digest", digest)]))
 
 
-def _check_names(targets: Sequence[TargetSpec], there: Mapping[str, Variant]) -> None:
+def _check_names(targets: Sequence[TargetSpec], manifest: Manifest | None) -> None:
     """Raise InputError where a variant would take the place of one that is not the same target's."""
     from codemill.export.candidates import PLAIN
 
-    providers = {name: f"for {variant.provider}" for name, variant in there.items()}
+    providers = {}
+    if manifest is not None:
+        for name, variant in manifest.variants.items():
+            own = name in manifest.metrics or name == f"cpu-{variant.precision}"
+            providers[name] = "which no target made" if own else f"for {variant.provider}"
     providers |= {PLAIN: "which others are made of"}
     for number, target in enumerate(targets):
         if any(other.name == target.name for other in targets[:number]):
@@ -179,6 +182,7 @@ def _derive(work: Path, target: TargetSpec, texts: list[tuple[str, ...]], report
         name=target.name,
         provider=target.provider,
         capabilities=target.compute_capabilities,
+        needs=target.needs(),
         calibration=texts,
         report=report,
     )

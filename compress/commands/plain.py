@@ -27,7 +27,7 @@ def plain_bundle(
     """
     from codemill.compress.commands.bundle import folder_of, is_bundle
     from codemill.export.candidates import PLAIN
-    from codemill.runtime import read_manifest, unpack
+    from codemill.runtime import read_manifest, unpack, verify_bundle
     from codemill.runtime.completion.completer import completes
 
     if not is_bundle(model):
@@ -40,6 +40,8 @@ def plain_bundle(
             f"{model} completes; how a decoder is rounded is chosen when it is exported: `compress export MODEL "
             "--task complete --precision int4` measures which matrices stay at 8 bits"
         )
+    # what is copied is hashed anew, whatever it holds by then
+    verify_bundle(folder)
     file = evaluation or folder / _VALIDATION
     source = folder
     if PLAIN not in manifest.variants:
@@ -76,6 +78,9 @@ def calibration_of(asked: Evaluation | LabelledEvaluation | None) -> list[tuple[
 
     if asked is None:
         found: Sequence[str] = pieces_from("installed", _SAMPLES, _CHARACTERS)
+    elif isinstance(asked, Evaluation):
+        # as a run: both are what the model gets
+        found = [text for pair in zip(asked.queries, asked.codes, strict=True) for text in pair]
     else:
-        found = asked.codes if isinstance(asked, Evaluation) else asked.texts
+        found = asked.texts
     return [(text,) for text in found[:_SAMPLES]]

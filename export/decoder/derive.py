@@ -7,9 +7,10 @@ kept for it: the graphs in standard operators are made anew each time, and gone 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from codemill.errors import ModelError
@@ -44,12 +45,14 @@ def derive_decoder(
     name: str,
     provider: str,
     capabilities: Sequence[str] = (),
+    needs: Mapping[str, Any] = MappingProxyType({}),
     report: Callable[[float, str], None] = lambda _, __: None,
 ) -> None:
     """Add the variant `name` to the bundle that completes in `folder`.
 
     method: one of DECODER_METHODS, else ValueError; weights-int8 leaves weights that are rounded already, to 8 bits or
-    to 4, as they are. capabilities: of the GPUs that TensorRT for RTX builds for. Raises ModelError where no variant
+    to 4, as they are. capabilities: of the GPUs that TensorRT for RTX builds for. needs: what the variant says that it
+    asks of a machine. Raises ModelError where no variant
     can be read, and what the engines' builders raise.
     """
     manifest = read_manifest(folder)
@@ -83,7 +86,9 @@ def derive_decoder(
         [] if engines else [str(Path(path).with_suffix(".bin").as_posix()) for path in segments]
     )
     made_for: dict[str, Any] = said_of_engines(built, profiles) if engines else {}
-    made = Variant(provider, precision, tuple(segments), (*segments, *weights), made_for)
+    made = Variant(
+        provider, precision, tuple(segments), (*segments, *weights), {**needs, **made_for}
+    )
     update_bundle(folder, variants={**manifest.variants, name: made})
 
 

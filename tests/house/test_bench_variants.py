@@ -112,6 +112,20 @@ def test_a_bundle_that_was_changed_since_is_chosen_for_anew(
         assert model.variant == "cpu-fp32"
 
 
+def test_a_choice_that_cannot_be_noted_is_not_said_to_be(
+    compress: Compress,
+    several: Path,
+    times: Callable[[Mapping[str, float]], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times({"plain-fp32": 9.0, "cpu-fp32": 4.0, "laptop-intel": 1.0})
+    monkeypatch.setattr("codemill.runtime.preferred.prefer", lambda *_: False)
+    ended = compress("bench", several, "--variants", "--rounds", 1, "--threads", 1)
+    assert ended.code == 0, ended.err
+    assert "from now on" not in ended.out
+    assert "takes laptop-intel only where it is named" in ended.out
+
+
 def test_what_is_compiled_for_comparing_is_not_kept(
     compress: Compress,
     several: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -618,3 +619,18 @@ def test_a_target_of_a_decoder_takes_a_bundle(compress: Compress, decoder: Path)
     ended = compress("export", decoder, "--task", "complete", "--target", "laptop-rtx")
     assert ended.code == 2
     assert "--target of a decoder takes a bundle" in ended.err
+
+
+def test_a_bundle_that_was_changed_gets_no_variants(
+    compress: Compress, bundle: Path, own_folder: Path
+) -> None:
+    pytest.importorskip("openvino")
+    changed = Path(shutil.copytree(bundle, own_folder / "changed"))
+    file = next(changed.glob("variants/*/*.onnx"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    ended = compress("export", changed, "--target", "laptop-intel", "--out", "more")
+    assert ended.code == 1
+    assert f"{file} was changed" in ended.err
+    assert not (own_folder / "more").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def manifest(name: str = "made-up") -> Manifest:
 
 def test_nothing_is_preferred_before_it_was_measured_and_each_bundle_has_its_own() -> None:
     assert preferred(manifest(), (CPU, OPENVINO)) is None
-    prefer(manifest(), "laptop-intel")
+    assert prefer(manifest(), "laptop-intel")
     assert preferred(manifest(), (CPU, OPENVINO)) == "laptop-intel"
     assert preferred(manifest("other"), (CPU, OPENVINO)) is None
 
@@ -47,6 +48,16 @@ def test_nothing_is_preferred_before_it_was_measured_and_each_bundle_has_its_own
 def test_what_does_not_run_any_more_is_not_taken() -> None:
     prefer(manifest(), "laptop-intel")
     assert preferred(manifest(), (CPU,)) is None
+
+
+def test_what_was_made_for_another_machine_is_not_taken() -> None:
+    made = manifest()
+    other = replace(
+        made.variants["laptop-intel"], built_for={"architectures": ["abacus"], "systems": []}
+    )
+    made = replace(made, variants={**made.variants, "laptop-intel": other})
+    prefer(made, "laptop-intel")
+    assert preferred(made, (CPU, OPENVINO)) is None
 
 
 def test_an_engine_is_never_taken() -> None:
@@ -70,5 +81,5 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CODEMILL_CACHE", str(tmp_path / "file"))
-    prefer(manifest(), "cpu-int8")
+    assert not prefer(manifest(), "cpu-int8")
     assert preferred(manifest(), (CPU,)) is None

@@ -16,7 +16,7 @@ import pytest
 from codemill.errors import BundleError, ProviderError
 from codemill.runtime import Variant, load, read_manifest
 from codemill.runtime.bundle import Manifest
-from codemill.runtime.machine import physical_cores
+from codemill.runtime.machine import physical_cores, this_machine
 from codemill.runtime.session import OnnxSession, available_providers, choose_variant
 
 ENCODER = "variants/cpu-fp32/encoder.onnx"
@@ -59,6 +59,43 @@ def test_tensorrt_comes_before_cuda_and_an_unknown_provider_last() -> None:
     assert choose_variant(manifest, ("New", CUDA, "TensorrtExecutionProvider")) == "c"
     assert choose_variant(manifest, ("New", CUDA)) == "b"
     assert choose_variant(manifest, ("New",)) == "a"
+
+
+def test_what_was_made_for_another_machine_is_taken_only_where_it_is_named(
+    rewrite: Callable[..., Path],
+) -> None:
+    of = {
+        "a": {"architectures": ["abacus"]},
+        "b": {"systems": ["abacus"]},
+        "c": {"instruction_sets": ["beads"]},
+        "d": {"architectures": [], "library": "1"},
+    }
+    made = {name: Variant(CPU, "fp32", (ENCODER,), (ENCODER,), needs) for name, needs in of.items()}
+    folder = rewrite(variants=made)
+    with load(folder) as encoder:
+        # where the system tells no instruction sets, none is known to be missing
+        assert encoder.variant == ("d" if this_machine().instruction_sets else "c")
+    with load(folder, variant="a") as encoder:
+        assert encoder.variant == "a"
+    del made["d"]
+    del made["c"]
+    with pytest.raises(ProviderError, match=rf"a \({CPU}; it is for abacus; this machine is "):
+        load(rewrite(variants=made))
+
+
+@pytest.mark.parametrize("names", ["x86_64", [1], {}, None])
+def test_what_a_variant_asks_of_a_machine_is_a_list_of_names(
+    rewrite: Callable[..., Path], names: Any
+) -> None:
+    made = Variant(CPU, "fp32", (ENCODER,), (ENCODER,), {"architectures": names})
+    with pytest.raises(BundleError, match=r"'variants.a.built_for.architectures' should be a list"):
+        rewrite(variants={"a": made})
+
+
+def test_a_variant_for_a_web_page_says_so(rewrite: Callable[..., Path]) -> None:
+    made = Variant("onnxruntime-web", "fp32", (ENCODER,), (ENCODER,))
+    with pytest.raises(ProviderError, match=r"runs in a web page.*bench BUNDLE --browser"):
+        load(rewrite(variants={"browser": made}), variant="browser")
 
 
 def test_where_nothing_runs_the_error_lists_what_is_wanted_and_what_is_here() -> None:

@@ -252,3 +252,12 @@ def test_a_precision_that_is_not_made_for_a_provider_is_said(
     target = replace(any_machine(), provider=provider, precision=Precision(precision))
     expected = f"no variant of {precision} is made for {provider}, only of {made}"
     assert buildable(target) == expected
+
+
+def test_what_onnx_runtime_has_is_not_what_codemill_has_besides() -> None:
+    asked = replace(target_named("browser"), provider="AbacusExecutionProvider")
+    said = availability(asked)
+    assert said is not None
+    assert said.startswith("ONNX Runtime here has no AbacusExecutionProvider")
+    assert "OpenVINO," not in said
+    assert "OpenVINO)" not in said

@@ -1,0 +1,112 @@
+"""`compress export BUNDLE --target`, on a bundle that is made up: what it takes, refuses and says."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.export.bundles import embedding_bundle
+from tests.export.conftest import tiny_bert
+
+import codemill
+from codemill.compress.commands.plain import calibration_of
+from codemill.runtime import read_manifest
+from codemill.runtime.bundle import update_bundle
+from codemill.runtime.machine import ARCHITECTURES
+from codemill.targets.evaluation import Evaluation, write_evaluation
+
+Compress = Callable[..., Any]
+TEXTS = ("open file", "close the file", "open", "file close open open", "close", "open close")
+CODES = tuple(text + " file close" * 20 for text in TEXTS)
+SHIPPED = "variants/cpu-fp32/encoder.onnx"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with its plain graphs and fused ones, and what variants are compared on."""
+    folder = embedding_bundle(tmp_path_factory.mktemp("made"), tiny_bert(), 4, ("plain", "fp32"))
+    write_evaluation(folder / "validation.jsonl.gz", Evaluation("made up", TEXTS, CODES))
+    return folder
+
+
+@pytest.fixture
+def bundle(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(made, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("command", [("export", "--target", "browser"), ("quantize",)])
+def test_a_bundle_that_was_changed_is_not_signed_anew(
+    compress: Compress, bundle: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    content = bytearray((bundle / SHIPPED).read_bytes())
+    content[len(content) // 2] ^= 255
+    (bundle / SHIPPED).write_bytes(content)
+    ended = compress(command[0], bundle, *command[1:], "--out", tmp_path / "out")
+    assert ended.code == 1
+    assert f"{bundle / SHIPPED} was changed" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_variants_for_another_processor_are_passed_over(
+    compress: Compress, bundle: Path, tmp_path: Path
+) -> None:
+    here = ARCHITECTURES.get(platform.machine(), platform.machine())
+    mine, other = ("laptop-arm", "laptop-cpu") if here == "arm64" else ("laptop-cpu", "laptop-arm")
+    names = [item for name in (mine, other, "browser") for item in ("--target", name)]
+    out = tmp_path / "out"
+    ended = compress("export", bundle, *names, "--out", out)
+    assert ended.code == 0, ended.err
+    variants = read_manifest(out).variants
+    assert variants[mine].built_for["architectures"] == [here]
+    assert not variants["browser"].built_for
+    with codemill.load(out) as model:
+        assert model.variant == mine
+    with codemill.load(out, variant=other) as model:
+        assert model.variant == other
+    found = compress("inspect", out, "--json").document["variants"]
+    assert {name for name, item in found.items() if item["runs_here"]} == {
+        *(mine, "cpu-fp32", "plain-fp32")
+    }
+    assert f"this machine is {here}" in compress("inspect", out).out
+    write_evaluation(out / "evaluation.jsonl.gz", Evaluation("made up", TEXTS, CODES))
+    ended = compress("bench", out, "--variants", "--rounds", 1, "--threads", 1, "--json")
+    assert ended.code == 0, ended.err
+    assert {item["variant"] for item in ended.document["tried"]} == {
+        *(mine, "cpu-fp32", "plain-fp32")
+    }
+
+
+@pytest.mark.parametrize("metrics", [{}, {"shipped": {"mrr": 0.5}}])
+def test_a_target_does_not_take_the_place_of_what_shipped(
+    compress: Compress, bundle: Path, tmp_path: Path, metrics: dict[str, Any]
+) -> None:
+    name = "shipped" if metrics else "cpu-fp32"
+    variants = read_manifest(bundle).variants
+    update_bundle(bundle, metrics=metrics, variants={**variants, "shipped": variants["cpu-fp32"]})
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(
+        f"name: {name}\ndescription: mine\nprovider: CPUExecutionProvider\nprecision: int8\n"
+        "threads: 1\nmemory_bytes: null\n"
+    )
+    ended = compress("export", bundle, "--target", profile, "--out", tmp_path / "out")
+    assert ended.code == 1
+    assert f"there is a variant {name!r}, which no target made" in ended.err
+
+
+@pytest.mark.parametrize("option", [("--name", "zz"), ("--task", "encode")])
+def test_what_is_of_a_model_is_refused_with_a_bundle(
+    compress: Compress, bundle: Path, option: tuple[str, str]
+) -> None:
+    ended = compress("export", bundle, "--target", "browser", *option)
+    assert ended.code == 2
+    assert f"{option[0]} is of a model" in ended.err
+
+
+def test_activations_are_seen_on_queries_and_codes() -> None:
+    found = calibration_of(Evaluation("made up", ("q", "r"), ("c", "d")))
+    assert found == [("q",), ("c",), ("r",), ("d",)]
