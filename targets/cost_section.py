@@ -171,8 +171,8 @@ def _operators_table(times: Sequence[OperatorTime]) -> _Table:
 def _operators_note(operators: Operators) -> str:
     graphs = {item.graph for item in operators.times}
     said = (
-        f"By ONNX Runtime's profiler, in a process of its own, a mean of {operators.calls} calls. Profiling slows "
-        "small operators: read the shares, not the sum."
+        f"By ONNX Runtime's profiler, in a process of its own, of {operators.calls} calls: each node's median "
+        "time, as often as it runs in a call. Profiling slows small operators: read the shares, not the sum."
     )
     if len(graphs) > 2:
         said += " Graphs behind an exit run only for the texts that go on."

@@ -27,16 +27,23 @@ class Profile:
 
     def __init__(self) -> None:
         self.sessions: list[tuple[str, Any]] = []
+        self._before: dict[int, int] = {}
+
+    def begin(self) -> None:
+        """From here on calls count: what ran before, the engine's first text, is left out."""
+        self._before = {id(session): session.runs for _, session in self.sessions}
 
     def times(self, calls: int) -> list[OperatorTime]:
-        """Of one call, of the `calls` that were made: the sums by graph and operator, the longest first.
+        """Of one call, of the `calls` that were made since `begin`: the sums by graph and operator, the longest first.
 
-        A node takes the median of its runs, which leaves the first out, as often as it ran. Ends the profile.
+        A node takes the median of its runs, as often as it ran. Ends the profile.
         """
         found = [
             OperatorTime(graph, operator, len(nodes), sum(nodes) / calls)
             for graph, session in self.sessions
-            for operator, nodes in _by_operator(Path(session.end_profiling())).items()
+            for operator, nodes in _by_operator(
+                Path(session.end_profiling()), self._before.get(id(session), 0)
+            ).items()
         ]
         self.sessions.clear()
         return sorted(found, key=lambda item: -item.time_ms)
@@ -56,7 +63,12 @@ def profiled() -> Iterator[Profile]:
                 options.enable_profiling = True
                 options.profile_file_prefix = str(Path(folder, str(len(profile.sessions))))
                 super().__init__(path, options, **rest)
+                self.runs = 0
                 profile.sessions.append((Path(path).name, self))
+
+            def run(self, *given: Any, **named: Any) -> Any:
+                self.runs += 1
+                return super().run(*given, **named)
 
         ort.InferenceSession = Profiled
         try:
@@ -65,13 +77,14 @@ def profiled() -> Iterator[Profile]:
             ort.InferenceSession = plain
 
 
-def _by_operator(file: Path) -> dict[str, list[float]]:
-    """Operator -> of each of its nodes, milliseconds of all runs together."""
+def _by_operator(file: Path, before: int) -> dict[str, list[float]]:
+    """Operator -> of each of its nodes, milliseconds of all runs together but the first so many."""
     runs: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in json.loads(file.read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith(_NODE):
             runs[event["args"]["op_name"], event["name"]].append(event["dur"] / 1e3)
     found: dict[str, list[float]] = defaultdict(list)
-    for (operator, _), took in runs.items():
-        found[operator].append(statistics.median(took) * len(took))
+    for (operator, _), every in runs.items():
+        if took := every[before:]:
+            found[operator].append(statistics.median(took) * len(took))
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,29 @@ def _section(report: Report, number: int) -> dict[str, Any]:
         "busy": environment.cpu_busy_share,
         "doubts": report.benchmark.doubts,
         "recipe": _pretty(report.recipe),
+        "again": _bench_command(report),
+        "evaluation_sha256": _evaluation_sha256(report.student),
         "provenance": _pretty(report.provenance),
         "architecture": _pretty(report.bundle.architecture or None),
         "shape": shape,
         "seconds": f"{report.benchmark.seconds:,.0f}",
         "order": " | ".join(" → ".join(turn) for turn in report.benchmark.order),
     }
+
+
+def _bench_command(report: Report) -> str:
+    """What measures the bundle as it was measured; the report does not know its folder."""
+    command = ["compress", "bench", "BUNDLE"]
+    if report.bundle.variant:
+        command += ["--variant", report.bundle.variant]
+    if report.student.threads:
+        command += ["--threads", str(report.student.threads)]
+    return shlex.join([*command, "--rounds", str(report.benchmark.rounds), "--out", "FOLDER"])
+
+
+def _evaluation_sha256(engine: EngineResult) -> str | None:
+    asked = engine.quality or engine.labelling
+    return asked.evaluation_sha256 if asked else None
 
 
 def _own_tokens(report: Report, shape: Shape) -> float:

@@ -9,7 +9,7 @@
     -> {"op": "write", "prefix": ..., "settings": {...}, "max_tokens": 256}         <- {"text": "..."}
     -> {"op": "said", "text": ...}                              <- {"right": 200, "tokens": 400}
     -> {"op": "count", "texts": [...]}                           <- {"tokens": [...] or null}
-    -> {"op": "operators", "texts": [...], "batch": 1, "calls": 20}      <- {"times": [...], "calls": 21}
+    -> {"op": "operators", "texts": [...], "batch": 1, "calls": 20}      <- {"times": [...], "calls": 20}
     -> {"op": "info"}       <- {"engine": ..., "peak_rss_bytes": ..., "load_ms": ..., ...}
     -> {"op": "close"}      (or the end of stdin)
 
@@ -225,15 +225,16 @@ def _batches(engine: Loaded, request: dict[str, Any]) -> list[list[str]]:
 
 
 def _operators(engine: Loaded, request: dict[str, Any]) -> dict[str, Any]:
-    """Time by operator over `calls` calls and the one that was made when the engine was loaded."""
+    """Time by operator over `calls` calls, without the one that was made when the engine was loaded."""
     from codemill.targets.codec import to_json
 
     if engine.profile is None:
         raise ValueError("this engine was not started with --operators")
     batches, calls = _batches(engine, request), request["calls"]
+    engine.profile.begin()
     for call in range(calls):
         engine.encode(batches[call % len(batches)])
-    return {"times": to_json(engine.profile.times(calls + 1)), "calls": calls + 1}
+    return {"times": to_json(engine.profile.times(calls)), "calls": calls}
 
 
 def _warmed_up(

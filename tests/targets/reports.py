@@ -32,7 +32,7 @@ FILES = {
 OPERATORS = Operators(
     8,
     1,
-    21,
+    20,
     (
         OperatorTime("encoder.onnx", "DynamicQuantizeMatMul", 9, 1.9),
         OperatorTime("encoder.onnx", "QAttention", 3, 1.6),

@@ -417,8 +417,28 @@ def test_a_report_of_a_bundle_alone_has_no_ratios(
     report = make_report(alone, title="alone", task="retrieval")
     assert report.baseline is None
     assert report.quality_kept is None
-    page = render([report], tmp_path / "alone.html").read_text()
+    environment = replace(alone.environment, cpu_busy_share=0.5)
+    doubted = replace(alone, environment=environment, doubts=("The clock fell.",))
+    page = render([replace(report, benchmark=doubted)], tmp_path / "alone.html").read_text()
     assert "Ratios are against" not in page
+    assert "1 reason to doubt its times." in page
+    assert "Something else was running" in page
+    assert "trust the ratios" not in page
+
+
+def test_a_page_without_a_recipe_says_how_to_measure_again(report: Report, tmp_path: Path) -> None:
+    bundle = replace(report.bundle, variant="cpu int8")
+    engines = tuple(replace(engine, threads=2) for engine in report.benchmark.engines)
+    benchmark = replace(report.benchmark, engines=engines)
+    again = replace(report, bundle=bundle, benchmark=benchmark, recipe=None, provenance=None)
+    page = render([again], tmp_path / "page.html").read_text()
+    assert "compress run recipe.yaml" not in page
+    command = (
+        "compress bench BUNDLE --variant &#39;cpu int8&#39; --threads 2 --rounds 3 --out FOLDER"
+    )
+    assert command in page
+    assert report.student.quality is not None
+    assert str(report.student.quality.evaluation_sha256) in page
 
 
 def test_a_report_without_a_bundle_or_a_page_without_reports_is_an_error(
