@@ -45,6 +45,8 @@ _FLAGS = (
 _TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 _START_S, _ANSWER_S, _POLL_S = 120.0, 600.0, 10.0
 _MOST_BYTES = 2**28
+_LOOK_S = 0.5
+"""Between two looks at what its processes hold: each takes them some milliseconds."""
 _AT_ONCE = 64
 """Texts, or rows, of one request."""
 _FUNCTIONS = 200
@@ -174,6 +176,7 @@ class Browser:
         named = f"?variant={variant}" if variant else ""
         address = f"http://127.0.0.1:{self._server.server_address[1]}/worker.html{named}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._most_bytes, self._looking, self._closed = 0, threading.Lock(), threading.Event()
         try:
             self._process = subprocess.Popen(
                 [*command, f"--user-data-dir={self._profile.name}", address],
@@ -182,6 +185,7 @@ class Browser:
                 stderr=subprocess.DEVNULL,
             )
             self._answer(_START_S)
+            threading.Thread(target=self._look, daemon=True).start()
         except BaseException:
             self.close()
             raise
@@ -209,7 +213,21 @@ class Browser:
         return found
 
     def memory_bytes(self) -> int:
-        """What Chromium's processes hold now; what they share is counted once, where the system tells (Linux)."""
+        """The most that Chromium's processes were seen to hold, twice a second since the page was ready, and now."""
+        with self._looking:
+            self._most_bytes = max(self._most_bytes, self._held_bytes())
+            return self._most_bytes
+
+    def _look(self) -> None:
+        import psutil
+
+        # a browser that has ended is another's to report
+        with contextlib.suppress(psutil.Error):
+            while not self._closed.wait(_LOOK_S):
+                self.memory_bytes()
+
+    def _held_bytes(self) -> int:
+        """What they hold now; what they share is counted once, where the system tells (Linux)."""
         import psutil
 
         assert self._process is not None
@@ -224,6 +242,7 @@ class Browser:
 
     def close(self) -> None:
         """End the browser and the server."""
+        self._closed.set()
         if self._process is not None:
             self._process.terminate()
             try:

@@ -47,6 +47,9 @@ from codemill.targets.template import template_named
 
 __all__ = ["render"]
 
+_MOST_SEARCHES = 2
+"""So many reports on a page each have their search drawn."""
+
 
 def render(reports: Sequence[Report], out: str | os.PathLike[str]) -> Path:
     """Write the page for `reports` to `out`: one in full, or several side by side, then in full.
@@ -61,14 +64,23 @@ def render(reports: Sequence[Report], out: str | os.PathLike[str]) -> Path:
     page = template_named("report.html.j2").render(
         title=shown[0].title if len(shown) == 1 else f"{shown[0].title}: {len(shown)} reports",
         comparison=_side_by_side(shown) if len(shown) > 1 else None,
-        sections=[_section(report, number) for number, report in enumerate(shown)],
+        sections=[
+            _section(report, number, draws_search=number in _searches_drawn(shown))
+            for number, report in enumerate(shown)
+        ],
     )
     path = Path(out)
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _section(report: Report, number: int) -> dict[str, Any]:
+def _searches_drawn(reports: Sequence[Report]) -> list[int]:
+    """The reports whose search is drawn and listed: of more than two reports, the first that has one."""
+    searched = [number for number, report in enumerate(reports) if report.search]
+    return searched if len(reports) <= _MOST_SEARCHES else searched[:1]
+
+
+def _section(report: Report, number: int, *, draws_search: bool) -> dict[str, Any]:
     """One report, as the template takes it."""
     from codemill.targets import label_plots, plots
 
@@ -124,6 +136,7 @@ def _section(report: Report, number: int) -> dict[str, Any]:
             prefix,
         ),
         "search": search_section(report.search, prefix),
+        "draws_search": draws_search,
         "examples": report.student.quality.examples if report.student.quality else (),
         "environment": list(_environment_rows(report)),
         "busy": environment.cpu_busy_share,

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from codemill.targets.ceiling import Ceiling
 from codemill.targets.classification import Interval
 from codemill.targets.environment import Environment
-from codemill.targets.figures import EngineResult, LabelQuality, Quantity, Source
+from codemill.targets.figures import EngineResult, LabelQuality, Latency, Quantity, Source
 from codemill.targets.layer_cost import parts_of
 from codemill.targets.metrics import Ratio
 from codemill.targets.profile import Shape
@@ -137,11 +138,13 @@ def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row
         yield Row(f"{shape.tokens} tokens, batch {shape.batch}", tuple(cells))
     lengths = sorted({x.tokens for e in engines for x in e.latencies})
     written = " / ".join(map(str, lengths))
-    if any(ceiling_cell(report, e, lengths) for e in engines):
-        yield row(
-            f"of that, its products at the processor's float32 rate, {written} tokens, batch 1",
-            lambda e: ceiling_cell(report, e, lengths),
-        )
+    for name, share in (
+        ("its products at the processor's float32 rate", ceiling_cell),
+        ("its weights read once from memory", memory_share_cell),
+    ):
+        cells = [share(report, e, lengths) for e in engines]
+        if any(cells):
+            yield Row(f"of that, {name}, {written} tokens, batch 1", tuple(cells))
     yield row(f"its own tokens for {written}", lambda e: tokens_cell(e, lengths))
     yield Row("Start, memory, throughput, energy")
     yield row("cold start", lambda e: less(start_cell(e), e, "cold_start"))
@@ -398,26 +401,61 @@ def ceiling_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -
 
     Above 100 % where int8 multiplies faster than float32.
     """
-    ceiling = report.benchmark.environment.ceiling
-    if ceiling is None or engine.name != report.bundle_engine:
+    ceiling = _ceiling_of(report, engine)
+    if ceiling is None:
         return None
     texts = 2 if engine.labelling and engine.labelling.texts == 2 else 1
-    shares = []
+
+    def seconds(x: Latency) -> float | None:
+        parts = parts_of(report.bundle.architecture, x.engine_tokens or x.tokens)
+        if parts is None:
+            return None
+        return texts * sum(part.gflops for part in parts) / ceiling.gemm_gflops
+
+    return _shares_cell(engine, lengths, seconds)
+
+
+def memory_share_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -> Cell | None:
+    """The share of a call's time that reading the variant's files once would take; of the bundle alone.
+
+    All of them: of a table of words a call reads some rows only.
+    """
+    ceiling = _ceiling_of(report, engine)
+    held = sum(size for name, size in report.bundle.files.items() if name not in _NO_WEIGHTS)
+    if ceiling is None or not held:
+        return None
+    return _shares_cell(engine, lengths, lambda _: held / 1e9 / ceiling.read_gb_per_s)
+
+
+_NO_WEIGHTS = ("manifest.json", "tokenizer.json")
+_MOST_SHARE = 4.0
+"""int8 multiplies at most four times as fast as float32: beyond it, the rate or the time is wrong."""
+
+
+def _ceiling_of(report: Report, engine: EngineResult) -> Ceiling | None:
+    """What the bundle's processor can do; None of another engine, or where it runs elsewhere."""
+    elsewhere = engine.provider not in (None, "CPUExecutionProvider")
+    if engine.name != report.bundle_engine or elsewhere:
+        return None
+    return report.benchmark.environment.ceiling
+
+
+def _shares_cell(
+    engine: EngineResult, lengths: Sequence[int], seconds: Callable[[Latency], float | None]
+) -> Cell | None:
+    """`seconds` of each length's call at batch 1, as shares of it; what cannot be is withheld, and why is said."""
+    shares, withheld = [], False
     for tokens in lengths:
         found = [x for x in engine.latencies if (x.tokens, x.batch) == (tokens, 1)]
-        parts = (
-            parts_of(report.bundle.architecture, found[0].engine_tokens or tokens)
-            if found
-            else None
-        )
-        if parts is None:
-            shares.append("?")
-            continue
-        seconds = texts * sum(part.gflops for part in parts) / ceiling.gemm_gflops
-        shares.append(f"{seconds / (found[0].latency_ms_p50 / 1e3):.0%}")
-    if set(shares) <= {"?"}:
+        took = seconds(found[0]) if found else None
+        share = None if took is None else took / (found[0].latency_ms_p50 / 1e3)
+        impossible = share is not None and share > _MOST_SHARE
+        withheld = withheld or impossible
+        shares.append("?" if share is None or impossible else f"{share:.0%}")
+    if set(shares) <= {"?"} and not withheld:
         return None
-    return Cell(" / ".join(shares), source="estimate")
+    small = f"?: above {_MOST_SHARE:.0%}, so the rate or the time is wrong" if withheld else ""
+    return Cell(" / ".join(shares), small, source="estimate")
 
 
 def with_ratio(cell: Cell, ratio: Ratio | None, word: str = "") -> Cell:

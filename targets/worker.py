@@ -74,7 +74,7 @@ class Loaded:
     completer: Completer | None = None
     """of a bundle that completes"""
     memory: Callable[[], int] | None = None
-    """of an engine in other processes: what they hold, in bytes"""
+    """of an engine in other processes: the most they were seen to hold, in bytes"""
     profile: Profile | None = None
     """of a bundle whose operators are timed"""
     close: Callable[[], object] = lambda: None
@@ -132,7 +132,7 @@ def serve(
 
 
 def _held(engine: Loaded) -> int:
-    """The engine's memory: this process's peak, or what those that it runs in hold now."""
+    """The engine's memory: this process's peak, or the most that those it runs in were seen to hold."""
     return peak_rss_bytes() if engine.memory is None else engine.memory()
 
 

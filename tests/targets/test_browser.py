@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,29 @@ def labelling(home: Path, texts: int) -> Path:
     exits = [{**item, "threshold": 0.6} for item in read_manifest(folder).exits]
     update_bundle(folder, exits=exits)
     return folder
+
+
+def test_its_memory_is_the_most_that_was_seen_while_it_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("codemill.targets.browser._LOOK_S", 0.001)
+    page, seen, held = Browser.__new__(Browser), threading.Event(), [5, 9, 7]
+    page._most_bytes, page._looking, page._closed = 0, threading.Lock(), threading.Event()
+
+    def now() -> int:
+        if len(held) == 1:
+            seen.set()
+            return held[0]
+        return held.pop(0)
+
+    monkeypatch.setattr(page, "_held_bytes", now)
+    looks = threading.Thread(target=page._look)
+    looks.start()
+    assert seen.wait(10)
+    page._closed.set()
+    looks.join(10)
+    assert not looks.is_alive()
+    assert page.memory_bytes() == 9
 
 
 @in_browser

@@ -27,8 +27,13 @@ from codemill.targets import (
 )
 from codemill.targets.ceiling import Ceiling
 from codemill.targets.codec import to_json
+from codemill.targets.figures import Latency
+from codemill.targets.layer_cost import parts_of
 from codemill.targets.metrics import Ratio
 from codemill.targets.report import report_schema
+from codemill.targets.tables import Cell, ceiling_cell, memory_share_cell
+
+from . import reports
 
 
 @pytest.fixture
@@ -119,6 +124,34 @@ def test_times_to_be_doubted_and_the_ceiling_are_shown(report: Report, tmp_path:
     assert "Rounds differ." in page
     assert "120 GFLOP/s of float32 products, 11.5 GB/s read, 2 threads" in page
     assert "its products at the processor" in page
+
+
+def test_shares_of_the_ceiling_are_of_the_processor_and_withheld_where_they_cannot_be(
+    report: Report,
+) -> None:
+    def cells(ceiling: Ceiling, provider: str | None) -> list[Cell | None]:
+        environment = replace(report.benchmark.environment, ceiling=ceiling)
+        files = {"variants/cpu/encoder.onnx": 2_000_000, "tokenizer.json": 10**9}
+        bundle = replace(report.bundle, architecture=reports.ENCODER, files=files)
+        x = Latency(8, 1, 8.0, 1.0, 1.0, 1.0, 1000.0, 3, (1.0,))
+        engine = replace(report.student, provider=provider, latencies=(x,))
+        benchmark = replace(report.benchmark, environment=environment)
+        asked = replace(report, bundle=bundle, benchmark=benchmark)
+        return [cell(asked, engine, [8]) for cell in (ceiling_cell, memory_share_cell)]
+
+    gflops = sum(part.gflops for part in parts_of(reports.ENCODER, 8) or ())
+    # 1 ms a call: products of 0.5 ms, and 2 MB at 10 GB/s of 0.2 ms
+    plain = Ceiling(gflops / 0.5e-3, 10.0, 1)
+    products, reading = cells(plain, "CPUExecutionProvider")
+    assert products is not None
+    assert reading is not None
+    assert (products.main, products.small, products.source) == ("50%", "", "estimate")
+    assert (reading.main, reading.small, reading.source) == ("20%", "", "estimate")
+    assert cells(plain, "CUDAExecutionProvider") == [None, None]
+    for cell in cells(Ceiling(gflops / 4.5e-3, 0.4, 1), None):
+        assert cell is not None
+        assert cell.main == "?"
+        assert "above 400%" in cell.small
 
 
 def test_names_in_the_json_carry_their_units(report: Report) -> None:

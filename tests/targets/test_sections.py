@@ -140,6 +140,19 @@ def test_a_full_report_is_read_as_it_was_written_and_fits_the_page(
     assert "compress run recipe.yaml" in page
 
 
+def test_a_page_of_four_reports_stays_below_a_megabyte_and_draws_one_search(
+    result: tuple[BenchmarkResult, list[str]], tmp_path: Path
+) -> None:
+    report = replace(reports.retrieval(result[0]), search=tuple(reports.front(140)))
+    for count, drawn in ((1, 1), (2, 2), (4, 1)):
+        page = render([report] * count, tmp_path / "page.html").read_text(encoding="utf-8")
+        assert page.count("<h2>Architecture search</h2>") == count
+        assert page.count("The front as a table") == drawn
+        assert page.count("only the first search is drawn") == count - drawn
+        assert page.count("Chosen, the large dot") == drawn
+        assert len(page.encode()) < 1_000_000
+
+
 def test_the_bundles_examples_know_the_other_engines_ranks(
     result: tuple[BenchmarkResult, list[str]],
 ) -> None:
