@@ -114,14 +114,8 @@ class Finding:
         def search(_: Encoder) -> list[Hit] | None:
             if newest and self._newest is not mark:
                 return None
-            if not self._indexes:
-                raise refused(
-                    "no folder has an index: reading it was cancelled, or failed as was told; saving a file tries again"
-                )
             hits = [hit for index in self._indexes.values() for hit in index.search(query, top)]
-            # a folder inside another has the same files
-            places = {(hit.path.absolute(), hit.line): hit for hit in hits}
-            return sorted(places.values(), key=lambda hit: -hit.score)[:top]
+            return sorted(hits, key=lambda hit: -hit.score)[:top]
 
         future = self._model.submit(search)
         try:
