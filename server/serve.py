@@ -5,14 +5,12 @@ Everything here runs in one event loop that never waits for a model: these have 
 
 from __future__ import annotations
 
-import os
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote_from_bytes
 
 from lsprotocol import types
 from pygls import uris
@@ -362,7 +360,7 @@ def _register(server: Server) -> None:
         return {
             "hits": [
                 {
-                    "uri": _uri(hit.path),
+                    "uri": uris.from_fs_path(str(hit.path.absolute())),
                     "line": hit.line - 1,
                     "name": hit.qualified_name,
                     "score": hit.score,
@@ -384,15 +382,6 @@ def _open(ls: Server, uri: str) -> Document:
     return document
 
 
-def _uri(path: Path) -> str:
-    """A file's address; of a name that is not UTF-8, of its bytes."""
-    whole = str(path.absolute())
-    try:
-        return uris.from_fs_path(whole) or ""
-    except UnicodeEncodeError:
-        return f"file://{quote_from_bytes(os.fsencode(whole))}"
-
-
 def _symbol(ls: Server, hit: Hit) -> types.SymbolInformation:
     # the score where editors show what a symbol is in
     folder = next((item for item in ls.folders if hit.path.is_relative_to(item)), None)
@@ -401,6 +390,8 @@ def _symbol(ls: Server, hit: Hit) -> types.SymbolInformation:
     return types.SymbolInformation(
         name=hit.qualified_name,
         kind=types.SymbolKind.Method if "." in hit.qualified_name else types.SymbolKind.Function,
-        location=types.Location(_uri(hit.path), types.Range(start, start)),
+        location=types.Location(
+            uris.from_fs_path(str(hit.path.absolute())) or "", types.Range(start, start)
+        ),
         container_name=f"{path.as_posix()} ({hit.score:.2f})",
     )

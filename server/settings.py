@@ -100,12 +100,12 @@ def settings_of(value: object) -> Settings:
             return None
         try:
             found = _Part(name, given)
-            result = read(found)
+            result = read(found) if found.named else None
             found.end()
         except InputError as error:
             problems.append(str(error))
             return None
-        return result if found.named else None
+        return result
 
     return Settings(
         completion=part("completion", _completion),
@@ -122,10 +122,9 @@ class _Part:
         if not isinstance(given, Mapping):
             raise InputError(f"codemill.{name} should be an object, found {given!r}")
         self._name = name
-        # without a bundle it is off; its keys are looked at all the same: `bundel` should not be silent
-        self.named = given.get("bundle") is not None
-        self._left = dict(given) if self.named else {**given, "bundle": "."}
+        self._left = dict(given)
         self._known: list[str] = []
+        self.named = given.get("bundle") is not None
 
     def take(self, key: str, default: T, right: Callable[[object], bool], expected: str) -> T:
         """The value of `key`, or the default where there is none or null."""
@@ -152,7 +151,7 @@ class _Part:
 
     def end(self) -> None:
         """Raises InputError for a key that nobody took."""
-        for key in self._left:
+        for key in self._left if self.named else ():
             raise InputError(
                 f"there is no setting codemill.{self._name}.{key}; there are: {', '.join(self._known)}"
             )
@@ -173,7 +172,7 @@ def _completion(part: _Part) -> Completion:
 def _search(part: _Part) -> Search:
     return Search(
         bundle=part.bundle(),
-        exclude=tuple(part.take("exclude", (), _are_texts, "a list of patterns as in .gitignore")),
+        exclude=tuple(part.take("exclude", (), _are_texts, "a list of names of folders")),
         top=part.whole("top", 20, 1, 1000),
     )
 
