@@ -182,6 +182,7 @@ class Server(LanguageServer):
         }
         progress = self.finding.progress
         found["search"] |= {
+            "problem": self.encoder.reason or self.finding.problem or None,
             "functions": self.finding.functions,
             "indexing": None if progress.ended else [progress.done, progress.total],
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,57 @@ async def test_search_that_is_off_says_which_setting_switches_it_on(editor: Edit
     await editor.begin({})
     with pytest.raises(JsonRpcException, match=r"codemill\.search\.bundle names no bundle"):
         await names(editor, "socket")
+
+
+async def test_an_index_that_was_cancelled_is_no_index_without_hits(
+    editor: Editor, embedding: Path
+) -> None:
+    for number in range(3000):
+        (editor.folder / f"module{number}.py").write_text(f"def f{number}(): return {number}\n")
+    window = types.WindowClientCapabilities(work_done_progress=True)
+    await editor.begin({"search": {"bundle": str(embedding)}}, window=window)
+    while not (reports := editor.client.progress_reports):
+        await asyncio.sleep(0.01)
+    editor.client.window_work_done_progress_cancel(
+        types.WorkDoneProgressCancelParams(next(iter(reports)))
+    )
+    stopped = f"the index of {editor.folder} was stopped, and continues when a file is saved"
+    status = await editor.until(lambda status: status.search.problem)
+    assert (status.search.state, status.search.problem) == ("ready", stopped)
+    for asked in (names, symbols):
+        with pytest.raises(JsonRpcException, match=re.escape(stopped)):
+            await asked(editor, "socket")
+    # nothing that is wrong
+    assert editor.client.messages == []
+    for path in editor.folder.glob("module*.py"):
+        path.unlink()
+    await changed(editor, "module0.py")
+    await editor.until(lambda status: status.search.problem is None)
+    assert len(await names(editor, "socket")) == 2
+
+
+async def test_an_index_that_cannot_be_made_is_the_answer(
+    editor: Editor, embedding: Path, tmp_path: Path
+) -> None:
+    # the cache would be a folder
+    (tmp_path / "cache").write_text("")
+    await editor.begin({"search": {"bundle": str(embedding)}})
+    (shown,) = await editor.shown()
+    with pytest.raises(JsonRpcException) as found:
+        await names(editor, "socket")
+    assert shown == f"codemill.search: {found.value.message}"
+    assert (await editor.status()).search.problem == found.value.message
+
+
+async def test_a_folder_without_an_index_leaves_the_others_hits(
+    editor: Editor, embedding: Path, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    await editor.begin({"search": {"bundle": str(embedding)}})
+    event = types.WorkspaceFoldersChangeEvent([types.WorkspaceFolder(gone.as_uri(), "gone")], [])
+    editor.client.workspace_did_change_workspace_folders(
+        types.DidChangeWorkspaceFoldersParams(event)
+    )
+    status = await editor.until(lambda status: status.search.problem)
+    assert status.search.problem == f"there is no folder {str(gone)!r} to search"
+    assert len(await names(editor, "socket")) == 2
