@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +199,16 @@ async def test_a_folder_without_an_index_leaves_the_others_hits(
     status = await editor.until(lambda status: status.search.problem)
     assert status.search.problem == f"there is no folder {str(gone)!r} to search"
     assert len(await names(editor, "socket")) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+async def test_a_file_whose_name_is_not_utf_8_is_found(editor: Editor, embedding: Path) -> None:
+    folder = os.fsencode(editor.folder)
+    os.rename(folder + b"/sockets.py", folder + b"/s\xf6ckets.py")  # noqa: PTH104
+    uri = editor.folder.as_uri() + "/s%F6ckets.py"
+    await editor.begin({"search": {"bundle": str(embedding)}})
+    found = await editor.request("codemill/find", {"query": "connect a socket"})
+    assert [hit.uri for hit in found.hits] == [uri, editor.uri("parsing.py")]
+    best = (await symbols(editor, "connect a socket"))[0]
+    assert best.location.uri == uri
+    assert (best.container_name or "").startswith("s\ufffdckets.py (")
