@@ -123,7 +123,11 @@ class Finding:
             if not self._indexes:
                 raise refused("; ".join(self._reasons.values()) or "there is no index")
             hits = [hit for index in self._indexes.values() for hit in index.search(query, top)]
-            return sorted(hits, key=lambda hit: -hit.score)[:top]
+            # a folder inside another one gives its hits once more
+            once: dict[tuple[Path, int, str], Hit] = {}
+            for hit in sorted(hits, key=lambda hit: -hit.score):
+                once.setdefault((hit.path.resolve(), hit.line, hit.qualified_name), hit)
+            return list(once.values())[:top]
 
         future = self._model.submit(search)
         try:

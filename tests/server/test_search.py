@@ -121,6 +121,18 @@ async def test_a_second_folder_is_searched_with_the_first(
     assert sorted(await names(editor, "socket")) == ["Client.begin", "load", "times"]
 
 
+async def test_a_folder_inside_another_gives_no_hit_twice(editor: Editor, embedding: Path) -> None:
+    inner = editor.folder / "inner"
+    inner.mkdir()
+    (inner / "matrices.py").write_text("def times(x):\n    return multiply(matrix(x))\n")
+    await editor.begin({"search": {"bundle": str(embedding)}})
+    event = types.WorkspaceFoldersChangeEvent([types.WorkspaceFolder(inner.as_uri(), "inner")], [])
+    editor.client.workspace_did_change_workspace_folders(
+        types.DidChangeWorkspaceFoldersParams(event)
+    )
+    assert sorted(await names(editor, "socket")) == ["Client.begin", "load", "times"]
+
+
 @pytest.mark.parametrize(
     ("params", "said"),
     [
