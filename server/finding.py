@@ -61,12 +61,16 @@ class Finding:
         self._folders: tuple[Path, ...] = ()
         # of the model's thread alone
         self._indexes: dict[Path, Index] = {}
+        self._reasons: dict[Path, str] = {}
         self._stop = threading.Event()
+        self._begun: object = None
         self._timer: asyncio.TimerHandle | None = None
         self._newest: object = None
         self.settings: settings.Search | None = None
         self.progress = Progress(0, 0, ended=True)
         self.functions = 0
+        self.problem = ""
+        """Why folders have no index, or an old one."""
 
     def begin(self, folders: Sequence[Path]) -> None:
         """Other folders, another model or other settings: make the indexes, from what is kept on disk."""
@@ -74,7 +78,9 @@ class Finding:
         self._folders = tuple(folders)
         # an update that runs looks at its own
         self._stop = threading.Event()
-        self._model.submit(lambda _: self._indexes.clear())
+        self._begun = object()
+        self.functions, self.problem = 0, ""
+        self._model.submit(lambda _: self._forget())
         if self.settings is not None:
             self._update()
 
@@ -100,8 +106,8 @@ class Finding:
     async def find(self, query: str, top: int, newest: bool = False) -> list[Hit]:
         """The functions nearest in meaning, of all folders, the best first. newest: of several such, the last counts.
 
-        Raises JsonRpcException where search is off, or an index is not ready in time; CodemillError where there is
-        no model or the query is empty.
+        Raises JsonRpcException where search is off, an index is not ready in time, or no folder has one;
+        CodemillError where there is no model or the query is empty.
         """
         if self.settings is None:
             raise refused("search is off: codemill.search.bundle names no bundle")
@@ -114,8 +120,14 @@ class Finding:
         def search(_: Encoder) -> list[Hit] | None:
             if newest and self._newest is not mark:
                 return None
+            if not self._indexes:
+                raise refused("; ".join(self._reasons.values()) or "there is no index")
             hits = [hit for index in self._indexes.values() for hit in index.search(query, top)]
-            return sorted(hits, key=lambda hit: -hit.score)[:top]
+            # a folder inside another one gives its hits once more
+            once: dict[tuple[Path, int, str], Hit] = {}
+            for hit in sorted(hits, key=lambda hit: -hit.score):
+                once.setdefault((hit.path.resolve(), hit.line, hit.qualified_name), hit)
+            return list(once.values())[:top]
 
         future = self._model.submit(search)
         try:
@@ -128,52 +140,69 @@ class Finding:
 
     def _update(self) -> None:
         """Have the thread bring all indexes up to date."""
-        asked_for, folders, stop = self.settings, self._folders, self._stop
+        asked_for, folders, stop, begun = self.settings, self._folders, self._stop, self._begun
         if asked_for is None or not folders:
             return
         loop = asyncio.get_running_loop()
 
-        def update(model: Encoder) -> tuple[int, list[str]]:
+        def update(model: Encoder) -> tuple[int, list[str], list[str]]:
             # here, in the thread: it brings numpy
             from codemill.runtime import Index
 
-            problems = []
+            failed = []
             for folder in folders:
                 counted = _Counted(
                     stop, lambda progress: in_loop(loop, lambda: self._see(progress))
                 )
                 try:
                     if stop.is_set():
-                        break
+                        raise _Stopped
                     if folder in self._indexes:
                         self._indexes[folder].update(counted)
                     else:
                         self._indexes[folder] = Index.open(
                             folder, model, counted, asked_for.exclude
                         )
+                    self._reasons.pop(folder, None)
                 except _Stopped:
-                    break
-                except CodemillError as error:
+                    self._reasons[folder] = (
+                        f"the index of {folder} was stopped, and continues when a file is saved"
+                    )
+                except Exception as error:
                     self._indexes.pop(folder, None)
-                    problems.append(str(error))
+                    said = str(error)
+                    if not isinstance(error, CodemillError):
+                        said = (
+                            f"the index of {folder} cannot be made: {type(error).__name__}: {error}"
+                        )
+                    self._reasons[folder] = said
+                    failed.append(said)
                 finally:
                     counted.end()
-            return sum(len(index) for index in self._indexes.values()), problems
+            functions = sum(len(index) for index in self._indexes.values())
+            return functions, failed, list(self._reasons.values())
 
         future = self._model.submit(update)
 
         def ended() -> None:
-            if future.cancelled() or stop is not self._stop:
+            # one that was stopped by the user counts, one of other folders or settings does not
+            if future.cancelled() or begun is not self._begun:
                 return
             error = future.exception()
             if error is None:
-                self.functions, problems = future.result()
-                for problem in problems:
+                self.functions, failed, reasons = future.result()
+                self.problem = "; ".join(reasons)
+                for problem in failed:
                     self._tell(f"codemill.search: {problem}")
             elif not isinstance(error, NotLoaded):
-                self._tell(f"codemill.search: the index cannot be made: {error}")
+                self.problem = f"the index cannot be made: {error}"
+                self._tell(f"codemill.search: {self.problem}")
 
         future.add_done_callback(lambda _: in_loop(loop, ended))
+
+    def _forget(self) -> None:
+        self._indexes.clear()
+        self._reasons.clear()
 
     def _busy(self) -> str:
         if self._model.state == "loading":

@@ -5,6 +5,7 @@ pygls tells its log of a request that it cannot read, and leaves the client wait
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from functools import lru_cache
 from typing import Any, BinaryIO
@@ -32,6 +33,10 @@ STATUS = "codemill/status"
 LARGEST_MESSAGE_BYTES = 64 * 2**20
 _LONGEST_HEADER_BYTES = 4096
 _PIECE_BYTES = 2**20
+_NO_REQUEST = b"null"
+_LENGTH = re.compile(rb"content-length[ \t]*:[ \t]*(\d{1,15})[ \t]*\r?\n\Z", re.IGNORECASE)
+"""At the end of a line: a body of which nobody knew the length may come before."""
+_LONGEST_LENGTH_BYTES = 128
 
 
 @attrs.define
@@ -121,19 +126,57 @@ _ANSWERED = "answered"
 
 
 class Input:
-    """stdin, with limits: a longer message is read past, and stands for one that is no request."""
+    """stdin, with limits: a longer message is read past, and stands for one that is no request.
+
+    Headers may have any case, spaces and line ends. One that says no length is answered as no request is, and what
+    follows is read past until a header says one.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self._lost = False
+        # the end of a line that was read in part
+        self._before = b""
+        # of the message that is being handed out; 0: it is none
+        self._length: int | None = None
 
     def readline(self) -> bytes:
-        """A header."""
-        return self._stream.readline(_LONGEST_HEADER_BYTES)
+        """A header as pygls reads it: the length, then an empty line."""
+        if self._length is not None:
+            return b"\r\n"
+        self._length = self._next_length()
+        if self._length is None:
+            return b""
+        return b"Content-Length: %d\r\n" % (self._length or len(_NO_REQUEST))
 
     def read(self, size: int) -> bytes:
         """A body; fewer bytes only at the end."""
+        length, self._length = self._length, None
+        if length == 0:
+            return _NO_REQUEST
         if size <= LARGEST_MESSAGE_BYTES:
             return self._stream.read(size)
         while size > 0 and (piece := self._stream.read(min(size, _PIECE_BYTES))):
             size -= len(piece)
-        return b"null" if size <= 0 else b""
+        return _NO_REQUEST if size <= 0 else b""
+
+    def _next_length(self) -> int | None:
+        """Read headers; the bytes of the body, 0 where it has none or they do not say, None at the end of input."""
+        length: int | None = None
+        begun = False
+        while line := self._stream.readline(_LONGEST_HEADER_BYTES):
+            if not self._before and not line.strip():
+                if length is not None:
+                    self._lost = False
+                    return length
+                if begun and not self._lost:
+                    self._lost = True
+                    return 0
+                continue
+            begun = True
+            line = self._before + line
+            self._before = b"" if line.endswith(b"\n") else line[-_LONGEST_LENGTH_BYTES:]
+            found = _LENGTH.search(line)
+            if found is not None and length is None:
+                length = int(found[1])
+        return None

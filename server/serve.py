@@ -5,12 +5,14 @@ Everything here runs in one event loop that never waits for a model: these have 
 
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_from_bytes
 
 from lsprotocol import types
 from pygls import uris
@@ -182,6 +184,7 @@ class Server(LanguageServer):
         }
         progress = self.finding.progress
         found["search"] |= {
+            "problem": self.encoder.reason or self.finding.problem or None,
             "functions": self.finding.functions,
             "indexing": None if progress.ended else [progress.done, progress.total],
         }
@@ -360,7 +363,7 @@ def _register(server: Server) -> None:
         return {
             "hits": [
                 {
-                    "uri": uris.from_fs_path(str(hit.path.absolute())),
+                    "uri": _uri(hit.path),
                     "line": hit.line - 1,
                     "name": hit.qualified_name,
                     "score": hit.score,
@@ -386,12 +389,21 @@ def _symbol(ls: Server, hit: Hit) -> types.SymbolInformation:
     # the score where editors show what a symbol is in
     folder = next((item for item in ls.folders if hit.path.is_relative_to(item)), None)
     path = hit.path if folder is None else hit.path.relative_to(folder)
+    # a name that is not UTF-8 is no text that every client reads
+    shown = os.fsencode(path.as_posix()).decode("utf-8", "replace")
     start = types.Position(hit.line - 1, 0)
     return types.SymbolInformation(
         name=hit.qualified_name,
         kind=types.SymbolKind.Method if "." in hit.qualified_name else types.SymbolKind.Function,
-        location=types.Location(
-            uris.from_fs_path(str(hit.path.absolute())) or "", types.Range(start, start)
-        ),
-        container_name=f"{path.as_posix()} ({hit.score:.2f})",
+        location=types.Location(_uri(hit.path), types.Range(start, start)),
+        container_name=f"{shown} ({hit.score:.2f})",
     )
+
+
+def _uri(path: Path) -> str:
+    """The address of a file; its name need not be UTF-8."""
+    absolute = path.absolute()
+    try:
+        return uris.from_fs_path(str(absolute)) or ""
+    except UnicodeEncodeError:
+        return "file://" + quote_from_bytes(os.fsencode(absolute))

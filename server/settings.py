@@ -100,12 +100,12 @@ def settings_of(value: object) -> Settings:
             return None
         try:
             found = _Part(name, given)
-            result = read(found) if found.named else None
+            result = read(found)
             found.end()
         except InputError as error:
             problems.append(str(error))
             return None
-        return result
+        return result if found.named else None
 
     return Settings(
         completion=part("completion", _completion),
@@ -151,7 +151,7 @@ class _Part:
 
     def end(self) -> None:
         """Raises InputError for a key that nobody took."""
-        for key in self._left if self.named else ():
+        for key in self._left:
             raise InputError(
                 f"there is no setting codemill.{self._name}.{key}; there are: {', '.join(self._known)}"
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,7 @@ from lsprotocol import types
 from pygls.exceptions import JsonRpcException
 
 from codemill.server.documents import LARGEST_DOCUMENT
-from codemill.server.protocol import LARGEST_MESSAGE_BYTES
+from codemill.server.protocol import LARGEST_MESSAGE_BYTES, Input
 
 from .conftest import SOCKETS, Editor
 
@@ -263,6 +265,66 @@ def test_a_message_that_is_too_long_is_read_past() -> None:
     client.begin()
     client.send(b" " * (LARGEST_MESSAGE_BYTES + 1))
     assert client.answer()["error"]["code"] == -32600
+    client.lives()
+    assert client.end() == (0, b"")
+
+
+def messages(given: bytes) -> list[bytes]:
+    """The bodies that pygls finds in what a client sends."""
+    found, stream = [], Input(io.BytesIO(given))
+    while header := stream.readline():
+        length = re.fullmatch(rb"Content-Length: (\d+)\r\n", header)
+        assert length is not None
+        assert stream.readline() == b"\r\n"
+        found.append(stream.read(int(length[1])))
+    return found
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"Content-Length: 2\r\n\r\n",
+        b"content-length: 2\r\n\r\n",
+        b"Content-Length:2\r\n\r\n",
+        b"CONTENT-LENGTH : \t2 \r\n\r\n",
+        b"Content-Length: 2\n\n",
+        b"Content-Type: x; charset=utf-8\r\nContent-Length: 2\r\n\r\n",
+        b"Content-Length: 2\r\nX-Long: " + b"x" * 9000 + b"\r\n\r\n",
+    ],
+)
+def test_a_header_may_be_written_in_any_way(header: bytes) -> None:
+    assert messages(header + b"{}" + header + b"[]") == [b"{}", b"[]"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"Content-Length: -5\r\n\r\n",
+        b"Content-Length: five\r\n\r\n",
+        b"Content-Length: " + b"9" * 4000 + b"\r\n\r\n",
+        b"Content-Type: x\n\n",
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"{}", b"{\n\n}\r\n", b"x" * 4090, b"x" * 9000])
+def test_a_header_without_a_length_is_no_request_and_the_next_one_is_found(
+    header: bytes, body: bytes
+) -> None:
+    right = b"Content-Length: 2\r\n\r\n[]"
+    assert messages(right + header + body + right + right) == [b"[]", b"null", b"[]", b"[]"]
+
+
+def test_an_empty_message_is_no_request() -> None:
+    assert messages(b"Content-Length: 0\r\n\r\nContent-Length: 2\r\n\r\n[]") == [b"null", b"[]"]
+
+
+def test_a_header_without_a_length_is_answered() -> None:
+    client = Raw()
+    client.begin()
+    assert client.process.stdin is not None
+    client.process.stdin.write(b'Content-Length: -5\r\n\r\n{"id": 5}')
+    client.process.stdin.flush()
+    found = client.answer()
+    assert (found["id"], found["error"]["code"]) == (None, -32600)
     client.lives()
     assert client.end() == (0, b"")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +121,18 @@ async def test_a_second_folder_is_searched_with_the_first(
     assert sorted(await names(editor, "socket")) == ["Client.begin", "load", "times"]
 
 
+async def test_a_folder_inside_another_gives_no_hit_twice(editor: Editor, embedding: Path) -> None:
+    inner = editor.folder / "inner"
+    inner.mkdir()
+    (inner / "matrices.py").write_text("def times(x):\n    return multiply(matrix(x))\n")
+    await editor.begin({"search": {"bundle": str(embedding)}})
+    event = types.WorkspaceFoldersChangeEvent([types.WorkspaceFolder(inner.as_uri(), "inner")], [])
+    editor.client.workspace_did_change_workspace_folders(
+        types.DidChangeWorkspaceFoldersParams(event)
+    )
+    assert sorted(await names(editor, "socket")) == ["Client.begin", "load", "times"]
+
+
 @pytest.mark.parametrize(
     ("params", "said"),
     [
@@ -141,3 +157,70 @@ async def test_search_that_is_off_says_which_setting_switches_it_on(editor: Edit
     await editor.begin({})
     with pytest.raises(JsonRpcException, match=r"codemill\.search\.bundle names no bundle"):
         await names(editor, "socket")
+
+
+async def test_an_index_that_was_cancelled_is_no_index_without_hits(
+    editor: Editor, embedding: Path
+) -> None:
+    for number in range(3000):
+        (editor.folder / f"module{number}.py").write_text(f"def f{number}(): return {number}\n")
+    window = types.WindowClientCapabilities(work_done_progress=True)
+    await editor.begin({"search": {"bundle": str(embedding)}}, window=window)
+    while not (reports := editor.client.progress_reports):
+        await asyncio.sleep(0.01)
+    editor.client.window_work_done_progress_cancel(
+        types.WorkDoneProgressCancelParams(next(iter(reports)))
+    )
+    stopped = f"the index of {editor.folder} was stopped, and continues when a file is saved"
+    status = await editor.until(lambda status: status.search.problem)
+    assert (status.search.state, status.search.problem) == ("ready", stopped)
+    for asked in (names, symbols):
+        with pytest.raises(JsonRpcException, match=re.escape(stopped)):
+            await asked(editor, "socket")
+    # nothing that is wrong
+    assert editor.client.messages == []
+    for path in editor.folder.glob("module*.py"):
+        path.unlink()
+    await changed(editor, "module0.py")
+    await editor.until(lambda status: status.search.problem is None)
+    assert len(await names(editor, "socket")) == 2
+
+
+async def test_an_index_that_cannot_be_made_is_the_answer(
+    editor: Editor, embedding: Path, tmp_path: Path
+) -> None:
+    # the cache would be a folder
+    (tmp_path / "cache").write_text("")
+    await editor.begin({"search": {"bundle": str(embedding)}})
+    (shown,) = await editor.shown()
+    with pytest.raises(JsonRpcException) as found:
+        await names(editor, "socket")
+    assert shown == f"codemill.search: {found.value.message}"
+    assert (await editor.status()).search.problem == found.value.message
+
+
+async def test_a_folder_without_an_index_leaves_the_others_hits(
+    editor: Editor, embedding: Path, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    await editor.begin({"search": {"bundle": str(embedding)}})
+    event = types.WorkspaceFoldersChangeEvent([types.WorkspaceFolder(gone.as_uri(), "gone")], [])
+    editor.client.workspace_did_change_workspace_folders(
+        types.DidChangeWorkspaceFoldersParams(event)
+    )
+    status = await editor.until(lambda status: status.search.problem)
+    assert status.search.problem == f"there is no folder {str(gone)!r} to search"
+    assert len(await names(editor, "socket")) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+async def test_a_file_whose_name_is_not_utf_8_is_found(editor: Editor, embedding: Path) -> None:
+    folder = os.fsencode(editor.folder)
+    os.rename(folder + b"/sockets.py", folder + b"/s\xf6ckets.py")  # noqa: PTH104
+    uri = editor.folder.as_uri() + "/s%F6ckets.py"
+    await editor.begin({"search": {"bundle": str(embedding)}})
+    found = await editor.request("codemill/find", {"query": "connect a socket"})
+    assert [hit.uri for hit in found.hits] == [uri, editor.uri("parsing.py")]
+    best = (await symbols(editor, "connect a socket"))[0]
+    assert best.location.uri == uri
+    assert (best.container_name or "").startswith("s\ufffdckets.py (")

@@ -70,6 +70,11 @@ def test_a_part_without_a_bundle_is_off_whatever_else_it_says() -> None:
             {"search": {"bundle": "x", "tpo": 3}},
             "there is no setting codemill.search.tpo; there are:",
         ),
+        (
+            {"search": {"bundel": "x"}},
+            "there is no setting codemill.search.bundel; there are: bundle,",
+        ),
+        ({"search": {"top": 0}}, "a whole number from 1 to 1000, found 0"),
         ({"search": {"bundle": "x", "top": 0}}, "a whole number from 1 to 1000, found 0"),
         ({"search": {"bundle": "x", "top": True}}, "a whole number from 1 to 1000, found True"),
         ({"search": {"bundle": "x", "exclude": "a"}}, "a list of names of folders, found 'a'"),
