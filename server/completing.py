@@ -76,6 +76,8 @@ class Completing:
         self._newest: dict[str, _Asked] = {}
         self._running: set[_Asked] = set()
         self._tokens = 0
+        # another one for each model
+        self._begun = object()
         self.kept_bytes = 0
         self.settings: settings.Completion | None = None
 
@@ -96,7 +98,8 @@ class Completing:
         self._used.pop(uri, None)
 
     def stop(self) -> None:
-        """Stop whatever runs."""
+        """Stop whatever runs: the model goes, with what it keeps."""
+        self._begun, self.kept_bytes = object(), 0
         for uri in list(self._newest):
             self.changed(uri)
 
@@ -166,12 +169,15 @@ class Completing:
                     pass
             return stream.completion, model.kept_bytes
 
+        begun = self._begun
         future = self._model.submit(run)
         self._running.add(asked)
         try:
             waiting = asyncio.wrap_future(future)
             try:
-                completion, self.kept_bytes = await asyncio.shield(waiting)
+                completion, kept_bytes = await asyncio.shield(waiting)
+                if begun is self._begun:
+                    self.kept_bytes = kept_bytes
             except asyncio.CancelledError:
                 asked.end()
                 # a token later at most; what is still in the queue is dropped

@@ -182,3 +182,15 @@ async def test_typing_is_never_answered_with_what_was_before(editor: Editor, dec
     assert set(codes) <= {0, MODIFIED}
     assert codes.count(0) >= 30
     await editor.lives()
+
+
+async def test_a_model_that_is_gone_keeps_nothing(editor: Editor, decoder: Path) -> None:
+    await editor.begin({"completion": {"bundle": str(decoder)}})
+    await editor.complete(editor.open("new.py", TEXT), 4, 0)
+    assert (await editor.status()).completion.kept_bytes > 0
+    for completion in ({"bundle": str(decoder), "memory_mb": 9}, None):
+        editor.client.workspace_did_change_configuration(
+            types.DidChangeConfigurationParams({"codemill": {"completion": completion}})
+        )
+        status = await editor.until(lambda status: status.completion.state in ("ready", "off"))
+        assert status.completion.kept_bytes == 0
