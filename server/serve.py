@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 _SECTION = "codemill"
-_WATCHED = "**/*.{py,pyw,js,cjs,mjs,jsx,ts,cts,mts,tsx,java,c,h,cc,cpp,cxx,hh,hpp,hxx,go,rs}"
+_WATCHED = (
+    "**/*.{py,pyw,js,cjs,mjs,jsx,ts,cts,mts,tsx,java,c,h,cc,cpp,cxx,c++,hh,hpp,hxx,ipp,go,rs}"
+)
 """Source files: which of them the index reads is the runtime's to know."""
 _MOST_HITS = 1000
 

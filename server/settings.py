@@ -48,7 +48,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Search:
-    """Finding functions by meaning. exclude: names of folders that are left out; top: how many symbols are given."""
+    """Finding functions by meaning. exclude: patterns, as in .gitignore, of what is left out; top: how many symbols are given."""
 
     bundle: Bundle
     exclude: tuple[str, ...] = ()
@@ -172,7 +172,7 @@ def _completion(part: _Part) -> Completion:
 def _search(part: _Part) -> Search:
     return Search(
         bundle=part.bundle(),
-        exclude=tuple(part.take("exclude", (), _are_texts, "a list of names of folders")),
+        exclude=tuple(part.take("exclude", (), _are_texts, "a list of patterns as in .gitignore")),
         top=part.whole("top", 20, 1, 1000),
     )
 

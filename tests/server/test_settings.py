@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from codemill.runtime.languages import _OF_SUFFIX
+from codemill.server.serve import _WATCHED
 from codemill.server.settings import (
     Bundle,
     Completion,
@@ -77,7 +79,7 @@ def test_a_part_without_a_bundle_is_off_whatever_else_it_says() -> None:
         ({"search": {"top": 0}}, "a whole number from 1 to 1000, found 0"),
         ({"search": {"bundle": "x", "top": 0}}, "a whole number from 1 to 1000, found 0"),
         ({"search": {"bundle": "x", "top": True}}, "a whole number from 1 to 1000, found True"),
-        ({"search": {"bundle": "x", "exclude": "a"}}, "a list of names of folders, found 'a'"),
+        ({"search": {"bundle": "x", "exclude": "a"}}, "a list of patterns as in .gitignore, found 'a'"),
         (
             {"completion": {"bundle": "x", "mode": "word"}},
             "should be line, block or none, found 'word'",
@@ -101,3 +103,7 @@ def test_a_wrong_part_is_off_and_the_others_hold() -> None:
     assert found.search is None
     assert found.completion == Completion(Bundle("x"))
     assert len(found.problems) == 1
+
+
+def test_every_file_that_the_index_reads_is_watched() -> None:
+    assert set(_WATCHED.removeprefix("**/*.{").removesuffix("}").split(",")) == set(_OF_SUFFIX)
