@@ -48,7 +48,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Search:
-    """Finding functions by meaning. exclude: patterns, as in .gitignore, of what is left out; top: how many symbols are given."""
+    """Finding functions by meaning. exclude: patterns, as in .gitignore, of what is left out; top: symbols given."""
 
     bundle: Bundle
     exclude: tuple[str, ...] = ()
