@@ -79,7 +79,10 @@ def test_a_part_without_a_bundle_is_off_whatever_else_it_says() -> None:
         ({"search": {"top": 0}}, "a whole number from 1 to 1000, found 0"),
         ({"search": {"bundle": "x", "top": 0}}, "a whole number from 1 to 1000, found 0"),
         ({"search": {"bundle": "x", "top": True}}, "a whole number from 1 to 1000, found True"),
-        ({"search": {"bundle": "x", "exclude": "a"}}, "a list of patterns as in .gitignore, found 'a'"),
+        (
+            {"search": {"bundle": "x", "exclude": "a"}},
+            "a list of patterns as in .gitignore, found 'a'",
+        ),
         (
             {"completion": {"bundle": "x", "mode": "word"}},
             "should be line, block or none, found 'word'",
