@@ -122,12 +122,14 @@ class Finding:
                 return None
             if not self._indexes:
                 raise refused("; ".join(self._reasons.values()) or "there is no index")
-            hits = [hit for index in self._indexes.values() for hit in index.search(query, top)]
-            # a folder inside another one gives its hits once more
-            once: dict[tuple[Path, int, str], Hit] = {}
-            for hit in sorted(hits, key=lambda hit: -hit.score):
-                once.setdefault((hit.path.resolve(), hit.line, hit.qualified_name), hit)
-            return list(once.values())[:top]
+            hits: list[Hit] = []
+            places: set[tuple[Path, int, str]] = set()
+            for index in self._indexes.values():
+                # a folder inside another one gives its hits once more
+                new = [hit for hit in index.search(query, top) if _place(hit) not in places]
+                places.update(map(_place, new))
+                hits += new
+            return sorted(hits, key=lambda hit: -hit.score)[:top]
 
         future = self._model.submit(search)
         try:
@@ -237,3 +239,7 @@ class _Counted:
         """The update has ended, one way or another."""
         if self._told:
             self._tell(Progress(self._last.done, self._last.total, ended=True))
+
+
+def _place(hit: Hit) -> tuple[Path, int, str]:
+    return hit.path.resolve(), hit.line, hit.qualified_name

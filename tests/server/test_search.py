@@ -106,6 +106,13 @@ async def test_folders_that_are_excluded_are_not_searched(editor: Editor, embedd
     assert "made" not in await names(editor, "socket")
 
 
+def also_open(editor: Editor, folder: Path) -> None:
+    added = types.WorkspaceFolder(folder.as_uri(), folder.name)
+    editor.client.workspace_did_change_workspace_folders(
+        types.DidChangeWorkspaceFoldersParams(types.WorkspaceFoldersChangeEvent([added], []))
+    )
+
+
 async def test_a_second_folder_is_searched_with_the_first(
     editor: Editor, embedding: Path, tmp_path: Path
 ) -> None:
@@ -113,10 +120,7 @@ async def test_a_second_folder_is_searched_with_the_first(
     other.mkdir()
     (other / "matrices.py").write_text("def times(x):\n    return multiply(matrix(x))\n")
     await editor.begin({"search": {"bundle": str(embedding)}})
-    event = types.WorkspaceFoldersChangeEvent([types.WorkspaceFolder(other.as_uri(), "other")], [])
-    editor.client.workspace_did_change_workspace_folders(
-        types.DidChangeWorkspaceFoldersParams(event)
-    )
+    also_open(editor, other)
     assert (await names(editor, "multiply a matrix"))[0] == "times"
     assert sorted(await names(editor, "socket")) == ["Client.begin", "load", "times"]
 
@@ -126,11 +130,18 @@ async def test_a_folder_inside_another_gives_no_hit_twice(editor: Editor, embedd
     inner.mkdir()
     (inner / "matrices.py").write_text("def times(x):\n    return multiply(matrix(x))\n")
     await editor.begin({"search": {"bundle": str(embedding)}})
-    event = types.WorkspaceFoldersChangeEvent([types.WorkspaceFolder(inner.as_uri(), "inner")], [])
-    editor.client.workspace_did_change_workspace_folders(
-        types.DidChangeWorkspaceFoldersParams(event)
-    )
+    also_open(editor, inner)
     assert sorted(await names(editor, "socket")) == ["Client.begin", "load", "times"]
+
+
+async def test_two_functions_of_one_name_on_one_line_are_both_found(
+    editor: Editor, embedding: Path
+) -> None:
+    (editor.folder / "small.py").write_text(
+        "class A: f = lambda x: socket(x); f = lambda x: matrix(x)\n"
+    )
+    await editor.begin({"search": {"bundle": str(embedding)}})
+    assert (await names(editor, "socket")).count("A.f") == 2
 
 
 @pytest.mark.parametrize(
