@@ -12,7 +12,12 @@ from typing import Any, BinaryIO
 
 import attrs
 from lsprotocol import types
-from pygls.exceptions import JsonRpcException, JsonRpcInvalidRequest, JsonRpcParseError
+from pygls.exceptions import (
+    JsonRpcException,
+    JsonRpcInvalidRequest,
+    JsonRpcParseError,
+    JsonRpcServerNotInitialized,
+)
 from pygls.protocol import LanguageServerProtocol, lsp_method
 
 from codemill.server.documents import Documents
@@ -108,6 +113,19 @@ class Protocol(LanguageServerProtocol):
                 error.add_note(_ANSWERED)
                 self._send_response(data["id"], error=error.to_response_error())
             raise
+
+    def handle_message(self, message: Any) -> None:
+        """As in pygls; what comes before initialize or after shutdown is refused, and a notification left out."""
+        method, id = getattr(message, "method", None), getattr(message, "id", None)
+        early = self._workspace is None and method not in (types.INITIALIZE, types.EXIT)
+        if method is None or not (early or (self._shutdown and method != types.EXIT)):
+            super().handle_message(message)
+            return
+        if id is not None:
+            error: JsonRpcException = JsonRpcInvalidRequest("the server was shut down")
+            if early:
+                error = JsonRpcServerNotInitialized("the client has not said initialize yet")
+            self._send_response(id, error=error.to_response_error())
 
     def answer_unreadable(self, error: Exception) -> None:
         """Answer a message that was not even a request."""

@@ -329,6 +329,24 @@ def test_a_header_without_a_length_is_answered() -> None:
     assert client.end() == (0, b"")
 
 
+def test_a_request_before_initialize_or_after_shutdown_is_refused() -> None:
+    client = Raw()
+    asked = b'{"jsonrpc":"2.0","id":5,"method":"codemill/status"}'
+    client.send(b'{"jsonrpc":"2.0","method":"initialized","params":{}}')
+    client.send(asked)
+    assert client.answer()["error"]["code"] == -32002
+    client.begin()
+    client.lives()
+    client.send(b'{"jsonrpc":"2.0","id":6,"method":"shutdown"}')
+    assert client.answer()["id"] == 6
+    client.send(asked)
+    found = client.answer()
+    assert (found["id"], found["error"]["code"]) == (5, -32600)
+    client.send(b'{"jsonrpc":"2.0","method":"exit"}')
+    _, said = client.process.communicate()
+    assert (client.process.returncode, said) == (0, b"")
+
+
 @pytest.mark.parametrize("how", ["exit", "end of input"])
 def test_a_client_that_goes_away_ends_the_server(how: str) -> None:
     client = Raw()
