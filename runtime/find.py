@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -187,7 +187,9 @@ class Index:
         finally:
             done_files = self._table.files
             self._table.files = {name: done_files[name] for name in present if name in done_files}
-            self._table.save()
+            # a file that cannot be read is tried each time: nothing new is nothing to write
+            if _facts(self._table.files) != _facts(files):
+                self._table.save()
         if progress is not None:
             progress(len(stale), len(stale))
         return embedded
@@ -329,6 +331,14 @@ def check_query(query: str) -> None:
     """Raise InputError for a query that says nothing."""
     if not query.strip():
         raise InputError("the query is empty; say what the function does")
+
+
+def _facts(files: Mapping[str, File]) -> list[tuple[str, int, int, str, str | None]]:
+    """What tells whether a table of these files is another: their content decides the rest."""
+    return [
+        (name, file.mtime_ns, file.size_bytes, file.sha256, file.problem)
+        for name, file in files.items()
+    ]
 
 
 def _is_current(file: File | None, status: os.stat_result) -> bool:

@@ -202,6 +202,9 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", refused)
         assert Index.open(code, encoder).unreadable == {code / "b.py": "Permission denied"}
+        # it is tried each time, and where nothing is new nothing is written
+        patch.setattr("codemill.runtime.table.Table.save", None)
+        assert Index.open(code, encoder).unreadable == {code / "b.py": "Permission denied"}
     # neither its time nor its size is another
     index = Index.open(code, encoder)
     assert (index.unreadable, "product" in names(index)) == ({}, True)
