@@ -61,11 +61,12 @@ def render(reports: Sequence[Report], out: str | os.PathLike[str]) -> Path:
         raise InputError("a page needs at least one report")
     here = machine_id()
     shown = [r if r.benchmark.environment.machine_id == here else imported(r) for r in reports]
+    drawn = _searches_drawn(shown)
     page = template_named("report.html.j2").render(
         title=shown[0].title if len(shown) == 1 else f"{shown[0].title}: {len(shown)} reports",
         comparison=_side_by_side(shown) if len(shown) > 1 else None,
         sections=[
-            _section(report, number, draws_search=number in _searches_drawn(shown))
+            _section(report, number, draws_search=number in drawn)
             for number, report in enumerate(shown)
         ],
     )
