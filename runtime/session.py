@@ -278,9 +278,8 @@ def choose_variant(manifest: Manifest, providers: tuple[str, ...]) -> str:
     """The name of the best variant that one of `providers` runs.
 
     Accelerators come before the CPU; on the CPU int8 comes first, on an accelerator fp16. An engine (ENGINES) is never
-    chosen: it holds code, and is run only where it is named; nor is what was made
-    for another kind of machine. Raises ProviderError, with what each variant wants and what is here, where none can
-    run.
+    chosen: it holds code, and is run only where it is named; nor is what was made for another kind of machine. Raises
+    ProviderError, with what each variant wants and what is here, where none can run.
     """
     unfit = {name: unlike(item.built_for) for name, item in manifest.variants.items()}
     here = {

@@ -98,7 +98,7 @@ def find_command(
         where = (
             f" is in {' or '.join(map(title_of, languages))}"
             if languages
-            else " stayed to be shown"
+            else " stayed as it was read; ask again"
         )
         click.echo(f"no function below {folder}{where}", err=True)
 

@@ -52,8 +52,7 @@ def derive_decoder(
 
     method: one of DECODER_METHODS, else ValueError; weights-int8 leaves weights that are rounded already, to 8 bits or
     to 4, as they are. capabilities: of the GPUs that TensorRT for RTX builds for. needs: what the variant says that it
-    asks of a machine. Raises ModelError where no variant
-    can be read, and what the engines' builders raise.
+    asks of a machine. Raises ModelError where no variant can be read, and what the engines' builders raise.
     """
     manifest = read_manifest(folder)
     source = manifest.variants[most_exact(manifest)]
