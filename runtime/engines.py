@@ -14,10 +14,13 @@ __all__ = [
     "TENSORRT_PROVIDERS",
     "TENSORRT_RTX",
     "TENSORRT_RTX_PROVIDER",
+    "WEB",
 ]
 
 OPENVINO: Final = "OpenVINO"
 """The library itself; `OpenVINOExecutionProvider` is ONNX Runtime's."""
+WEB: Final = "onnxruntime-web"
+"""In a web page, not in Python."""
 TENSORRT_RTX: Final = "TensorRT-RTX"
 TENSORRT: Final = "TensorRT"
 ENGINES: Final = (TENSORRT_RTX, TENSORRT)

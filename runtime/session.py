@@ -18,7 +18,7 @@ import numpy as np
 
 from codemill.errors import BundleError, ProviderError
 from codemill.runtime.bundle import Manifest, plain
-from codemill.runtime.engines import CUDA, ENGINES, NVIDIA, OPENVINO, TENSORRT_PROVIDERS
+from codemill.runtime.engines import CUDA, ENGINES, NVIDIA, OPENVINO, TENSORRT_PROVIDERS, WEB
 from codemill.runtime.machine import physical_cores, unlike
 from codemill.runtime.nvidia import (
     Tuning,
@@ -55,7 +55,6 @@ _ACCELERATORS = (
     "WebGpuExecutionProvider",
 )
 _CPU = "CPUExecutionProvider"
-_WEB = "onnxruntime-web"
 _CPU_PRECISIONS = ("int8", "int4", "fp32", "bf16", "fp16")
 _PRECISIONS = {_CPU: _CPU_PRECISIONS, OPENVINO: _CPU_PRECISIONS}
 _ACCELERATOR_PRECISIONS = ("fp16", "bf16", "int8", "int4", "fp32")
@@ -320,9 +319,9 @@ def _require(provider: str) -> None:
     here = onnxruntime.get_available_providers()
     if provider in NVIDIA:
         require(provider, here)
-    elif provider == _WEB:
+    elif provider == WEB:
         raise ProviderError(
-            f"a variant for {_WEB} runs in a web page, not in Python: examples/browser is one, and "
+            f"a variant for {WEB} runs in a web page, not in Python: examples/browser is one, and "
             "`compress bench BUNDLE --browser` measures it. Choose another variant"
         )
     elif provider not in here:

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from codemill.errors import CodemillError, InputError, MachineError
+from codemill.runtime.engines import WEB
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ _LOOK_S = 0.5
 _AT_ONCE = 64
 """Texts, or rows, of one request."""
 _FUNCTIONS = 200
-_RUN_THERE = ("CPUExecutionProvider", "onnxruntime-web")
+_RUN_THERE = ("CPUExecutionProvider", WEB)
 _MODULES = ("onnxruntime-web", "@huggingface/tokenizers")
 
 
@@ -320,7 +321,7 @@ def _load(bundle: Path, browser: Browser, variant: str | None) -> Loaded:
     texts = Texts(open_tokenizer(content, str(bundle)), content, manifest.name, manifest.max_tokens)
     details = {
         "max_tokens": manifest.max_tokens,
-        "provider": "onnxruntime-web",
+        "provider": WEB,
         "precision": manifest.variants[variant].precision if variant else None,
         "threads": 1,
     }

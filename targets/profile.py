@@ -28,6 +28,7 @@ from codemill.runtime.engines import (
     TENSORRT,
     TENSORRT_PROVIDERS,
     TENSORRT_RTX,
+    WEB,
 )
 from codemill.runtime.machine import ARCHITECTURES, INSTRUCTION_SETS, NEEDS, SYSTEMS, unlike
 
@@ -80,7 +81,7 @@ OTHERS = {
     OPENVINO: "openvino",
     TENSORRT_RTX: "tensorrt_rtx",
     TENSORRT: "tensorrt",
-    "onnxruntime-web": None,
+    WEB: None,
 }
 """Engines that are not ONNX Runtime's providers, and the Python package of each."""
 

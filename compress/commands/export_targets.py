@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _COMPARED = 500
 """Rows of the evaluation on which a variant is compared with fp32."""
-_BROWSER = "onnxruntime-web"
 
 
 @dataclass(frozen=True)
