@@ -13,6 +13,7 @@ import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -35,6 +36,8 @@ _CHUNK = 1024
 _SAVE_EVERY_S = 30
 # a file written this shortly before it was read may be written again without its time changing
 _SETTLED_AFTER_NS = 2 * 10**9
+# no file's time: one that is read again by the next update (0 is 1970, which archives give their files)
+_AGAIN = -1
 
 Progress = Callable[[int, int], object]
 """Called with (files done, files to do)."""
@@ -262,15 +265,13 @@ class Index:
 
     def _content(self, name: str) -> bytes | None:
         """A file's content; None where it is another by now."""
-        try:
-            content = (self.folder / name).read_bytes()
-        except OSError:
-            return None
         file = self._table.files[name]
-        if hashlib.sha256(content).hexdigest() == file.sha256:
-            return content
+        with suppress(OSError):
+            content = (self.folder / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() == file.sha256:
+                return content
         # an update reads it again whatever its time and size say
-        self._table.files[name] = replace(file, mtime_ns=0)
+        self._table.files[name] = replace(file, mtime_ns=_AGAIN)
         return None
 
     def _read(
@@ -279,7 +280,7 @@ class Index:
         """A file with the functions that are to be embedded; with its rows and none where it is known."""
         settled = time.time_ns() - status.st_mtime_ns > _SETTLED_AFTER_NS
         file = File(
-            mtime_ns=status.st_mtime_ns if settled else 0,
+            mtime_ns=status.st_mtime_ns if settled else _AGAIN,
             size_bytes=status.st_size,
             sha256="",
             names=[],
@@ -302,7 +303,7 @@ class Index:
             functions, problem = reading.functions, reading.problem
         except OSError as error:
             # what kept it from being read changes neither its time nor its size: it is tried again
-            file, problem = replace(file, mtime_ns=0), error.strerror or str(error)
+            file, problem = replace(file, mtime_ns=_AGAIN), error.strerror or str(error)
         except ValueError as error:
             problem = str(error)
         spans = [(item.function.line, item.start, item.end) for item in functions]

@@ -222,6 +222,32 @@ def test_a_file_that_changed_with_its_time_and_size_is_read_again_where_it_is_fo
     assert "tcudorp" in names(Index.open(code, encoder))
 
 
+def test_the_next_best_come_where_a_file_can_be_read_no_more(
+    code: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = Index.open(code, encoder)
+    best = index.search("multiply a matrix", top=1)[0]
+    whole = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path == best.path:
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    (hit,) = index.search("multiply a matrix", top=1)
+    assert hit.path != best.path
+    assert index.unreadable == {best.path: "Permission denied"}
+
+
+def test_a_file_of_1970_that_changed_is_read_again(code: Path, encoder: Counting) -> None:
+    os.utime(code / "b.py", ns=(0, 0))
+    index = Index.open(code, encoder)
+    (code / "b.py").write_text((code / "b.py").read_text().replace("product", "tcudorp"))
+    os.utime(code / "b.py", ns=(0, 0))
+    assert "tcudorp" in names(index)
+
+
 @pytest.mark.parametrize("damage", ["table", "matrix", "matrix gone", "rows", "other"])
 def test_an_index_that_was_damaged_is_built_again(
     code: Path, encoder: Counting, cache: Path, damage: str
