@@ -34,7 +34,7 @@ _CLASSES = {
 }
 _SECTION = re.compile(r"\s*\[\s*core\s*\]", re.IGNORECASE)
 _EXCLUDES_FILE = re.compile(r"\s*excludesfile\s*=(.*)", re.IGNORECASE)
-_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"|([^"#;])')
+_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"|((?:\\.|[^"#;\\]))')
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class Ignored:
 
     def with_file(self, path: Path) -> Ignored:
         """With the patterns of this folder's .gitignore."""
-        patterns = Patterns(_lines(path))
+        # git follows links to its settings, and not to a .gitignore
+        patterns = Patterns(_lines(path, follow=False))
         return Ignored(self.place, (*self.levels, (self.place, patterns))) if patterns else self
 
     def of_work_tree(self, git: Path) -> Ignored:
@@ -189,7 +190,7 @@ def _value(text: str) -> str:
     found, at, kept = "", 0, 0
     text = text.strip()
     while (part := _VALUE.match(text, at)) is not None:
-        found += part[2] if part[1] is None else re.sub(r"\\(.)", r"\1", part[1])
+        found += re.sub(r"\\(.)", r"\1", part[1] or part[2] or "")
         # blanks count where something follows them, or quotes hold them
         kept = len(found) if part[1] is not None or not part[2].isspace() else kept
         at = part.end()
@@ -204,10 +205,14 @@ def _expanded(path: str) -> Path | None:
         return None
 
 
-def _lines(path: Path) -> list[str]:
-    """Lines of a small text file; none where it cannot be read. Links are not followed, as git does not."""
+def _lines(path: Path, follow: bool = True) -> list[str]:
+    """Lines of a small text file; none where it cannot be read, or is a link that is not to be followed."""
     try:
-        if not path.is_file() or path.is_symlink() or path.stat().st_size > _LARGEST_BYTES:
+        if (
+            not path.is_file()
+            or (path.is_symlink() and not follow)
+            or path.stat().st_size > _LARGEST_BYTES
+        ):
             return []
         content = path.read_bytes()
     except OSError:

@@ -145,6 +145,7 @@ def test_the_users_excludes_file_holds_everywhere(tmp_path: Path, own_settings: 
         '[core]\n\texcludesfile = "{at}" ; mine\n',
         "[core] excludesfile = {at}\n",
         "[core]\n\texcludesfile={at}  \n",
+        "[core]\n\texcludesfile = {odd}\n",
         "[core]\n\texcludesfile = ~nosuchuser/x\n",
     ],
 )
@@ -153,7 +154,10 @@ def test_the_users_excludes_file_is_named_as_git_reads_it(
 ) -> None:
     folder = repository(tmp_path / "r", {"a.py": "", "mine.py": ""})
     (tmp_path / "excludes").write_text("mine.py\n")
-    own_settings.write_text(text.format(at=tmp_path / "excludes"))
+    (tmp_path / 'ex"cludes').symlink_to(tmp_path / "excludes")
+    # what is meant to be a quote, in a file that is a link
+    odd = str(tmp_path / 'ex"cludes').replace('"', '\\"')
+    own_settings.write_text(text.format(at=tmp_path / "excludes", odd=odd))
     expected = {"a.py", "mine.py"} if "nosuchuser" in text else {"a.py"}
     assert ours(folder) == expected
     if "nosuchuser" not in text:
