@@ -115,14 +115,21 @@ class Protocol(LanguageServerProtocol):
             raise
 
     def handle_message(self, message: Any) -> None:
-        """As in pygls; what comes before initialize or after shutdown is refused, and a notification left out."""
+        """As in pygls; what comes before initialize, a second one, and what comes after shutdown are refused.
+
+        Of notifications nothing is said.
+        """
         method, id = getattr(message, "method", None), getattr(message, "id", None)
         early = self._workspace is None and method not in (types.INITIALIZE, types.EXIT)
-        if method is None or not (early or (self._shutdown and method != types.EXIT)):
+        late = self._shutdown and method != types.EXIT
+        again = self._workspace is not None and method == types.INITIALIZE
+        if method is None or not (early or late or again):
             super().handle_message(message)
             return
         if id is not None:
-            error: JsonRpcException = JsonRpcInvalidRequest("the server was shut down")
+            error: JsonRpcException = JsonRpcInvalidRequest(
+                "the server was shut down" if late else "initialize was said before"
+            )
             if early:
                 error = JsonRpcServerNotInitialized("the client has not said initialize yet")
             self._send_response(id, error=error.to_response_error())
@@ -194,7 +201,8 @@ class Input:
             begun = True
             line = self._before + line
             self._before = b"" if line.endswith(b"\n") else line[-_LONGEST_LENGTH_BYTES:]
-            found = _LENGTH.search(line)
+            # a body of which nobody knew the length may come before on its line
+            found = (_LENGTH.search if self._lost else _LENGTH.match)(line)
             if found is not None and length is None:
                 length = int(found[1])
         return None

@@ -289,6 +289,7 @@ def messages(given: bytes) -> list[bytes]:
         b"CONTENT-LENGTH : \t2 \r\n\r\n",
         b"Content-Length: 2\n\n",
         b"Content-Type: x; charset=utf-8\r\nContent-Length: 2\r\n\r\n",
+        b"X-Content-Length: 7\r\nContent-Length: 2\r\n\r\n",
         b"Content-Length: 2\r\nX-Long: " + b"x" * 9000 + b"\r\n\r\n",
     ],
 )
@@ -337,6 +338,9 @@ def test_a_request_before_initialize_or_after_shutdown_is_refused() -> None:
     assert client.answer()["error"]["code"] == -32002
     client.begin()
     client.lives()
+    client.send(b'{"jsonrpc":"2.0","id":7,"method":"initialize","params":{"capabilities":{}}}')
+    again = client.answer()
+    assert (again["id"], again["error"]["code"]) == (7, -32600)
     client.send(b'{"jsonrpc":"2.0","id":6,"method":"shutdown"}')
     assert client.answer()["id"] == 6
     client.send(asked)
