@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from codemill.errors import CodemillError, InputError, MachineError
 from codemill.runtime.engines import WEB
+from codemill.runtime.machine import NEEDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -293,7 +294,12 @@ def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
     server.server_close()
     manifest = read_manifest(bundle)
     if variant is None:
-        there = [name for name, item in manifest.variants.items() if item.provider in _RUN_THERE]
+        there = [
+            name
+            for name, item in manifest.variants.items()
+            # as in the page, which does not know what machine it is on
+            if item.provider in _RUN_THERE and not any(item.built_for.get(key) for key in NEEDS)
+        ]
         # where there is none, what is said of the first
         variant = next(iter(there or manifest.variants))
     provider = manifest.variant(variant).provider

@@ -70,8 +70,16 @@ async function checked(record, path, read) {
   return content;
 }
 
+// Whether a variant is for this kind of machine; a page does not know its own.
+function fits({ built_for: asked = {} }) {
+  const names = { linux: "linux", win32: "windows", darwin: "macos", x64: "x86_64", arm64: "arm64" };
+  const { platform, arch } = globalThis.process ?? {};
+  const has = (list, name) => !list?.length || list.includes(names[name]);
+  return has(asked.systems, platform) && has(asked.architectures, arch);
+}
+
 function chooseVariant(manifest, providers) {
-  const runs = Object.entries(manifest.variants).filter(([, item]) => providers.includes(item.provider));
+  const runs = Object.entries(manifest.variants).filter(([, item]) => providers.includes(item.provider) && fits(item));
   if (!runs.length) {
     const wants = Object.entries(manifest.variants).map(([name, item]) => `${name} (${item.provider})`);
     throw new Error(`no variant of ${manifest.name} runs here. It has: ${wants.join(", ")}; here: ${providers.join(", ")}`);
