@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codemill.errors import InputError
+from codemill.runtime.engines import WEB
 from codemill.targets.analysis_page import analysis_section
 from codemill.targets.cost_section import cost_section
 from codemill.targets.drawing import GLYPHS, Drawing
@@ -160,6 +161,8 @@ def _bench_command(report: Report) -> str:
         command += ["--variant", report.bundle.variant]
     if report.student.threads:
         command += ["--threads", str(report.student.threads)]
+    if any(engine.provider == WEB for engine in report.benchmark.engines):
+        command += ["--browser", "PAGES"]
     return shlex.join([*command, "--rounds", str(report.benchmark.rounds), "--out", "FOLDER"])
 
 
