@@ -150,7 +150,10 @@ def chosen(tried: Sequence[Tried], reference: str | None = None) -> Tried | None
     best = max(small, key=lambda item: (item.quality, item.times_faster, -item.size_bytes))
     # what is refused for another reason than being worse dominates nothing
     better = [item for item in others if item.dominates(best)]
-    return max(better, key=lambda item: item.times_faster) if better else best
+    # of those as fast, one may dominate another
+    return max(
+        better, key=lambda item: (item.times_faster, item.quality, -item.size_bytes), default=best
+    )
 
 
 def _quality(result: BenchmarkResult, name: str) -> float:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codemill.compress.architecture import Architecture
@@ -126,6 +126,13 @@ def test_of_those_that_speed_does_not_tell_apart_the_smallest_ships_then_the_mos
         min_size=1,
         max_size=6,
     )
+)
+@example(
+    [
+        one("a", 1, 0.1, 1.5, 0.5, 1.0),
+        one("b", 1, 0.1, 1.0, 0.5, 2.0),
+        one("c", 1, 0.2, 1.5, 0.5, 1.0),
+    ]
 )
 def test_whatever_ships_is_dominated_by_nothing_that_may_ship(rows: list[Tried]) -> None:
     best = chosen(rows)
