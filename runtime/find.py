@@ -105,11 +105,10 @@ class Index:
                 f"the folder {os.fspath(folder)!r} cannot be looked into: {error.strerror or error}"
             ) from error
         if not there:
-            if root.exists():
-                raise DataError(
-                    f"{os.fspath(folder)!r} is a file; a folder is searched, such as {os.fspath(root.parent)!r}"
-                )
-            raise DataError(f"there is no folder {os.fspath(folder)!r} to search")
+            why = (
+                f": it is a file; its folder is {os.fspath(root.parent)!r}" if root.exists() else ""
+            )
+            raise DataError(f"there is no folder {os.fspath(folder)!r} to search{why}")
         without = frozenset(exclude)
         # the version stands for how functions are read: another reading is another index
         key = "\0".join(
