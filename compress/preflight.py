@@ -172,15 +172,15 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
     from codemill.compress.models.fewer_tokens import DecoderTokens
     from codemill.compress.stages.complete.labels import after_of, learns, open_decoder_of
 
-    with open_decoder_of(recipe.model) as model:
-        shape = model.weights.shape
-        if recipe.complete.vocab_size is not None:
-            # a tokenizer of another kind, or a number that does not hold its bytes, is said now
-            try:
-                tokens = DecoderTokens(model.tokenizer_json, model.prompting, [])
-                tokens.at(min(recipe.complete.vocab_size, tokens.most))
-            except ModelError as error:
-                raise RecipeError(f"complete.vocab_size: {error}") from error
+    model = open_decoder_of(recipe.model)
+    shape = model.weights.shape
+    if recipe.complete.vocab_size is not None:
+        # a tokenizer of another kind, or a number that does not hold its bytes, is said now
+        try:
+            tokens = DecoderTokens(model.tokenizer_json, model.prompting, [])
+            tokens.at(min(recipe.complete.vocab_size, tokens.most))
+        except ModelError as error:
+            raise RecipeError(f"complete.vocab_size: {error}") from error
     products = 2 * (shape.query_size + shape.kv_size) + (2 + shape.gated) * shape.intermediate_size
     tables = (1 if shape.tied else 2) * shape.vocab_size
     parameters = shape.width * (tables + shape.layers * products)

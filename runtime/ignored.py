@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codemill.runtime.git_settings import small_lines, users_excludes_file
+
 __all__ = ["Ignored", "Patterns"]
 
-_LARGEST_BYTES = 2**20
 _CASE = re.ASCII | (re.IGNORECASE if sys.platform in ("win32", "darwin") else re.NOFLAG)
 _CLASSES = {
     "alpha": "a-zA-Z",
@@ -32,9 +33,6 @@ _CLASSES = {
     "print": r"\x20-\x7e",
     "graph": r"\x21-\x7e",
 }
-_SECTION = re.compile(r"\s*\[\s*core\s*\]", re.IGNORECASE)
-_EXCLUDES_FILE = re.compile(r"\s*excludesfile\s*=(.*)", re.IGNORECASE)
-_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"|((?:\\.|[^"#;\\]))')
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Ignored:
     def with_file(self, path: Path) -> Ignored:
         """With the patterns of this folder's .gitignore."""
         # git follows links to its settings, and not to a .gitignore
-        patterns = Patterns(_lines(path, follow=False))
+        patterns = Patterns(small_lines(path, follow=False))
         return Ignored(self.place, (*self.levels, (self.place, patterns))) if patterns else self
 
     def of_work_tree(self, git: Path) -> Ignored:
@@ -133,10 +131,10 @@ class Ignored:
 
 def _outermost(git: Path | None) -> tuple[tuple[str, Patterns], ...]:
     """The rules of the user, and of a work tree, that are in no .gitignore."""
-    sources = [_users_file()]
+    sources = [users_excludes_file()]
     if git is not None:
         sources.append(_common(git) / "info/exclude")
-    read = [Patterns(_lines(path)) for path in sources if path is not None]
+    read = [Patterns(small_lines(path)) for path in sources if path is not None]
     return tuple(("", patterns) for patterns in read if patterns)
 
 
@@ -159,66 +157,7 @@ def _common(git: Path) -> Path:
 
 
 def _first_line(path: Path) -> str:
-    return next(iter(_lines(path)), "")
-
-
-def _users_file() -> Path | None:
-    """The file that `core.excludesFile` names, by default git/ignore in the user's configuration."""
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return None
-    settings = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "git"
-    chosen = os.environ.get("GIT_CONFIG_GLOBAL")
-    found: Path | None = settings / "ignore"
-    for path in (
-        [Path(chosen)] if chosen is not None else [settings / "config", home / ".gitconfig"]
-    ):
-        in_core = False
-        for line in _lines(path):
-            if line.lstrip().startswith("["):
-                in_core = _SECTION.match(line) is not None
-                # a setting may stand on the line of its section
-                line = line.partition("]")[2]
-            if in_core and (named := _EXCLUDES_FILE.match(line)):
-                found = _expanded(_value(named[1]))
-    return found
-
-
-def _value(text: str) -> str:
-    """What is set in a line of git's settings: quotes hold `#` and `;`, which begin a comment elsewhere."""
-    found, at, kept = "", 0, 0
-    text = text.strip()
-    while (part := _VALUE.match(text, at)) is not None:
-        found += re.sub(r"\\(.)", r"\1", part[1] or part[2] or "")
-        # blanks count where something follows them, or quotes hold them
-        kept = len(found) if part[1] is not None or not part[2].isspace() else kept
-        at = part.end()
-    return found[:kept]
-
-
-def _expanded(path: str) -> Path | None:
-    try:
-        return Path(path).expanduser() if path else None
-    except RuntimeError:
-        # `~somebody` who is not there
-        return None
-
-
-def _lines(path: Path, follow: bool = True) -> list[str]:
-    """Lines of a small text file; none where it cannot be read, or is a link that is not to be followed."""
-    try:
-        if (
-            not path.is_file()
-            or (path.is_symlink() and not follow)
-            or path.stat().st_size > _LARGEST_BYTES
-        ):
-            return []
-        content = path.read_bytes()
-    except OSError:
-        return []
-    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    return [line.removesuffix("\r") for line in text.split("\n")]
+    return next(iter(small_lines(path)), "")
 
 
 def _as_bytes(text: str) -> str:

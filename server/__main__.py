@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # the protocol's hundreds of classes are there to stay: looking for garbage among them takes a tenth of their import
     gc.disable()
     try:
+        # what is received and sent is told of with all that is in it
+        if not asked.verbose:
+            from codemill.server.types_quickly import import_types
+
+            import_types()
         import pygls.lsp.server  # noqa: F401
     except ImportError:
         print("error: codemill-lsp needs pygls: pip install 'codemill[lsp]'", file=sys.stderr)

@@ -5,6 +5,7 @@ Every figure becomes a `Cell` with its source; how cells are laid out is report.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -412,19 +413,24 @@ def ceiling_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -
             return None
         return texts * sum(part.gflops for part in parts) / ceiling.gemm_gflops
 
-    return _shares_cell(engine, lengths, seconds)
+    cell = _shares_cell(engine, lengths, seconds, most=_MOST_SHARE)
+    leaves = engine.labelling is not None and len(engine.labelling.layers_used) > 1
+    return _noted(cell, leaves, "of all layers; a text that leaves at an exit takes fewer")
 
 
 def memory_share_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -> Cell | None:
     """The share of a call's time that reading the variant's files once would take; of the bundle alone.
 
-    All of them: of a table of words a call reads some rows only.
+    All of them: of a table of words a call reads some rows only. Above 100 % where the processor's cache keeps them.
     """
     ceiling = _ceiling_of(report, engine)
     held = sum(size for name, size in report.bundle.files.items() if name not in _NO_WEIGHTS)
     if ceiling is None or not held:
         return None
-    return _shares_cell(engine, lengths, lambda _: held / 1e9 / ceiling.read_gb_per_s)
+    took = held / 1e9 / ceiling.read_gb_per_s
+    cell = _shares_cell(engine, lengths, lambda _: took)
+    kept = any(x.batch == 1 and x.latency_ms_p50 / 1e3 < took for x in engine.latencies)
+    return _noted(cell, kept, "above 100%: the processor's cache keeps them")
 
 
 _NO_WEIGHTS = ("manifest.json", "tokenizer.json")
@@ -441,21 +447,31 @@ def _ceiling_of(report: Report, engine: EngineResult) -> Ceiling | None:
 
 
 def _shares_cell(
-    engine: EngineResult, lengths: Sequence[int], seconds: Callable[[Latency], float | None]
+    engine: EngineResult,
+    lengths: Sequence[int],
+    seconds: Callable[[Latency], float | None],
+    most: float = math.inf,
 ) -> Cell | None:
-    """`seconds` of each length's call at batch 1, as shares of it; what cannot be is withheld, and why is said."""
+    """`seconds` of each length's call at batch 1, as shares of it; one above `most` is withheld, and why is said."""
     shares, withheld = [], False
     for tokens in lengths:
         found = [x for x in engine.latencies if (x.tokens, x.batch) == (tokens, 1)]
         took = seconds(found[0]) if found else None
         share = None if took is None else took / (found[0].latency_ms_p50 / 1e3)
-        impossible = share is not None and share > _MOST_SHARE
+        impossible = share is not None and share > most
         withheld = withheld or impossible
         shares.append("?" if share is None or impossible else f"{share:.0%}")
     if set(shares) <= {"?"} and not withheld:
         return None
-    small = f"?: above {_MOST_SHARE:.0%}, so the rate or the time is wrong" if withheld else ""
+    small = f"?: above {most:.0%}, so the rate or the time is wrong" if withheld else ""
     return Cell(" / ".join(shares), small, source="estimate")
+
+
+def _noted(cell: Cell | None, holds: bool, note: str) -> Cell | None:
+    """`cell` with a note, where it holds."""
+    if cell is None or not holds:
+        return cell
+    return replace(cell, small="; ".join(filter(None, (cell.small, note))))
 
 
 def with_ratio(cell: Cell, ratio: Ratio | None, word: str = "") -> Cell:

@@ -41,12 +41,19 @@ _MODULES = {
     "cache": "cache",
 }
 
+_CONTINUE = ("run", "search", "profile", "estimate", "telly", "find")
+"""Keep what is finished as they go."""
+
 
 @dataclass
 class Options:
-    """Options of every command. `codemill.cli` hands one in and reads it when a command fails."""
+    """Options of every command. `codemill.cli` hands one in and reads it when a command fails.
+
+    continues: whether the command goes on, given again, where it was interrupted.
+    """
 
     debug: bool = False
+    continues: bool = False
 
 
 class _LazyGroup(click.Group):
@@ -80,4 +87,5 @@ def compress(ctx: click.Context, debug: bool) -> None:
 
     `compress run code-search` makes a bundle from what is on this machine.
     """
-    ctx.ensure_object(Options).debug = debug
+    options = ctx.ensure_object(Options)
+    options.debug, options.continues = debug, ctx.invoked_subcommand in _CONTINUE

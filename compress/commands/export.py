@@ -93,6 +93,14 @@ _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
     "validation.jsonl.gz; without one activations are seen on code that is installed here, and only decoders are "
     "compared, on such code]",
 )
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 1),
+    default=0.02,
+    show_default=True,
+    help="With --target: share of fp32's quality (MRR, accuracy, next tokens right) that a variant which runs here may "
+    "lose; one that loses more is refused.",
+)
 @click.option("--name", help="The bundle's name. [default: the model's]")
 @click.option("--license", "licence", help="Licence of the weights, as an SPDX id.")
 @json_option
@@ -109,6 +117,7 @@ def export_command(
     rounding_loss: str | None,
     targets: tuple[str, ...],
     evaluation: Path | None,
+    max_loss: float,
     name: str | None,
     licence: str | None,
     as_json: bool,
@@ -138,10 +147,14 @@ def export_command(
                     f"--{option} is of a model: {model} is a bundle, whose {option} stays as it is"
                 )
         asked = task if "task" in given else None
-        export_targets(model, targets, target, evaluation, chosen, asked, licence, as_json)
+        export_targets(
+            model, targets, target, evaluation, chosen, asked, licence, max_loss, as_json
+        )
         return
     if evaluation is not None:
         raise click.UsageError("--evaluation goes with --target")
+    if "max_loss" in _given(click.get_current_context()):
+        raise click.UsageError("--max-loss goes with --target")
     rounds = task == "complete" and precision in (None, "int4")
     for option, value in (("--calibration", calibration), ("--rounding-loss", rounding_loss)):
         if value is not None and not rounds:
@@ -188,16 +201,31 @@ def export_command(
     click.echo(table([*rows, ("digest", digest)]))
 
 
-_WITH_TARGETS = {"model", "targets", "out", "evaluation", "as_json", "name", "licence", "task"}
+_WITH_TARGETS = {
+    "model",
+    "targets",
+    "out",
+    "evaluation",
+    "max_loss",
+    "as_json",
+    "name",
+    "licence",
+    "task",
+}
 
 
-def _given_beside(context: click.Context) -> set[str]:
-    """The options that were given; UsageError for one that does not go with --target."""
-    given = {
+def _given(context: click.Context) -> set[str]:
+    """The options that were given on the command line."""
+    return {
         option
         for option in context.params
         if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
     }
+
+
+def _given_beside(context: click.Context) -> set[str]:
+    """The options that were given; UsageError for one that does not go with --target."""
+    given = _given(context)
     for option in sorted(given - _WITH_TARGETS):
         raise click.UsageError(f"--{option.replace('_', '-')} does not go with --target")
     if context.params["task"] == "complete":
@@ -311,45 +339,45 @@ def _export_decoder(
         if calibration == _NONE
         else pieces_from(calibration, 2 * _PIECES, _PIECE_TOKENS * _CHARACTERS)
     )
-    with open_causal(resolve_decoder(model)) as opened:
-        positions = opened.weights.shape.max_tokens
-        longest = min(positions, _MOST_CONTEXT) if max_tokens is None else max_tokens
-        if longest > positions:
-            raise InputError(f"--max-tokens {longest}: {model} takes {positions} tokens at most")
-        if longest < _LEAST_CONTEXT:
-            raise InputError(
-                f"--max-tokens {longest}: prompt and completion together take {_LEAST_CONTEXT} at least"
-            )
-        text = _tokenizer(tokenizer, opened.tokenizer_json)
-        most = min(_PIECE_TOKENS, positions)
-        pieces = pieces_of(code, text, most, opened.prompting.begin)
-        enough = 2 if rounding_loss is not None else 1
-        if calibration != _NONE and len(pieces) < enough:
-            raise InputError(
-                f"--calibration {calibration}: {len(pieces)} files of code are long enough, {enough} or more are "
-                "needed; name more code, or --calibration none"
-            )
-        with shown_stage("rounding" if pieces else "writing") as report:
-            rounding = round_decoder(
-                opened.weights,
-                PRECISIONS[precision],
-                pieces[::2],
-                pieces[1::2],
-                rounding_loss,
-                block,
-                folder.parent,
-                report=report,
-            )
-            write_completion(
-                opened.weights,
-                folder,
-                name=name,
-                tokenizer_json=text,
-                prompting=opened.prompting,
-                max_tokens=longest,
-                precisions=(precision,),
-                roundings={precision: rounding},
-            )
+    opened = open_causal(resolve_decoder(model))
+    positions = opened.weights.shape.max_tokens
+    longest = min(positions, _MOST_CONTEXT) if max_tokens is None else max_tokens
+    if longest > positions:
+        raise InputError(f"--max-tokens {longest}: {model} takes {positions} tokens at most")
+    if longest < _LEAST_CONTEXT:
+        raise InputError(
+            f"--max-tokens {longest}: prompt and completion together take {_LEAST_CONTEXT} at least"
+        )
+    text = _tokenizer(tokenizer, opened.tokenizer_json)
+    most = min(_PIECE_TOKENS, positions)
+    pieces = pieces_of(code, text, most, opened.prompting.begin)
+    enough = 2 if rounding_loss is not None else 1
+    if calibration != _NONE and len(pieces) < enough:
+        raise InputError(
+            f"--calibration {calibration}: {len(pieces)} files of code are long enough, {enough} or more are "
+            "needed; name more code, or --calibration none"
+        )
+    with shown_stage("rounding" if pieces else "writing") as report:
+        rounding = round_decoder(
+            opened.weights,
+            PRECISIONS[precision],
+            pieces[::2],
+            pieces[1::2],
+            rounding_loss,
+            block,
+            folder.parent,
+            report=report,
+        )
+        write_completion(
+            opened.weights,
+            folder,
+            name=name,
+            tokenizer_json=text,
+            prompting=opened.prompting,
+            max_tokens=longest,
+            precisions=(precision,),
+            roundings={precision: rounding},
+        )
     # what only ONNX Runtime knows, of head sizes and the like, is better said now than in an app
     with load_completer(folder) as made:
         made.complete("def ", max_tokens=1)

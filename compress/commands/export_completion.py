@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codemill.compress.commands.export_targets import Made, show_made, without_reports
+from codemill.compress.commands.export_targets import (
+    Made,
+    lost_of,
+    refuse_lossy,
+    show_made,
+    without_reports,
+)
 from codemill.compress.commands.output import quiet_stdout
 from codemill.errors import CodemillError, InputError
 from codemill.export.quantize.settings import Method
@@ -29,11 +35,13 @@ def export_completion(
     out: Path,
     evaluation: Path | None,
     licence: str | None,
+    max_loss: float,
     as_json: bool,
 ) -> None:
     """Write the bundle `model` at `out` with a variant for each target, made of the weights that it ships with.
 
-    Raises InputError for targets that decoders are not made for.
+    Raises InputError for targets that decoders are not made for, and RefusedError where a variant that runs here gets
+    more than `max_loss` fewer next tokens right.
     """
     from codemill.compress.commands.bundle import folder_of
     from codemill.compress.places import put_bundle, scratch_beside
@@ -77,6 +85,7 @@ def export_completion(
         digest = verify_bundle(ready)
         with shown_stage(f"comparing with {source}"):
             found = [_compared(ready, target, source, texts) for target in targets]
+        refuse_lossy(found, source, max_loss)
         put_bundle(ready, out, scratch)
     show_made(found, source, out, digest, as_json)
 
@@ -124,11 +133,12 @@ def _compared(ready: Path, target: TargetSpec, source: str, texts: Sequence[str]
     from codemill.targets import availability
 
     variant = read_manifest(ready).variants[target.name]
-    why, agreement = availability(target), None
+    why, agreement, lost = availability(target), None, None
     if why is None:
         try:
-            one, other = (_said(ready, name, texts) for name in (source, target.name))
-            agreement = float((one == other).mean())
+            one, whole = _said(ready, source, texts)
+            other, quality = _said(ready, target.name, texts)
+            agreement, lost = float((one == other).mean()), lost_of(whole, quality)
         # what was built stays, whatever a driver says
         except CodemillError as error:
             why = str(error)
@@ -139,15 +149,18 @@ def _compared(ready: Path, target: TargetSpec, source: str, texts: Sequence[str]
         precision=variant.precision,
         size_bytes=size_bytes(ready, target.name),
         agreement=agreement,
+        lost=lost,
         not_run=why,
         covered=None,
         missing={},
     )
 
 
-def _said(folder: Path, variant: str, texts: Sequence[str]) -> np.ndarray:
-    """The likeliest token after each of the texts'."""
+def _said(folder: Path, variant: str, texts: Sequence[str]) -> tuple[np.ndarray, float]:
+    """The likeliest token after each of the texts', and the share of them that the text goes on with."""
     from codemill.runtime import load_completer
 
     with load_completer(folder, variant=variant) as model:
-        return np.concatenate([model.predictions(text)[1] for text in texts])
+        found = [model.predictions(text) for text in texts]
+    right = np.concatenate([said[:-1] == ids[1:] for ids, said in found])
+    return np.concatenate([said for _, said in found]), float(right.mean()) if len(right) else 0.0

@@ -1,4 +1,4 @@
-"""`compress export ... --target`: variants for named kinds of machine, each compared with fp32 where it runs here."""
+"""`compress export ... --target`: variants for named kinds of machine, each judged beside fp32 where it runs here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from codemill.compress.commands.output import (
     shown_path,
     table,
 )
-from codemill.errors import CodemillError, InputError
+from codemill.errors import CodemillError, InputError, RefusedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +32,11 @@ _COMPARED = 500
 
 @dataclass(frozen=True)
 class Made:
-    """A variant for a target. agreement: share of decisions that are those of fp32 (of a decoder: of what it was made
-    of), None where it was not run."""
+    """A variant for a target, beside fp32 (a decoder: beside what it was made of).
+
+    agreement: share of decisions that are the same. lost: share of the task's metric that is lost (negative: gained):
+    MRR, accuracy, or next tokens right. Both None where it was not run, lost also where fp32 gets nothing right.
+    """
 
     target: str
     variant: str
@@ -41,6 +44,7 @@ class Made:
     precision: str
     size_bytes: int
     agreement: float | None
+    lost: float | None
     not_run: str | None
     covered: float | None
     missing: dict[str, int]
@@ -54,11 +58,13 @@ def export_targets(
     name: str,
     task: str | None,
     licence: str | None,
+    max_loss: float,
     as_json: bool,
 ) -> None:
     """Write a bundle at `out` with a variant for each target, called as the target is.
 
-    Of a bundle, beside the variants it has; of a model, beside its plain graphs.
+    Of a bundle, beside the variants it has; of a model, beside its plain graphs. Raises RefusedError, and writes
+    nothing, where a variant that runs here loses more than `max_loss` of fp32's quality.
     """
     from codemill.compress.commands.bench import asked_of
     from codemill.compress.commands.bundle import folder_of, is_bundle
@@ -82,7 +88,7 @@ def export_targets(
     if decoder:
         from codemill.compress.commands.export_completion import export_completion
 
-        export_completion(Path(model), targets, out, evaluation, licence, as_json)
+        export_completion(Path(model), targets, out, evaluation, licence, max_loss, as_json)
         return
     # what is compiled to compare variants goes with the scratch: the cache is for those that are loaded
     with quiet_stdout(), scratch_beside(out) as scratch, compiled_in(scratch / "compiled"):
@@ -116,6 +122,7 @@ def export_targets(
         digest = verify_bundle(ready)
         with shown_stage("comparing with fp32"):
             found = [_compared(ready, work, target, asked) for target in targets]
+        refuse_lossy(found, "fp32", max_loss)
         put_bundle(ready, out, scratch)
     show_made(found, "fp32", out, digest, as_json)
 
@@ -127,6 +134,24 @@ def without_reports(folder: Path) -> None:
     for beside in UNSHIPPED:
         if beside.startswith("report."):
             (folder / beside).unlink(missing_ok=True)
+
+
+def refuse_lossy(found: Sequence[Made], against: str, max_loss: float) -> None:
+    """Raise RefusedError where a variant loses more than is allowed."""
+    lossy = [item for item in found if item.lost is not None and item.lost > max_loss]
+    if lossy:
+        each = "; ".join(
+            f"{item.variant} loses {item.lost:.1%} of {against}'s quality" for item in lossy
+        )
+        raise RefusedError(
+            f"refused, nothing was written: {each}, more than {max_loss:.1%}. Leave the target out, give a profile of "
+            "another precision, or allow more by --max-loss"
+        )
+
+
+def lost_of(whole: float, quality: float) -> float | None:
+    """The share of `whole` that is lost; None where there was nothing to lose."""
+    return 1 - quality / whole if whole else None
 
 
 def show_made(found: Sequence[Made], against: str, out: Path, digest: str, as_json: bool) -> None:
@@ -190,6 +215,7 @@ def _derive(work: Path, target: TargetSpec, texts: list[tuple[str, ...]], report
 def _compared(
     ready: Path, work: Path, target: TargetSpec, asked: Evaluation | LabelledEvaluation | None
 ) -> Made:
+    from codemill.export.candidates import PLAIN
     from codemill.export.coverage import coverage
     from codemill.runtime import read_manifest, size_bytes
     from codemill.targets import availability
@@ -198,13 +224,15 @@ def _compared(
     variant = manifest.variants[target.name]
     covered = coverage([ready / path for path in variant.segments], target.provider)
     why = availability(target)
-    agreement = None
+    agreement = lost = None
     if why is None and asked is None:
         why = "nothing to compare on: give --evaluation"
     if why is None:
         assert asked is not None
         try:
-            agreement = _agreement(ready, work, target.name, asked)
+            one, whole = _judged(work, PLAIN, asked)
+            other, quality = _judged(ready, target.name, asked)
+            agreement, lost = float((one == other).mean()), lost_of(whole, quality)
         # what was built stays, whatever a driver says
         except CodemillError as error:
             why = str(error)
@@ -215,46 +243,39 @@ def _compared(
         variant.precision,
         size_bytes(ready, target.name),
         agreement,
+        lost,
         why,
         None if covered is None else covered.share,
         {} if covered is None else covered.missing,
     )
 
 
-def _agreement(
-    ready: Path,
-    work: Path,
-    variant: str,
-    asked: Evaluation | LabelledEvaluation,
-) -> float:
-    """Of decisions: a row's label, or the nearest function of a query."""
-    from codemill.export.candidates import PLAIN
-
-    one = _decisions(work, PLAIN, asked)
-    other = _decisions(ready, variant, asked)
-    return float((one == other).mean())
-
-
-def _decisions(
+def _judged(
     folder: Path, variant: str, asked: Evaluation | LabelledEvaluation
-) -> np.ndarray[Any, Any]:
+) -> tuple[np.ndarray[Any, Any], float]:
+    """Decisions, a row's label or the nearest function of a query; and the task's metric."""
+    import numpy as np
+
     from codemill.runtime import load_classifier, load_encoder
     from codemill.targets.evaluation import Evaluation
+    from codemill.targets.metrics import mrr
 
     if isinstance(asked, Evaluation):
         with load_encoder(folder, variant=variant) as model:
             queries = model.encode(asked.queries[:_COMPARED])
             codes = model.encode(asked.codes[:_COMPARED])
         nearest: np.ndarray[Any, Any] = (queries @ codes.T).argmax(1)
-        return nearest
+        return nearest, mrr(queries, codes)
     with load_classifier(folder, variant=variant) as judge:
         decided: np.ndarray[Any, Any] = judge.probabilities(asked.items[:_COMPARED]).argmax(1)
-    return decided
+    truth = np.asarray(asked.truth[:_COMPARED])
+    known = truth >= 0
+    return decided, float((decided == truth)[known].mean()) if known.any() else 0.0
 
 
 def _rows(found: Sequence[Made], against: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        ("variant", "provider", "precision", "ships", f"decides as {against}", "")
+        ("variant", "provider", "precision", "ships", f"decides as {against}", "quality lost", "")
     ]
     for item in found:
         notes = [] if item.not_run is None else [f"not run: {item.not_run}"]
@@ -265,6 +286,9 @@ def _rows(found: Sequence[Made], against: str) -> list[tuple[str, ...]]:
                 + (f"; on the processor: {lacking}" if lacking else "")
             )
         agreed = "" if item.agreement is None else f"{item.agreement:.1%}"
+        lost = "" if item.lost is None else f"{item.lost:.1%}"
         size = in_bytes(item.size_bytes)
-        rows.append((item.variant, item.provider, item.precision, size, agreed, "; ".join(notes)))
+        rows.append(
+            (item.variant, item.provider, item.precision, size, agreed, lost, "; ".join(notes))
+        )
     return rows

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -46,24 +45,12 @@ _ENDS = (
 
 
 @dataclass
-class CausalModel(AbstractContextManager["CausalModel"]):
-    """A decoder whose weights are read when asked for; a context manager that closes their files."""
+class CausalModel:
+    """A decoder whose weights are read when asked for."""
 
     weights: DecoderWeights
     tokenizer_json: str
     prompting: Prompting
-    _files: ExitStack
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._files.close()
 
 
 def open_causal(folder: Path) -> CausalModel:
@@ -77,7 +64,7 @@ def open_causal(folder: Path) -> CausalModel:
         tokenizer = read_gguf_tokenizer(packed)
         model = load_whole(packed.parent, gguf_file=packed.name)
         prompting = prompting_of(tokenizer.json, tokenizer.begin, tokenizer.end)
-        return CausalModel(of_module(model), tokenizer.json, prompting, ExitStack())
+        return CausalModel(of_module(model), tokenizer.json, prompting)
     from tokenizers import Tokenizer
 
     config = _config(folder)
@@ -93,22 +80,17 @@ def open_causal(folder: Path) -> CausalModel:
             f"the tokenizer in {folder} has token ids up to {highest}, the model's table {config.vocab_size:,} rows; "
             "enlarge the table (resize_token_embeddings) or leave the added tokens out"
         )
-    files = ExitStack()
-    try:
-        tensors, names = _tensors(folder, files)
-        weights = weights_of(config, tensors)
-        _check_layers(folder, names, weights.shape.layers)
-        rows = len(weights.words())
-        if rows != config.vocab_size:
-            raise ModelError(
-                f"config.json in {folder} says vocab_size {config.vocab_size:,}, the table has {rows:,} rows"
-            )
-    except BaseException:
-        files.close()
-        raise
+    tensors, names = _tensors(folder)
+    weights = weights_of(config, tensors)
+    _check_layers(folder, names, weights.shape.layers)
+    rows = len(weights.words())
+    if rows != config.vocab_size:
+        raise ModelError(
+            f"config.json in {folder} says vocab_size {config.vocab_size:,}, the table has {rows:,} rows"
+        )
     # -1, or the id of another tokenizer, is no id here
     ends = tuple(number for number in _end(folder) if 0 <= number < config.vocab_size)
-    return CausalModel(weights, text, prompting_of(text, begin_of(text), ends), files)
+    return CausalModel(weights, text, prompting_of(text, begin_of(text), ends))
 
 
 def prompting_of(tokenizer_json: str, begin: tuple[int, ...], end: tuple[int, ...]) -> Prompting:
@@ -165,42 +147,53 @@ def _check_layers(folder: Path, names: Iterable[str], layers: int) -> None:
         )
 
 
-def _tensors(
-    folder: Path, files: ExitStack
-) -> tuple[Callable[[str], np.ndarray | None], Collection[str]]:
+def _tensors(folder: Path) -> tuple[Callable[[str], np.ndarray | None], Collection[str]]:
     """Tensors of the folder's weight files by name, each read when asked for, and all names; safetensors if any."""
-    import torch
-
     paths = weight_files(folder)
     if not paths:
         raise ModelError(
             f"the model in {folder} cannot be loaded: it has neither model.safetensors nor pytorch_model.bin"
         )
-    readers: dict[str, Callable[[str], torch.Tensor]] = {}
+    where: dict[str, Path] = {}
     for path in paths:
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors import safe_open
-
-                opened = files.enter_context(safe_open(path, framework="pt"))
-                readers.update(dict.fromkeys(opened.keys(), opened.get_tensor))
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                readers.update(dict.fromkeys(state, state.__getitem__))
-        except Exception as error:
-            raise ModelError(
-                f"{path} cannot be read: {' '.join(str(error).split())[:300]}"
-            ) from error
+        with _opened(path) as file:
+            where.update(dict.fromkeys(file.keys(), path))
 
     def tensor(name: str) -> np.ndarray | None:
         # checkpoints of a stack alone lack its name before theirs
         for known in (name, name.removeprefix("model."), name.removeprefix("transformer.")):
-            if known in readers:
-                found: np.ndarray = readers[known](known).float().numpy()
+            if known in where:
+                with _opened(where[known]) as file:
+                    found: np.ndarray = file.get_tensor(known).float().numpy()
                 return found
         return None
 
-    return tensor, readers.keys()
+    return tensor, where.keys()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of weights, for as long as one of them is read: what stays mapped, stays in memory."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt") as file:
+                yield file
+        else:
+            yield _Pickled(path)
+    except Exception as error:
+        raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+class _Pickled:
+    """A file of torch's, as safetensors has its own."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        self.keys, self.get_tensor = state.keys, state.__getitem__
 
 
 def begin_of(tokenizer_json: str) -> tuple[int, ...]:

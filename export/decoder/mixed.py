@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from codemill.export.decoder.rounding import SCRATCH, Rounding, rounded_by_text
-from codemill.export.decoder.running import open_graphs, text_loss
+from codemill.export.decoder.running import text_loss
 from codemill.export.decoder.shape import DecoderShape, DecoderWeights
 from codemill.export.decoder.weights import FULL
 from codemill.export.decoder.write import write_decoder
@@ -86,22 +86,21 @@ class _Losses:
         self._folder, self._threads = folder, threads
 
     def of(self, rounding: Rounding) -> float:
-        longest = max(map(len, self._held_out))
+        shape, longest = self._weights.shape, max(map(len, self._held_out))
+        # a segment a layer: memory need not hold what is written
+        after = range(1, shape.layers)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=SCRATCH) as scratch:
             graphs = Path(scratch)
             write_decoder(
                 self._weights,
                 graphs,
                 rounding.bits_of,
-                max_tokens=longest,
+                after,
+                longest,
                 rounded=rounding.usable(),
                 block=rounding.block,
             )
-            parts = open_graphs(graphs, self._weights.shape, (), self._threads)
-            try:
-                return text_loss(parts, self._held_out)
-            finally:
-                parts.close()
+            return text_loss(graphs, shape, after, self._held_out, self._threads)
 
 
 def _mixed(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from codemill.export.candidates import PROVIDER
+from codemill.export.decoder.running import segment_inputs
 from codemill.export.decoder.shape import DecoderShape, DecoderWeights
 from codemill.export.decoder.weights import FULL
 from codemill.export.decoder.write import Bits, same_bits, segment_file, write_decoder
@@ -119,7 +120,7 @@ def _run(
     moments: dict[str, NDArray[np.float32]] = {}
     try:
         for state in states:
-            results = session.outputs_for(_inputs(session, state, shape), outputs)
+            results = session.outputs_for(segment_inputs(session, state, shape), outputs)
             after.append(results[0])
             for name, values in zip(names, results[1:], strict=True):
                 square = values[0].T @ values[0]
@@ -135,19 +136,6 @@ def _give(path: Path, names: set[str]) -> None:
     for name in sorted(names):
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     path.write_bytes(model.SerializeToString())
-
-
-def _inputs(session: OnnxSession, state: Any, shape: DecoderShape) -> dict[str, NDArray[Any]]:
-    count = state.shape[1]
-    empty = np.zeros((1, shape.kv_heads, 0, shape.head_size), np.float32)
-    given: dict[str, NDArray[Any]] = {
-        "seqlens_k": np.array([count - 1], np.int32),
-        "total_sequence_length": np.array([count], np.int32),
-        "position_ids": np.arange(count)[None],
-        "input_ids": state,
-        "hidden": state,
-    }
-    return {name: given.get(name, empty) for name in session.inputs}
 
 
 def write_rounding(path: Path, rounding: Rounding) -> None:

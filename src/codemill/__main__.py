@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 
 def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    os.write(2, b"interrupted; run the same command again to continue\n")
+    os.write(2, b"interrupted\n")
     os._exit(130)
 
 

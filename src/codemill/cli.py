@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a file's name need not be Unicode, and a terminal need not be UTF-8
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    with _Interrupts() as interrupts:
+    with _Interrupts(options) as interrupts:
         code = _end(arguments, options, interrupts)
         if interrupts.came or code == INTERRUPTED:
             # a library may have made another error of it; and what ends now is not worth a traceback
@@ -79,8 +79,9 @@ def _end(arguments: Sequence[str] | None, options: Options, interrupts: _Interru
 class _Interrupts:
     """Ctrl-C while a command runs: the first raises KeyboardInterrupt, a second ends the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Options) -> None:
         self.came = False
+        self._options = options
         self._said = False
         self._before: Any = None
 
@@ -99,11 +100,12 @@ class _Interrupts:
             signal.signal(signal.SIGINT, self._before)
 
     def say(self) -> None:
-        """How to go on, once."""
+        """That it came, and how to go on, once."""
         if not self._said:
             self._said = True
             with contextlib.suppress(OSError):
-                click.echo("interrupted; run the same command again to continue", err=True)
+                how = "; run the same command again to continue" if self._options.continues else ""
+                click.echo(f"interrupted{how}", err=True)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         # libraries print tracebacks of their own where their import is interrupted; a second one hits the way out

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.export.bundles import embedding_bundle
+from tests.export.bundles import embedding_bundle, labelling_bundle
 from tests.export.conftest import tiny_bert
 
 import codemill
+from codemill.compress.commands import export_targets
 from codemill.compress.commands.plain import calibration_of
 from codemill.runtime import read_manifest
 from codemill.runtime.bundle import update_bundle
 from codemill.runtime.machine import ARCHITECTURES
-from codemill.targets.evaluation import Evaluation, write_evaluation
+from codemill.targets.evaluation import Evaluation, LabelledEvaluation, write_evaluation
 
 Compress = Callable[..., Any]
 TEXTS = ("open file", "close the file", "open", "file close open open", "close", "open close")
@@ -110,3 +111,49 @@ def test_what_is_of_a_model_is_refused_with_a_bundle(
 def test_activations_are_seen_on_queries_and_codes() -> None:
     found = calibration_of(Evaluation("made up", ("q", "r"), ("c", "d")))
     assert found == [("q",), ("c",), ("r",), ("d",)]
+
+
+def test_what_a_variant_loses_is_told_and_refused_beyond_a_bound(
+    compress: Compress, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ARCHITECTURES.get(platform.machine(), platform.machine())
+    name = "laptop-arm" if here == "arm64" else "laptop-cpu"
+    real, out = export_targets._judged, tmp_path / "out"
+    command = ("export", bundle, "--target", name, "--out", out)
+    found = compress(*command, "--json").document["targets"][0]
+    (decided, whole), (other, quality) = (
+        real(folder, variant, Evaluation("made up", TEXTS, CODES))
+        for folder, variant in ((bundle, "plain-fp32"), (out, name))
+    )
+    assert whole > 0
+    assert found["lost"] == pytest.approx(1 - quality / whole)
+    assert found["agreement"] == (decided == other).mean()
+    shutil.rmtree(out)
+
+    def worse(folder: Path, variant: str, asked: Any) -> Any:
+        decisions, quality = real(folder, variant, asked)
+        return decisions, whole * 0.9 if variant == name else quality
+
+    monkeypatch.setattr(export_targets, "_judged", worse)
+    ended = compress(*command)
+    assert ended.code == 3
+    assert (
+        f"refused, nothing was written: {name} loses 10.0% of fp32's quality, more than 2.0%"
+        in ended.err
+    )
+    assert not out.exists()
+    assert "10.0%" in compress(*command, "--max-loss", "0.2").out
+    ended = compress("export", "nowhere", "--max-loss", "0.2")
+    assert (ended.code, "--max-loss goes with --target" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_labels_is_judged_by_rows_whose_label_is_known(tmp_path: Path, known: bool) -> None:
+    folder = labelling_bundle(tmp_path, 1)
+    rows = tuple((number,) for number in range(len(TEXTS)))
+    truth = (0, 1, 2, -1, -1, -1) if known else (-1,) * 6
+    asked = LabelledEvaluation("made up", ("a", "b", "c"), TEXTS, rows, truth)
+    decided, quality = export_targets._judged(folder, "plain-fp32", asked)
+    right = sum(decided[:3] == (0, 1, 2))
+    assert quality == (right / 3 if known else 0)
+    assert export_targets.lost_of(quality, quality) == (0 if quality else None)

@@ -147,6 +147,12 @@ def test_the_users_excludes_file_holds_everywhere(tmp_path: Path, own_settings: 
         "[core]\n\texcludesfile={at}  \n",
         "[core]\n\texcludesfile = {odd}\n",
         "[core]\n\texcludesfile = ~nosuchuser/x\n",
+        "[core]\n\texcludesfile = {head}\\\n{tail}\n",
+        '[core]\n\texcludesfile = "{head}\\\n{tail}" # mine\n',
+        "[include]\n\tpath = more\n",
+        "[core]\n\texcludesfile = nowhere\n[include]path = ./more\n",
+        '[core "own"]\n\texcludesfile = {at}\n',
+        "[include]\n\tpath = gitconfig\n[core] excludesfile = {at}\n",
     ],
 )
 def test_the_users_excludes_file_is_named_as_git_reads_it(
@@ -157,10 +163,13 @@ def test_the_users_excludes_file_is_named_as_git_reads_it(
     (tmp_path / 'ex"cludes').symlink_to(tmp_path / "excludes")
     # what is meant to be a quote, in a file that is a link
     odd = str(tmp_path / 'ex"cludes').replace('"', '\\"')
-    own_settings.write_text(text.format(at=tmp_path / "excludes", odd=odd))
-    expected = {"a.py", "mine.py"} if "nosuchuser" in text else {"a.py"}
+    at = str(tmp_path / "excludes")
+    own_settings.write_text(text.format(at=at, odd=odd, head=at[:-3], tail=at[-3:]))
+    own_settings.with_name("more").write_text(f"[core]\n\texcludesfile = {at}\n")
+    expected = {"a.py", "mine.py"} if "nosuchuser" in text or "own" in text else {"a.py"}
     assert ours(folder) == expected
-    if "nosuchuser" not in text:
+    # git ends with an error at a stranger's home, and at files that include each other
+    if "nosuchuser" not in text and "path = gitconfig" not in text:
         assert of_git(folder) == expected
 
 

@@ -148,10 +148,13 @@ def test_shares_of_the_ceiling_are_of_the_processor_and_withheld_where_they_cann
     assert (products.main, products.small, products.source) == ("50%", "", "estimate")
     assert (reading.main, reading.small, reading.source) == ("20%", "", "estimate")
     assert cells(plain, "CUDAExecutionProvider") == [None, None]
-    for cell in cells(Ceiling(gflops / 4.5e-3, 0.4, 1), None):
-        assert cell is not None
-        assert cell.main == "?"
-        assert "above 400%" in cell.small
+    products, reading = cells(Ceiling(gflops / 4.5e-3, 0.4, 1), None)
+    assert products is not None
+    assert reading is not None
+    assert (products.main, reading.main) == ("?", "500%")
+    assert "above 400%" in products.small
+    # no rate is wrong: what a cache keeps is not read
+    assert reading.small == "above 100%: the processor's cache keeps them"
 
 
 def test_names_in_the_json_carry_their_units(report: Report) -> None:

@@ -166,27 +166,27 @@ def _teacher(recipe: Recipe, threads: int, corpus: Path, folder: Path, report: R
     complete = recipe.complete
     most_loss = complete.rounding_loss if recipe.student.init == "whole" else ROUNDING_LOSS
     folder.mkdir(parents=True, exist_ok=True)
-    with open_decoder_of(recipe.model) as model:
-        pieces = {
-            name: pieces_of(
-                read_texts(corpus, name)[:most],
-                model.tokenizer_json,
-                complete.piece_tokens,
-                model.prompting.begin,
-            )
-            for name, most in (("train", complete.rounding_pieces), ("validation", None))
-        }
-        rounding = rounding_of(recipe, model.weights, pieces, folder, threads, report, most_loss)
-        write_completion(
-            model.weights,
-            folder,
-            name="teacher",
-            tokenizer_json=model.tokenizer_json,
-            prompting=model.prompting,
-            max_tokens=recipe.student.max_tokens,
-            precisions=(complete.precision,),
-            roundings={complete.precision: rounding},
+    model = open_decoder_of(recipe.model)
+    pieces = {
+        name: pieces_of(
+            read_texts(corpus, name)[:most],
+            model.tokenizer_json,
+            complete.piece_tokens,
+            model.prompting.begin,
         )
+        for name, most in (("train", complete.rounding_pieces), ("validation", None))
+    }
+    rounding = rounding_of(recipe, model.weights, pieces, folder, threads, report, most_loss)
+    write_completion(
+        model.weights,
+        folder,
+        name="teacher",
+        tokenizer_json=model.tokenizer_json,
+        prompting=model.prompting,
+        max_tokens=recipe.student.max_tokens,
+        precisions=(complete.precision,),
+        roundings={complete.precision: rounding},
+    )
     return folder
 
 

@@ -109,21 +109,21 @@ def _bundle(
     rounding = read_rounding(inputs["labels"] / ROUNDED)
     count = 0 if exits is None else len(exits.adapters)
     unused: Bounds = [(None, None)] * count
-    with open_decoder(recipe, inputs) as model:
-        manifest = write_completion(
-            model.weights,
-            bundle,
-            name=recipe.name,
-            tokenizer_json=model.tokenizer_json,
-            prompting=model.prompting,
-            max_tokens=recipe.student.max_tokens,
-            precisions=(complete.precision,),
-            exits=exits,
-            bounds=unused,
-            roundings={complete.precision: rounding},
-            license=recipe.license,
-            provenance=_provenance(recipe, keys) | {"eight_bits": list(rounding.eight)},
-        )
+    model = open_decoder(recipe, inputs)
+    manifest = write_completion(
+        model.weights,
+        bundle,
+        name=recipe.name,
+        tokenizer_json=model.tokenizer_json,
+        prompting=model.prompting,
+        max_tokens=recipe.student.max_tokens,
+        precisions=(complete.precision,),
+        exits=exits,
+        bounds=unused,
+        roundings={complete.precision: rounding},
+        license=recipe.license,
+        provenance=_provenance(recipe, keys) | {"eight_bits": list(rounding.eight)},
+    )
     found: dict[str, Any] = {"full": None, "curve": [], "chosen": None, "stop": None}
     if count:
         found = _chosen(recipe, threads, inputs, bundle, report)

@@ -108,9 +108,9 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     if not after:
         (folder / _FACTS).write_text(json.dumps({"layers": []}))
         return
-    with open_decoder(recipe, inputs) as model:
-        width = model.weights.shape.width
-        last = LastHead.of(model.weights)
+    model = open_decoder(recipe, inputs)
+    width = model.weights.shape.width
+    last = LastHead.of(model.weights)
     train, held_out = (read_token_labels(labels / name) for name in ("train", "validation"))
     exits = DecoderExits(last, after, complete.adapter_size or width, recipe.seed)
     if learns(recipe):
@@ -238,8 +238,8 @@ def read_exits(recipe: Recipe, inputs: Folders) -> Exits | None:
     after = json.loads((folder / _FACTS).read_text())["layers"]
     if not after:
         return None
-    with open_decoder(recipe, inputs) as model:
-        last = LastHead.of(model.weights)
+    model = open_decoder(recipe, inputs)
+    last = LastHead.of(model.weights)
     state: dict[str, Any] = load_file(folder / _WEIGHTS)
     inner = state["adapters.0.down.weight"].shape[1]
     exits = DecoderExits(last, after, inner, recipe.seed)

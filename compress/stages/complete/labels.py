@@ -199,75 +199,75 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
         # all is there but for the end of a run that was killed
         shutil.rmtree(graphs, ignore_errors=True)
         return
-    with open_decoder(recipe, inputs) as model:
-        shape = model.weights.shape
-        after = after_of(recipe, shape.layers)
-        longest = complete.piece_tokens
-        pieces = {
-            name: pieces_of(
-                read_texts(inputs["corpus"], name),
-                model.tokenizer_json,
-                longest,
-                model.prompting.begin,
-            )
-            for name in ("train", "validation")
-        }
-        if learns(recipe):
-            ends = np.cumsum([len(piece) for piece in pieces["train"]])
-            enough = int(np.searchsorted(ends, _RELABELLED)) + 1
-            pieces["train"] = pieces["train"][:enough]
-        for left in folder.glob(f"{SCRATCH}*"):
-            # of a run that was killed
-            shutil.rmtree(left)
-        if not (folder / ROUNDED).is_file():
-            rounding = rounding_of(
-                recipe,
-                model.weights,
-                pieces,
-                folder,
-                threads,
-                lambda share, what: report(0.1 * share, what),
-                complete.rounding_loss,
-                _room(recipe, inputs),
-            )
-            write_rounding(folder / ROUNDED, rounding)
-        rounding = read_rounding(folder / ROUNDED)
-        report(0.1, "writing the decoder's graphs")
-        shutil.rmtree(graphs, ignore_errors=True)
-        write_decoder(
-            model.weights,
-            graphs,
-            rounding.bits_of,
-            after,
+    model = open_decoder(recipe, inputs)
+    shape = model.weights.shape
+    after = after_of(recipe, shape.layers)
+    longest = complete.piece_tokens
+    pieces = {
+        name: pieces_of(
+            read_texts(inputs["corpus"], name),
+            model.tokenizer_json,
             longest,
-            rounding.usable(),
-            rounding.block,
+            model.prompting.begin,
         )
-        parts = open_graphs(graphs, shape, after, threads)
-        likeliest = min(complete.likeliest, shape.vocab_size)
-        label = by_graphs(parts, longest, likeliest)
-        share = {name: sum(map(len, found)) for name, found in pieces.items()}
-        total = sum(share.values())
-        begun = 0.1
-        try:
-            for name, found in pieces.items():
-                part = 0.9 * share[name] / total
+        for name in ("train", "validation")
+    }
+    if learns(recipe):
+        ends = np.cumsum([len(piece) for piece in pieces["train"]])
+        enough = int(np.searchsorted(ends, _RELABELLED)) + 1
+        pieces["train"] = pieces["train"][:enough]
+    for left in folder.glob(f"{SCRATCH}*"):
+        # of a run that was killed
+        shutil.rmtree(left)
+    if not (folder / ROUNDED).is_file():
+        rounding = rounding_of(
+            recipe,
+            model.weights,
+            pieces,
+            folder,
+            threads,
+            lambda share, what: report(0.1 * share, what),
+            complete.rounding_loss,
+            _room(recipe, inputs),
+        )
+        write_rounding(folder / ROUNDED, rounding)
+    rounding = read_rounding(folder / ROUNDED)
+    report(0.1, "writing the decoder's graphs")
+    shutil.rmtree(graphs, ignore_errors=True)
+    write_decoder(
+        model.weights,
+        graphs,
+        rounding.bits_of,
+        after,
+        longest,
+        rounding.usable(),
+        rounding.block,
+    )
+    parts = open_graphs(graphs, shape, after, threads)
+    likeliest = min(complete.likeliest, shape.vocab_size)
+    label = by_graphs(parts, longest, likeliest)
+    share = {name: sum(map(len, found)) for name, found in pieces.items()}
+    total = sum(share.values())
+    begun = 0.1
+    try:
+        for name, found in pieces.items():
+            part = 0.9 * share[name] / total
 
-                def said(done: float, what: str, begun: float = begun, part: float = part) -> None:
-                    report(begun + part * done, what)
+            def said(done: float, what: str, begun: float = begun, part: float = part) -> None:
+                report(begun + part * done, what)
 
-                labels = label_pieces(
-                    label,
-                    found,
-                    folder / name,
-                    said,
-                    likeliest=likeliest,
-                    exits=len(after),
-                    width=shape.width,
-                )
-                begun += part
-        finally:
-            parts.close()
+            labels = label_pieces(
+                label,
+                found,
+                folder / name,
+                said,
+                likeliest=likeliest,
+                exits=len(after),
+                width=shape.width,
+            )
+            begun += part
+    finally:
+        parts.close()
     # the last of them is validation
     known = labels.gold >= 0
     text = json.dumps(

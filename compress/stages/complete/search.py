@@ -110,9 +110,9 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
     from codemill.compress.search.decoder import DecoderSpace
     from codemill.compress.search.genetic import search
 
-    with open_decoder_of(recipe.model) as model:
-        shape, tokenizer_json = model.weights.shape, model.tokenizer_json
-        prompting = model.prompting
+    model = open_decoder_of(recipe.model)
+    shape, tokenizer_json = model.weights.shape, model.tokenizer_json
+    prompting = model.prompting
     if shape.family != "llama" or shape.rank is not None:
         raise RecipeError(
             f"teacher.model is a {shape.family}; students that complete are cut out of Llama-style decoders so far: "

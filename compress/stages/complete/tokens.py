@@ -40,8 +40,8 @@ def _write(recipe: Recipe, corpus: Path, folder: Path) -> None:
     from codemill.compress.models.bpe import length_growth
     from codemill.compress.models.fewer_tokens import DecoderTokens, write_tokens
 
-    with open_decoder_of(recipe.model) as model:
-        text, prompting = model.tokenizer_json, model.prompting
+    model = open_decoder_of(recipe.model)
+    text, prompting = model.tokenizer_json, model.prompting
     tokens = DecoderTokens(text, prompting, counted(corpus))
     kept = tokens.at(min(recipe.complete.vocab_size or tokens.most, tokens.most))
     write_tokens(folder, kept)

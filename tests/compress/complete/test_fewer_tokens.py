@@ -27,28 +27,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_words_and_head_are_rows_of_the_decoders_own(folder: Path) -> None:
-    with open_causal(folder) as model:
-        tokens = DecoderTokens(model.tokenizer_json, model.prompting, [source(1)])
-        kept = tokens.at(300)
-        fewer = with_fewer_tokens(model, kept)
-        assert fewer.weights.shape.vocab_size == 300 == len(kept.ids)
-        assert fewer.weights.shape.layers == model.weights.shape.layers
-        np.testing.assert_array_equal(fewer.weights.words(), model.weights.words()[list(kept.ids)])
-        np.testing.assert_array_equal(
-            fewer.weights.layer(2).down.weight, model.weights.layer(2).down.weight
-        )
-        old, new = (Tokenizer.from_str(item.tokenizer_json) for item in (model, fewer))
-        for number, id in enumerate(kept.ids):
-            assert new.id_to_token(number) == old.id_to_token(id)
-        # the end mark is the end mark still
-        assert [old.id_to_token(i) for i in model.prompting.end] == [
-            new.id_to_token(i) for i in fewer.prompting.end
-        ]
+    model = open_causal(folder)
+    tokens = DecoderTokens(model.tokenizer_json, model.prompting, [source(1)])
+    kept = tokens.at(300)
+    fewer = with_fewer_tokens(model, kept)
+    assert fewer.weights.shape.vocab_size == 300 == len(kept.ids)
+    assert fewer.weights.shape.layers == model.weights.shape.layers
+    np.testing.assert_array_equal(fewer.weights.words(), model.weights.words()[list(kept.ids)])
+    np.testing.assert_array_equal(
+        fewer.weights.layer(2).down.weight, model.weights.layer(2).down.weight
+    )
+    old, new = (Tokenizer.from_str(item.tokenizer_json) for item in (model, fewer))
+    for number, id in enumerate(kept.ids):
+        assert new.id_to_token(number) == old.id_to_token(id)
+    # the end mark is the end mark still
+    assert [old.id_to_token(i) for i in model.prompting.end] == [
+        new.id_to_token(i) for i in fewer.prompting.end
+    ]
 
 
 def test_every_text_can_be_written(folder: Path) -> None:
-    with open_causal(folder) as model:
-        kept = DecoderTokens(model.tokenizer_json, model.prompting, [source(1)]).at(300)
+    model = open_causal(folder)
+    kept = DecoderTokens(model.tokenizer_json, model.prompting, [source(1)]).at(300)
     tokenizer = Tokenizer.from_str(kept.tokenizer_json)
     for text in (source(2), "déjà vu 漢字\t\r\n\x00", "class Ω:\n    pass"):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -57,15 +57,15 @@ def test_every_text_can_be_written(folder: Path) -> None:
 
 
 def test_they_are_kept_in_a_folder(folder: Path, tmp_path: Path) -> None:
-    with open_causal(folder) as model:
-        kept = DecoderTokens(model.tokenizer_json, model.prompting, [source(1)]).at(300)
+    model = open_causal(folder)
+    kept = DecoderTokens(model.tokenizer_json, model.prompting, [source(1)]).at(300)
     write_tokens(tmp_path, kept)
     assert read_tokens(tmp_path) == kept
 
 
 def test_marks_of_filling_follow_their_tokens(folder: Path) -> None:
-    with open_causal(folder) as model:
-        text = model.tokenizer_json
+    model = open_causal(folder)
+    text = model.tokenizer_json
     tokenizer = Tokenizer.from_str(text)
     names = ("def", "Ġreturn", "Ġif")
     prefix, suffix, middle = (tokenizer.token_to_id(name) for name in names)
@@ -79,5 +79,6 @@ def test_marks_of_filling_follow_their_tokens(folder: Path) -> None:
 
 
 def test_too_few_are_refused(folder: Path) -> None:
-    with open_causal(folder) as model, pytest.raises(ModelError, match=r"256|bytes"):
+    model = open_causal(folder)
+    with pytest.raises(ModelError, match=r"256|bytes"):
         DecoderTokens(model.tokenizer_json, model.prompting, []).at(100)

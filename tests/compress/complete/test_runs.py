@@ -139,15 +139,15 @@ def test_the_upper_layers_of_a_whole_model_learn_with_its_exits(
     ]
     assert any("400 of 400 tokens kept" in line for line in said.said)
     folder = next((tmp_path / "work").glob("student-*")) / "student"
-    with open_causal(given[0]) as before, open_causal(folder) as after:
-        assert after.weights.shape.vocab_size == 400
-        # tokens are in another order
-        for number, same in enumerate((True, False, False, False)):
-            old, new = before.weights.layer(number), after.weights.layer(number)
-            assert np.array_equal(old.down.weight, new.down.weight) is same
-        assert sorted(map(tuple, before.weights.words().tolist())) == sorted(
-            map(tuple, after.weights.words().tolist())
-        )
+    before, after = open_causal(given[0]), open_causal(folder)
+    assert after.weights.shape.vocab_size == 400
+    # tokens are in another order
+    for number, same in enumerate((True, False, False, False)):
+        old, new = before.weights.layer(number), after.weights.layer(number)
+        assert np.array_equal(old.down.weight, new.down.weight) is same
+    assert sorted(map(tuple, before.weights.words().tolist())) == sorted(
+        map(tuple, after.weights.words().tolist())
+    )
     manifest = read_manifest(result.bundle)
     assert [item["layer"] for item in manifest.exits] == [1, 3]
     report = result.report

@@ -84,12 +84,12 @@ def arrays(weights: DecoderWeights) -> list[np.ndarray]:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
 def test_a_folder_is_what_was_saved_there(config: Any, tmp_path: Path) -> None:
     model = saved(config, tmp_path)
-    with open_causal(tmp_path) as opened:
-        assert opened.weights.shape == of_module(model).shape
-        if not opened.weights.shape.tied:
-            for found, wanted in zip(arrays(opened.weights), arrays(of_module(model)), strict=True):
-                np.testing.assert_array_equal(found, wanted)
-        prompting = opened.prompting
+    opened = open_causal(tmp_path)
+    assert opened.weights.shape == of_module(model).shape
+    if not opened.weights.shape.tied:
+        for found, wanted in zip(arrays(opened.weights), arrays(of_module(model)), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    prompting = opened.prompting
     assert prompting.begin == ()
     assert 256 in prompting.end
     assert prompting.fill == (257, 259, 258)
@@ -99,14 +99,14 @@ def test_shards_and_half_precision_are_read(tmp_path: Path) -> None:
     config = LlamaConfig(**LLAMA)
     model = saved(config, tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    with open_causal(tmp_path) as opened:
-        for found, wanted in zip(arrays(opened.weights), arrays(of_module(model)), strict=True):
-            np.testing.assert_array_equal(found, wanted)
+    opened = open_causal(tmp_path)
+    for found, wanted in zip(arrays(opened.weights), arrays(of_module(model)), strict=True):
+        np.testing.assert_array_equal(found, wanted)
     model.bfloat16().save_pretrained(tmp_path / "half")
     tokenizer(*MARKS).save(str(tmp_path / "half" / "tokenizer.json"))
-    with open_causal(tmp_path / "half") as opened:
-        assert opened.weights.words().dtype == np.float32
-        np.testing.assert_array_equal(opened.weights.words(), of_module(model).words())
+    opened = open_causal(tmp_path / "half")
+    assert opened.weights.words().dtype == np.float32
+    np.testing.assert_array_equal(opened.weights.words(), of_module(model).words())
 
 
 def test_a_bin_is_read_as_plain_weights_only(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_a_bin_is_read_as_plain_weights_only(tmp_path: Path) -> None:
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with open_causal(tmp_path) as opened:
-        np.testing.assert_array_equal(opened.weights.words(), of_module(model).words())
+    opened = open_causal(tmp_path)
+    np.testing.assert_array_equal(opened.weights.words(), of_module(model).words())
     torch.save({"model.norm.weight": Path()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"pytorch_model.bin cannot be read"):
         open_causal(tmp_path)
@@ -124,8 +124,8 @@ def test_a_bin_is_read_as_plain_weights_only(tmp_path: Path) -> None:
 def test_what_the_tokenizer_puts_before_a_text_begins_a_prompt(tmp_path: Path) -> None:
     saved(LlamaConfig(**LLAMA), tmp_path)
     tokenizer("<s>", begin="<s>").save(str(tmp_path / "tokenizer.json"))
-    with open_causal(tmp_path) as opened:
-        assert opened.prompting.begin == (256,)
+    opened = open_causal(tmp_path)
+    assert opened.prompting.begin == (256,)
 
 
 @pytest.mark.parametrize(

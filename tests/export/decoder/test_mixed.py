@@ -12,22 +12,22 @@ from codemill.export.decoder import mixed
 from codemill.export.decoder.families import of_module
 from codemill.export.decoder.mixed import round_decoder
 from codemill.export.decoder.rounding import Rounding
-from codemill.export.decoder.running import open_graphs, text_loss
+from codemill.export.decoder.running import text_loss
 from codemill.export.decoder.write import same_bits, write_decoder
 
 from .test_rounding import pieces
 
 
+@pytest.mark.parametrize("segments", [1, 2])
 def test_the_loss_of_graphs_is_that_of_transformers(
-    decoder: PreTrainedModel, tmp_path: Path
+    decoder: PreTrainedModel, tmp_path: Path, segments: int
 ) -> None:
     import torch
 
     weights = of_module(decoder)
-    write_decoder(weights, tmp_path, same_bits(32), max_tokens=24)
-    parts = open_graphs(tmp_path, weights.shape, (), 1)
-    found = text_loss(parts, pieces())
-    parts.close()
+    after = range(1, segments)
+    write_decoder(weights, tmp_path, same_bits(32), after, max_tokens=24)
+    found = text_loss(tmp_path, weights.shape, after, pieces(), 1)
     ids = torch.tensor(np.stack(pieces()))
     with torch.inference_mode():
         expected = float(decoder(input_ids=ids, labels=ids).loss)
