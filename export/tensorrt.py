@@ -16,7 +16,7 @@ from typing import Any
 from codemill.errors import CodemillError, InputError, ProviderError
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
 from codemill.runtime.nvidia import MOST_TEXTS
-from codemill.runtime.tensorrt import logger, tensorrt
+from codemill.runtime.tensorrt import gpus, logger, tensorrt
 
 __all__ = [
     "Built",
@@ -46,7 +46,10 @@ class Profile:
 
 @dataclass(frozen=True)
 class Built:
-    """What an engine was built with, for which GPUs, and what it holds: layers by their kind, inputs and outputs."""
+    """What an engine was built with, for which GPUs, and what it holds: layers by their kind, inputs and outputs.
+
+    compute_capabilities: of TensorRT's that of the GPU that built it.
+    """
 
     library: str
     compute_capabilities: tuple[str, ...]
@@ -110,6 +113,8 @@ def build_engine(
         config.add_optimization_profile(made)
     if provider == TENSORRT_RTX:
         _aim(library, config, capabilities)
+    else:
+        capabilities = gpus()[:1]
     layers = Counter(network.get_layer(i).type.name for i in range(network.num_layers))
     engine = builder.build_serialized_network(network, config)
     if engine is None:

@@ -7,7 +7,7 @@
     -> {"op": "complete", "prefix": ..., "settings": {...}, "max_tokens": 32}   <- as `Completed` of completion.py
     -> {"op": "rates", "prefix": ..., "tokens": 64}              <- {"prompt_tokens": 400, "prefill_s": 0.5, ...}
     -> {"op": "write", "prefix": ..., "settings": {...}, "max_tokens": 256}         <- {"text": "..."}
-    -> {"op": "said", "text": ...}                              <- {"right": 200, "tokens": 400}
+    -> {"op": "said", "text": ...}                              <- {"right": 200, "tokens": 400, "said": [...]}
     -> {"op": "count", "texts": [...]}                           <- {"tokens": [...] or null}
     -> {"op": "operators", "texts": [...], "batch": 1, "calls": 20}      <- {"times": [...], "calls": 20}
     -> {"op": "info"}       <- {"engine": ..., "peak_rss_bytes": ..., "load_ms": ..., ...}

@@ -168,12 +168,15 @@ def show_made(found: Sequence[Made], against: str, out: Path, digest: str, as_js
 def _check_names(targets: Sequence[TargetSpec], manifest: Manifest | None) -> None:
     """Raise InputError where a variant would take the place of one that is not the same target's."""
     from codemill.export.candidates import PLAIN
+    from codemill.targets.profile import Precision
 
     providers = {}
     if manifest is not None:
         for name, variant in manifest.variants.items():
-            own = name in manifest.metrics or name == f"cpu-{variant.precision}"
+            own = name in manifest.metrics
             providers[name] = "which no target made" if own else f"for {variant.provider}"
+    # what a run or an export calls its own, whether this bundle has it or not
+    providers |= {f"cpu-{each.value}": "which no target made" for each in Precision}
     providers |= {PLAIN: "which others are made of"}
     for number, target in enumerate(targets):
         if any(other.name == target.name for other in targets[:number]):
@@ -183,7 +186,7 @@ def _check_names(targets: Sequence[TargetSpec], manifest: Manifest | None) -> No
             # as some file systems see them
             if name.lower() == target.name.lower() and not again:
                 raise InputError(
-                    f"--target {target.name}: there is a variant {name!r}, {what}; give the profile another `name`"
+                    f"--target {target.name}: {name!r} is a variant {what}; give the profile another `name`"
                 )
 
 

@@ -12,7 +12,7 @@ from codemill.errors import CodemillError, InputError, ProviderError
 from codemill.export.candidates import PLAIN
 from codemill.export.derive import derive
 from codemill.export.quantize.settings import Method, Quantization
-from codemill.export.tensorrt import build_engine, profiles_of
+from codemill.export.tensorrt import build_engine, profiles_of, said_of_engines
 from codemill.runtime import read_manifest, verify_bundle
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
 from codemill.runtime.session import available_providers, choose_variant
@@ -173,6 +173,26 @@ def test_a_session_copies_in_runs_and_copies_out(
     library.valid = False
     with pytest.raises(ProviderError, match=r"built for another GPU .* \(compute capability 8\.6"):
         module.TensorRtSession(tmp_path / "x.engine", provider=TENSORRT)
+
+
+def test_an_engine_of_tensorrt_is_for_the_gpu_that_built_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unittest.mock import MagicMock
+
+    from codemill.export import tensorrt as module
+
+    library = MagicMock(__version__="10.9")
+    network = library.Builder.return_value.create_network.return_value
+    network.num_inputs = network.num_outputs = network.num_layers = 0
+    library.Builder.return_value.build_serialized_network.return_value = b"ftrt"
+    monkeypatch.setattr(module, "tensorrt", lambda _: library)
+    monkeypatch.setattr(module, "logger", lambda _: None)
+    monkeypatch.setattr(module, "gpus", lambda: ["9.0", "8.6"])
+    # what TensorRT for RTX would be told is not for it
+    built = build_engine(tmp_path / "x.onnx", tmp_path / "x.engine", [], ("8.9",), TENSORRT)
+    assert said_of_engines([built], [])["compute_capabilities"] == ["9.0"]
+    assert (tmp_path / "x.engine").read_bytes() == b"ftrt"
 
 
 def test_what_the_inspector_says_is_read_and_an_engine_for_another_gpu_is_an_error(

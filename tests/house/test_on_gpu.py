@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from tests.export.bundles import embedding_bundle, labelling_bundle
 from tests.export.conftest import tiny_bert
+from tests.export.decoder.test_exits import exits, written
 from tests.runtime.fake_nvml import FakeNvml, install
 
 from codemill.export.quantize.settings import Method
 from codemill.runtime.engines import CUDA, TENSORRT_RTX
+from codemill.targets.completion import CompletionEvaluation, write_completion_evaluation
 from codemill.targets.evaluation import (
     Evaluation,
     LabelledEvaluation,
@@ -134,17 +136,31 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(
     assert not out.exists()
 
 
-def test_a_bundle_that_completes_is_refused(
-    embedding: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_bundle_that_completes_is_measured_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(on_gpu, "completes", lambda _: True)
-    out = tmp_path / "found.json"
-    assert on_gpu.main([str(embedding), "--dry-run", "--out", str(out)]) == 1
-    assert "only bundles that embed or label are measured here" in capsys.readouterr().err
-    assert not out.exists()
+    folder = written(tmp_path / "bundle", exits(0), ((0.3, None), (0.4, None)))
+    command = [str(folder), "--dry-run", "--out", str(tmp_path / "found.json")]
+    assert on_gpu.main(command) == 1
+    assert "no evaluation.jsonl.gz, places to complete at" in capsys.readouterr().err
+    places = CompletionEvaluation("made up", ("def add(a, b):", "import os"), ("return", "x"))
+    write_completion_evaluation(folder / "evaluation.jsonl.gz", places)
+    before = (folder / "manifest.json").read_bytes()
+    assert on_gpu.main(command) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["completes"] is True
+    assert list(found["variants"]) == ["CPU-fp32", "TensorRT-RTX-fp16", "TensorRT-RTX-fp32"]
+    processor, *engines = found["variants"].values()
+    assert processor["measured"]["parity"]["same_decisions"] == 1.0
+    full, ships = processor["measured"]["completing"]
+    assert full["decode_tokens_per_s"] > 0
+    assert ships["speedup"] is not None
+    for item in engines:
+        assert item["built"]["size_bytes"] > 1000
+        assert item["not_run"] == "a dry run"
+    assert "tokens/s" in capsys.readouterr().out
+    # what is tried is made elsewhere
+    assert (folder / "manifest.json").read_bytes() == before
 
 
 def test_what_fails_is_noted_and_the_rest_goes_on(
