@@ -115,6 +115,7 @@ _QUERIES = {
 (class_specifier name: (_) @name body: (_)) @scope
 (struct_specifier name: (_) @name body: (_)) @scope
 (union_specifier name: (_) @name body: (_)) @scope
+(function_definition type: [(class_specifier) (struct_specifier)] declarator: (identifier) @name) @scope
 (namespace_definition name: (_) @name) @scope
 """,
     "go": """
@@ -144,6 +145,9 @@ _MODULES = {
 _CPP = re.compile(rb"^\s*(class|namespace|template|using|public:|private:)\b|\w::\w", re.MULTILINE)
 # what wraps the declarator of a name, besides those that have it as a field
 _WRAPPERS = ("reference_declarator", "parenthesized_declarator", "attributed_declarator")
+_CLASSES = ("class_specifier", "struct_specifier")
+_PLAIN = ("identifier", "parenthesized_declarator")
+_NO_BODIES = ("default_method_clause", "delete_method_clause")
 # what is taken for the name of a function where a macro hides what it is
 _NO_NAMES = frozenset({"if", "else", "for", "while", "switch", "return", "do", "catch", ""})
 _ARGUMENTS = re.compile(r"<.*>|\[.*\]|'\w+|[*&\s]", re.DOTALL)
@@ -185,6 +189,8 @@ class _Found:
                     rows[end] = (node.start_point.row, node.start_byte, node.end_byte)
         for node in captures.get("function", captures.get("scope", ())):
             is_function = "function" in captures
+            if is_function and "declarator" in captures and _no_function(captures["declarator"][0]):
+                continue
             named = captures.get("name") or [_declared(captures["declarator"][0])]
             name = _text(named[0])
             if "of" in captures:
@@ -263,6 +269,17 @@ def _declared(node: Node) -> Node:
             break
         node = inner
     return node
+
+
+def _no_function(declarator: Node) -> bool:
+    """What C++'s grammar takes for a function and is none: a class behind a macro, or what has no body."""
+    definition = declarator.parent
+    if definition is None:
+        return False
+    kind = definition.child_by_field_name("type")
+    if kind is not None and kind.type in _CLASSES and declarator.type in _PLAIN:
+        return True
+    return any(child.type in _NO_BODIES for child in definition.children)
 
 
 def _text(node: Node) -> str:

@@ -28,7 +28,7 @@ from codemill.runtime.lock import held
 
 __all__ = ["SCHEMA", "File", "Rows", "Table", "pack_rows", "scores"]
 
-SCHEMA = 3
+SCHEMA = 4
 
 Rows = NDArray[np.int8]
 """[n, dim + 4]: an embedding in 8 bits, and the bytes of the float32 that it is to be multiplied with."""

@@ -84,6 +84,16 @@ def names(name: str, source: str) -> list[str]:
             'extern "C" { void f() {} } struct S { operator bool() const { return 1; } };',
             ["f", "S::operator bool"],
         ),
+        (
+            "a.cpp",
+            "class OUT A { int f() { return 1; } }; class OUT(x) B { int g() { return 1; } };",
+            ["A::f", "g"],
+        ),
+        (
+            "a.cpp",
+            "struct A { A() = default; ~A(); template <class T> A(T) = delete; A(int) : x(1) {} };",
+            ["A::A"],
+        ),
         ("a.h", "class A { int f() { return 1; } };", ["A::f"]),
         ("a.h", "static inline int f(void) { return 1; }", ["f"]),
         (
