@@ -15,8 +15,9 @@ from typing import Any
 
 from codemill.errors import CodemillError, InputError, ProviderError
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
+from codemill.runtime.gpus import first_gpu
 from codemill.runtime.nvidia import MOST_TEXTS
-from codemill.runtime.tensorrt import gpus, logger, tensorrt
+from codemill.runtime.tensorrt import logger, tensorrt
 
 __all__ = [
     "Built",
@@ -114,7 +115,8 @@ def build_engine(
     if provider == TENSORRT_RTX:
         _aim(library, config, capabilities)
     else:
-        capabilities = gpus()[:1]
+        here = first_gpu()
+        capabilities = () if here is None else (here.compute_capability,)
     layers = Counter(network.get_layer(i).type.name for i in range(network.num_layers))
     engine = builder.build_serialized_network(network, config)
     if engine is None:

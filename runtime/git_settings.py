@@ -54,8 +54,12 @@ def small_lines(path: Path, follow: bool = True) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
-def _settings(path: Path, depth: int = 0) -> Iterator[tuple[str, str, str]]:
-    """(section, name, value) of a file and of those that it includes, in their order."""
+def _settings(path: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
+    """(section, name, value) of a file and of those that it includes, in their order; above: those that include it."""
+    here = os.path.realpath(path)
+    if here in above or len(above) > _MOST_INCLUDES:
+        # git ends with an error there
+        return
     section = ""
     lines = iter(small_lines(path))
     for line in lines:
@@ -73,8 +77,8 @@ def _settings(path: Path, depth: int = 0) -> Iterator[tuple[str, str, str]]:
             value, open_ = _value(text)
         if (section, name) != ("include", "path"):
             yield section, name, value
-        elif depth < _MOST_INCLUDES and (named := _expanded(value)) is not None:
-            yield from _settings(path.parent / named, depth + 1)
+        elif (named := _expanded(value)) is not None:
+            yield from _settings(path.parent / named, (*above, here))
 
 
 def _value(text: str) -> tuple[str, bool]:

@@ -414,7 +414,8 @@ def ceiling_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -
         return texts * sum(part.gflops for part in parts) / ceiling.gemm_gflops
 
     cell = _shares_cell(engine, lengths, seconds, most=_MOST_SHARE)
-    leaves = engine.labelling is not None and len(engine.labelling.layers_used) > 1
+    whole = {str(report.bundle.architecture.get("layers"))}
+    leaves = engine.labelling is not None and engine.labelling.layers_used.keys() != whole
     return _noted(cell, leaves, "of all layers; a text that leaves at an exit takes fewer")
 
 
@@ -430,7 +431,9 @@ def memory_share_cell(report: Report, engine: EngineResult, lengths: Sequence[in
     took = held / 1e9 / ceiling.read_gb_per_s
     cell = _shares_cell(engine, lengths, lambda _: took)
     kept = any(x.batch == 1 and x.latency_ms_p50 / 1e3 < took for x in engine.latencies)
-    return _noted(cell, kept, "above 100%: the processor's cache keeps them")
+    return _noted(
+        cell, kept, "above 100%: kept in the processor's cache, or rows of a table not read"
+    )
 
 
 _NO_WEIGHTS = ("manifest.json", "tokenizer.json")

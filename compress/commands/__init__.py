@@ -41,15 +41,12 @@ _MODULES = {
     "cache": "cache",
 }
 
-_CONTINUE = ("run", "search", "profile", "estimate", "telly", "find")
-"""Keep what is finished as they go."""
-
 
 @dataclass
 class Options:
     """Options of every command. `codemill.cli` hands one in and reads it when a command fails.
 
-    continues: whether the command goes on, given again, where it was interrupted.
+    continues: whether the command, given again, goes on from here (`output.continues`).
     """
 
     debug: bool = False
@@ -87,5 +84,4 @@ def compress(ctx: click.Context, debug: bool) -> None:
 
     `compress run code-search` makes a bundle from what is on this machine.
     """
-    options = ctx.ensure_object(Options)
-    options.debug, options.continues = debug, ctx.invoked_subcommand in _CONTINUE
+    ctx.ensure_object(Options).debug = debug

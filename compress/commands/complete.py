@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from codemill.compress.commands.output import json_option, print_json
+from codemill.compress.commands.output import NumberIn, json_option, print_json
 from codemill.errors import InputError
 
 _MOST_BYTES = 10_000_000
@@ -38,12 +38,12 @@ _MOST_BYTES = 10_000_000
 @click.option("--stop", multiple=True, help="A text that ends it; may be given several times.")
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 100),
+    type=NumberIn(0, 100),
     default=0.0,
     show_default=True,
     help="0 takes the likeliest token each time.",
 )
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--top-p", type=NumberIn(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=click.IntRange(0), help="Of what is drawn with a temperature.")
 @click.option(
     "--exits/--no-exits",

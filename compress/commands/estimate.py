@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from codemill.compress.commands.output import (
+    continues,
     json_option,
     print_json,
     quiet_stdout,
@@ -79,6 +80,7 @@ def estimate_command(
         checked = preflight(before_estimate(recipe), work)
         checked.raise_if_refused()
         checked.raise_if_impossible()
+        continues()
         cluster = None if ray is None else Cluster(None if ray == "local" else ray)
         with shown_progress() as progress:
             found = estimate(

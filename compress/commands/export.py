@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from codemill.compress.commands.output import (
+    NumberIn,
     in_bytes,
     json_option,
     plain_name,
@@ -95,11 +96,11 @@ _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
 )
 @click.option(
     "--max-loss",
-    type=click.FloatRange(0, 1),
+    type=NumberIn(0, 1),
     default=0.02,
     show_default=True,
-    help="With --target: share of fp32's quality (MRR, accuracy, next tokens right) that a variant which runs here may "
-    "lose; one that loses more is refused.",
+    help="With --target: share of fp32's MRR or accuracy, or of the next tokens that a decoder gets right as it ships, "
+    "that a variant which runs here may lose; one that loses more is refused.",
 )
 @click.option("--name", help="The bundle's name. [default: the model's]")
 @click.option("--license", "licence", help="Licence of the weights, as an SPDX id.")

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from codemill.compress.commands.export_targets import (
+    Judged,
     Made,
-    lost_of,
+    judged_beside,
     refuse_lossy,
     show_made,
     without_reports,
 )
 from codemill.compress.commands.output import quiet_stdout
-from codemill.errors import CodemillError, InputError
+from codemill.errors import InputError
 from codemill.export.quantize.settings import Method
 
 if TYPE_CHECKING:
-    from codemill.runtime import Manifest
+    from codemill.runtime import Completer, Manifest
     from codemill.targets.profile import TargetSpec
 
 _PIECES, _CHARACTERS = 16, 1500
@@ -84,7 +86,7 @@ def export_completion(
             update_bundle(ready, license=licence)
         digest = verify_bundle(ready)
         with shown_stage(f"comparing with {source}"):
-            found = [_compared(ready, target, source, texts) for target in targets]
+            found = _compared(ready, targets, source, texts)
         refuse_lossy(found, source, max_loss)
         put_bundle(ready, out, scratch)
     show_made(found, source, out, digest, as_json)
@@ -128,39 +130,44 @@ def _texts(folder: Path, evaluation: Path | None) -> list[str]:
     return [prefix[-_CHARACTERS:] for prefix in found.prefixes[:_PIECES]]
 
 
-def _compared(ready: Path, target: TargetSpec, source: str, texts: Sequence[str]) -> Made:
-    from codemill.runtime import read_manifest, size_bytes
+def _compared(
+    ready: Path, targets: Sequence[TargetSpec], source: str, texts: Sequence[str]
+) -> list[Made]:
+    from codemill.runtime import load_completer, read_manifest, size_bytes
     from codemill.targets import availability
 
-    variant = read_manifest(ready).variants[target.name]
-    why, agreement, lost = availability(target), None, None
-    if why is None:
-        try:
-            one, whole = _said(ready, source, texts)
-            other, quality = _said(ready, target.name, texts)
-            agreement, lost = float((one == other).mean()), lost_of(whole, quality)
-        # what was built stays, whatever a driver says
-        except CodemillError as error:
-            why = str(error)
-    return Made(
-        target=target.name,
-        variant=target.name,
-        provider=variant.provider,
-        precision=variant.precision,
-        size_bytes=size_bytes(ready, target.name),
-        agreement=agreement,
-        lost=lost,
-        not_run=why,
-        covered=None,
-        missing={},
-    )
+    whole = None
+    if any(availability(target) is None for target in targets):
+        with load_completer(ready, variant=source) as model:
+            whole = _judged(model, texts)
+    found = []
+    for target in targets:
+        variant = read_manifest(ready).variants[target.name]
+        figures: dict[str, Any] = dict.fromkeys(("agreement", "lost", "failed"))
+        figures["not_run"] = availability(target)
+        if whole is not None and figures["not_run"] is None:
+            figures = judged_beside(
+                partial(load_completer, ready, variant=target.name),
+                lambda model: _judged(model, texts),
+                whole,
+            )
+        made = Made(
+            target=target.name,
+            variant=target.name,
+            provider=variant.provider,
+            precision=variant.precision,
+            size_bytes=size_bytes(ready, target.name),
+            covered=None,
+            missing={},
+            **figures,
+        )
+        found.append(made)
+    return found
 
 
-def _said(folder: Path, variant: str, texts: Sequence[str]) -> tuple[np.ndarray, float]:
+def _judged(model: Completer, texts: Sequence[str]) -> Judged:
     """The likeliest token after each of the texts', and the share of them that the text goes on with."""
-    from codemill.runtime import load_completer
-
-    with load_completer(folder, variant=variant) as model:
-        found = [model.predictions(text) for text in texts]
+    found = [model.predictions(text) for text in texts]
     right = np.concatenate([said[:-1] == ids[1:] for ids, said in found])
-    return np.concatenate([said for _, said in found]), float(right.mean()) if len(right) else 0.0
+    said = np.concatenate([said for _, said in found])
+    return Judged(said, float(right.mean()) if len(right) else 0.0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 _COMPARED = 500
 """Rows of the evaluation on which a variant is compared with fp32."""
+_ROUNDING = 1e-9
+"""Of a loss that is just what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Made:
     """A variant for a target, beside fp32 (a decoder: beside what it was made of).
 
     agreement: share of decisions that are the same. lost: share of the task's metric that is lost (negative: gained):
-    MRR, accuracy, or next tokens right. Both None where it was not run, lost also where fp32 gets nothing right.
+    MRR, accuracy, or next tokens right. Both None where it was not run or failed, lost also where fp32 gets nothing
+    right. failed: what went wrong when it was asked.
     """
 
     target: str
@@ -46,6 +51,7 @@ class Made:
     agreement: float | None
     lost: float | None
     not_run: str | None
+    failed: str | None
     covered: float | None
     missing: dict[str, int]
 
@@ -121,7 +127,7 @@ def export_targets(
             update_bundle(ready, license=licence)
         digest = verify_bundle(ready)
         with shown_stage("comparing with fp32"):
-            found = [_compared(ready, work, target, asked) for target in targets]
+            found = _compared(ready, work, targets, asked)
         refuse_lossy(found, "fp32", max_loss)
         put_bundle(ready, out, scratch)
     show_made(found, "fp32", out, digest, as_json)
@@ -137,21 +143,55 @@ def without_reports(folder: Path) -> None:
 
 
 def refuse_lossy(found: Sequence[Made], against: str, max_loss: float) -> None:
-    """Raise RefusedError where a variant loses more than is allowed."""
-    lossy = [item for item in found if item.lost is not None and item.lost > max_loss]
-    if lossy:
-        each = "; ".join(
-            f"{item.variant} loses {item.lost:.1%} of {against}'s quality" for item in lossy
-        )
+    """Raise RefusedError where a variant does not answer, or loses more than is allowed."""
+    each = [
+        f"{item.variant} does not answer: {item.failed}"
+        for item in found
+        if item.failed is not None
+    ]
+    each += [
+        f"{item.variant} loses {item.lost:.4g} of {against}'s quality as a share, more than {max_loss:.4g}"
+        for item in found
+        if item.lost is not None and item.lost > max_loss + _ROUNDING
+    ]
+    if each:
         raise RefusedError(
-            f"refused, nothing was written: {each}, more than {max_loss:.1%}. Leave the target out, give a profile of "
-            "another precision, or allow more by --max-loss"
+            f"refused, nothing was written: {'; '.join(each)}. Leave the target out, give a profile of another "
+            "precision, or allow more loss by --max-loss"
         )
 
 
-def lost_of(whole: float, quality: float) -> float | None:
-    """The share of `whole` that is lost; None where there was nothing to lose."""
-    return 1 - quality / whole if whole else None
+@dataclass(frozen=True)
+class Judged:
+    """What a variant says of some rows, and the task's metric of it."""
+
+    decisions: np.ndarray[Any, Any]
+    quality: float
+
+
+def judged_beside(
+    open_: Callable[[], AbstractContextManager[Any]],
+    ask: Callable[[Any], Judged],
+    whole: Judged,
+) -> dict[str, Any]:
+    """`agreement`, `lost`, `not_run` and `failed` of a variant. What cannot be opened here, as where a driver is
+    missing, is not run; what was opened and does not answer has failed.
+    """
+    found: dict[str, Any] = dict.fromkeys(("agreement", "lost", "not_run", "failed"))
+    try:
+        opened = open_()
+    except CodemillError as error:
+        return {**found, "not_run": str(error)}
+    with opened as model:
+        try:
+            own = ask(model)
+        except CodemillError as error:
+            return {**found, "failed": str(error)}
+    found["agreement"] = float((own.decisions == whole.decisions).mean())
+    if whole.quality:
+        # no negative zero
+        found["lost"] = 1 - own.quality / whole.quality + 0.0
+    return found
 
 
 def show_made(found: Sequence[Made], against: str, out: Path, digest: str, as_json: bool) -> None:
@@ -176,7 +216,7 @@ def _check_names(targets: Sequence[TargetSpec], manifest: Manifest | None) -> No
             own = name in manifest.metrics
             providers[name] = "which no target made" if own else f"for {variant.provider}"
     # what a run or an export calls its own, whether this bundle has it or not
-    providers |= {f"cpu-{each.value}": "which no target made" for each in Precision}
+    providers |= {f"cpu-{each.value}": "as a run or an export makes it" for each in Precision}
     providers |= {PLAIN: "which others are made of"}
     for number, target in enumerate(targets):
         if any(other.name == target.name for other in targets[:number]):
@@ -186,7 +226,8 @@ def _check_names(targets: Sequence[TargetSpec], manifest: Manifest | None) -> No
             # as some file systems see them
             if name.lower() == target.name.lower() and not again:
                 raise InputError(
-                    f"--target {target.name}: {name!r} is a variant {what}; give the profile another `name`"
+                    f"--target {target.name}: {name!r} is the name of a variant {what}; give the profile another "
+                    "`name`"
                 )
 
 
@@ -216,64 +257,66 @@ def _derive(work: Path, target: TargetSpec, texts: list[tuple[str, ...]], report
 
 
 def _compared(
-    ready: Path, work: Path, target: TargetSpec, asked: Evaluation | LabelledEvaluation | None
-) -> Made:
+    ready: Path,
+    work: Path,
+    targets: Sequence[TargetSpec],
+    asked: Evaluation | LabelledEvaluation | None,
+) -> list[Made]:
     from codemill.export.candidates import PLAIN
     from codemill.export.coverage import coverage
-    from codemill.runtime import read_manifest, size_bytes
+    from codemill.runtime import load, read_manifest, size_bytes
     from codemill.targets import availability
 
+    whole = None
+    if asked is not None and any(availability(target) is None for target in targets):
+        with load(work, variant=PLAIN) as plain:
+            whole = _judged(plain, asked)
     manifest = read_manifest(ready)
-    variant = manifest.variants[target.name]
-    covered = coverage([ready / path for path in variant.segments], target.provider)
-    why = availability(target)
-    agreement = lost = None
-    if why is None and asked is None:
-        why = "nothing to compare on: give --evaluation"
-    if why is None:
-        assert asked is not None
-        try:
-            one, whole = _judged(work, PLAIN, asked)
-            other, quality = _judged(ready, target.name, asked)
-            agreement, lost = float((one == other).mean()), lost_of(whole, quality)
-        # what was built stays, whatever a driver says
-        except CodemillError as error:
-            why = str(error)
-    return Made(
-        target.name,
-        target.name,
-        variant.provider,
-        variant.precision,
-        size_bytes(ready, target.name),
-        agreement,
-        lost,
-        why,
-        None if covered is None else covered.share,
-        {} if covered is None else covered.missing,
-    )
+    found = []
+    for target in targets:
+        variant = manifest.variants[target.name]
+        covered = coverage([ready / path for path in variant.segments], target.provider)
+        why = availability(target)
+        figures: dict[str, Any] = dict.fromkeys(("agreement", "lost", "failed"))
+        if why is not None:
+            figures["not_run"] = why
+        elif asked is None or whole is None:
+            figures["not_run"] = "nothing to compare on: give --evaluation"
+        else:
+            figures = judged_beside(
+                partial(load, ready, variant=target.name),
+                lambda model: _judged(model, asked),
+                whole,
+            )
+        made = Made(
+            target=target.name,
+            variant=target.name,
+            provider=variant.provider,
+            precision=variant.precision,
+            size_bytes=size_bytes(ready, target.name),
+            covered=None if covered is None else covered.share,
+            missing={} if covered is None else covered.missing,
+            **figures,
+        )
+        found.append(made)
+    return found
 
 
-def _judged(
-    folder: Path, variant: str, asked: Evaluation | LabelledEvaluation
-) -> tuple[np.ndarray[Any, Any], float]:
-    """Decisions, a row's label or the nearest function of a query; and the task's metric."""
+def _judged(model: Any, asked: Evaluation | LabelledEvaluation) -> Judged:
+    """Decisions, a row's label or the nearest function of a query; MRR or accuracy."""
     import numpy as np
 
-    from codemill.runtime import load_classifier, load_encoder
     from codemill.targets.evaluation import Evaluation
     from codemill.targets.metrics import mrr
 
     if isinstance(asked, Evaluation):
-        with load_encoder(folder, variant=variant) as model:
-            queries = model.encode(asked.queries[:_COMPARED])
-            codes = model.encode(asked.codes[:_COMPARED])
-        nearest: np.ndarray[Any, Any] = (queries @ codes.T).argmax(1)
-        return nearest, mrr(queries, codes)
-    with load_classifier(folder, variant=variant) as judge:
-        decided: np.ndarray[Any, Any] = judge.probabilities(asked.items[:_COMPARED]).argmax(1)
+        queries = model.encode(asked.queries[:_COMPARED])
+        codes = model.encode(asked.codes[:_COMPARED])
+        return Judged((queries @ codes.T).argmax(1), mrr(queries, codes))
+    decided = model.probabilities(asked.items[:_COMPARED]).argmax(1)
     truth = np.asarray(asked.truth[:_COMPARED])
     known = truth >= 0
-    return decided, float((decided == truth)[known].mean()) if known.any() else 0.0
+    return Judged(decided, float((decided == truth)[known].mean()) if known.any() else 0.0)
 
 
 def _rows(found: Sequence[Made], against: str) -> list[tuple[str, ...]]:
@@ -289,7 +332,9 @@ def _rows(found: Sequence[Made], against: str) -> list[tuple[str, ...]]:
                 + (f"; on the processor: {lacking}" if lacking else "")
             )
         agreed = "" if item.agreement is None else f"{item.agreement:.1%}"
-        lost = "" if item.lost is None else f"{item.lost:.1%}"
+        if item.agreement is not None and item.lost is None:
+            notes.append(f"nothing to lose: {against} gets nothing right that is known")
+        lost = "" if item.lost is None else f"{item.lost:.2%}"
         size = in_bytes(item.size_bytes)
         rows.append(
             (item.variant, item.provider, item.precision, size, agreed, lost, "; ".join(notes))

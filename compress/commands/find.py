@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from codemill.compress.commands.output import json_option, print_json, printable, shown_path
+from codemill.compress.commands.output import (
+    continues,
+    json_option,
+    print_json,
+    printable,
+    shown_path,
+)
 from codemill.runtime.languages import LANGUAGES, title_of
 
 if TYPE_CHECKING:
@@ -64,6 +70,7 @@ def find_command(
 
     check_query(query)
     with load_encoder(bundle or ready_bundle(_READY)) as encoder:
+        continues()
         with counting("reading functions", "files") as progress:
             index = Index.open(folder, encoder, progress, exclude)
         hits = index.search(query, top=top, languages=languages or None)

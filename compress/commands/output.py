@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TASKS",
+    "NumberIn",
+    "continues",
     "in_bytes",
     "json_option",
     "plain_name",
@@ -46,9 +49,32 @@ _EXTRAS = {
 TASKS = ("retrieval", "classification", "pair-classification", "completion")
 """What a bundle can do, as recipes name it."""
 
+
+class NumberIn(click.FloatRange):
+    """A number in a range; click takes `nan` for one in any."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number; click's error where it is none, or outside."""
+        found: float = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return found
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
+
+
+def continues() -> None:
+    """From here on the command keeps what is finished: given again, it goes on there, which is said if it is ended."""
+    from codemill.compress.commands import Options
+
+    options = click.get_current_context().find_object(Options)
+    if options is not None:
+        options.continues = True
 
 
 def require_extra(extra: str, what: str, only: Sequence[str] | None = None) -> None:

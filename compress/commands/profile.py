@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codemill.compress.commands.output import (
+    NumberIn,
+    continues,
     json_option,
     print_json,
     quiet_stdout,
@@ -41,7 +43,7 @@ _MOST_WORKERS = 4
 )
 @click.option(
     "--minutes",
-    type=click.FloatRange(0, 24 * 60, min_open=True),
+    type=NumberIn(0, 24 * 60, min_open=True),
     help=f"What the measuring should take. [default: {_MINUTES:g}]",
 )
 @click.option(
@@ -91,6 +93,7 @@ def profile_command(
     check_file_out(out)
     journal = out.with_name(f"{out.name}.partial")
     check_file_out(journal)
+    continues()
     with (
         _alone(out),
         _kit(kit, target, threads) as (folder, opened),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codemill.compress.commands.output import (
+    NumberIn,
     in_bytes,
     json_option,
     plain_name,
@@ -56,7 +57,7 @@ _TOKENS = 128
 )
 @click.option(
     "--max-loss",
-    type=click.FloatRange(0, 1),
+    type=NumberIn(0, 1),
     default=0.02,
     show_default=True,
     help="Share of fp32's MRR, or accuracy, that may be lost; controlled-int8 aims at .005 or less.",

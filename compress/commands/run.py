@@ -14,6 +14,7 @@ import click
 
 from codemill.compress.commands.output import (
     TASKS,
+    continues,
     json_option,
     plain_name,
     print_json,
@@ -127,6 +128,7 @@ def run_command(
             for line in planned.preflight.lines():
                 click.echo(line, err=True)
             planned.preflight.raise_if_refused()
+            continues()
             with shown_progress() as progress:
                 result = run(recipe, work, target, progress, wait=wait)
     if dry_run:

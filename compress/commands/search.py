@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codemill.compress.commands.output import (
+    continues,
     in_bytes,
     json_option,
     print_json,
@@ -126,6 +127,7 @@ def search_command(
             )
         if searched["pick"] and recipe.search.objective != "pareto":
             raise click.UsageError("--pick chooses on a Pareto front: give --objective pareto too")
+        continues()
         found = _of_recipe(recipe, work, wait)
     if as_json:
         print_json(found)

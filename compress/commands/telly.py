@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from codemill.compress.commands.output import (
+    continues,
     json_option,
     print_json,
     quiet_stdout,
@@ -54,6 +55,7 @@ def telly_command(
     files = [] if out is None else [out / name for name in _FILES]
     for path in files:
         check_file_out(path)
+    continues()
     with quiet_stdout():
         from codemill.compress.telly import sweep
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,35 +155,49 @@ def _tensors(folder: Path) -> tuple[Callable[[str], np.ndarray | None], Collecti
             f"the model in {folder} cannot be loaded: it has neither model.safetensors nor pytorch_model.bin"
         )
     where: dict[str, Path] = {}
+    opened = {path: _open(path) for path in paths}
     for path in paths:
-        with _opened(path) as file:
+        with opened[path]() as file:
             where.update(dict.fromkeys(file.keys(), path))
 
     def tensor(name: str) -> np.ndarray | None:
         # checkpoints of a stack alone lack its name before theirs
         for known in (name, name.removeprefix("model."), name.removeprefix("transformer.")):
             if known in where:
-                with _opened(where[known]) as file:
-                    found: np.ndarray = file.get_tensor(known).float().numpy()
+                with opened[where[known]]() as file:
+                    read = file.get_tensor(known)
+                found: np.ndarray = read.float().numpy()
                 return found
         return None
 
     return tensor, where.keys()
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A file of weights, for as long as one of them is read: what stays mapped, stays in memory."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
+def _open(path: Path) -> Callable[[], AbstractContextManager[Any]]:
+    """What opens a file of weights: one of safetensors for as long as a tensor is read, for what stays mapped stays in
+    memory; one of torch's once, for all of it is unpickled each time.
+    """
+    kept: list[Any] = []
 
-            with safe_open(path, framework="pt") as file:
-                yield file
-        else:
-            yield _Pickled(path)
-    except Exception as error:
-        raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    @contextmanager
+    def opened() -> Iterator[Any]:
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors import safe_open
+
+                with safe_open(path, framework="pt") as file:
+                    yield file
+            else:
+                if not kept:
+                    kept.append(_Pickled(path))
+                yield kept[0]
+        except MemoryError:
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())[:300]
+            raise ModelError(f"{path} cannot be read: {why}") from error
+
+    return opened
 
 
 class _Pickled:

@@ -99,12 +99,14 @@ class Form:
     """A variant to make and measure."""
 
     provider: str
-    method: Method
+    method: Method | None
+    """None: as it ships."""
 
     @property
     def name(self) -> str:
         """Of the variant."""
-        return f"{self.provider.removesuffix('ExecutionProvider')}-{self.method.precision}"
+        kind = "shipped" if self.method is None else self.method.precision
+        return f"{self.provider.removesuffix('ExecutionProvider')}-{kind}"
 
 
 def forms(engine: str) -> list[Form]:
@@ -157,7 +159,7 @@ def forms_of_decoder(engine: str) -> list[Form]:
     """The same of a bundle that completes; on the processor it is what ships."""
     methods = (Method.FP16, Method.FP32)
     return [
-        Form(PROVIDER, Method.FP32),
+        Form(PROVIDER, None),
         *(Form(engine, each) for each in methods if each in DECODER_METHODS[engine]),
     ]
 
@@ -215,9 +217,14 @@ def started(
 
 def built(work: Path, variant: str, began: float) -> dict[str, Any]:
     """Of a variant that was made: seconds, bytes, what it was built for."""
-    built_for = read_manifest(work).variants[variant].built_for
-    seconds, size = time.perf_counter() - began, size_bytes(work, variant)
-    return {"build_s": seconds, "size_bytes": size, "built_for": dict(built_for)}
+    found = read_manifest(work).variants[variant]
+    return {
+        "variant": variant,
+        "precision": found.precision,
+        "build_s": time.perf_counter() - began,
+        "size_bytes": size_bytes(work, variant),
+        "built_for": dict(found.built_for),
+    }
 
 
 def inspected(work: Path, form: Form) -> Any:
@@ -376,6 +383,9 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, ...]]:
         if why is not None:
             rows.append((name, *[""] * (len(units) + 2), why))
             continue
+        if item["built"]["variant"] != name:
+            # what ships, and how it is rounded
+            name = f"{name}: {item['built']['variant']}"
         starts = f"{figures['first_start_ms']:,.0f}, {figures['second_start_ms']:,.0f} ms"
         said = _completing(figures) if decoder else _encoding(figures)
         same, doubts = figures["parity"]["same_decisions"], figures.get("doubts", ())
@@ -413,6 +423,8 @@ def go_of(asked_for: argparse.Namespace, work: Path, here: Sequence[Gpu]) -> Go:
                 f"{asked_for.bundle} takes {most} tokens, prompt and completion together; measuring needs {least}"
             )
         places = asked_for.evaluation or home / "evaluation.jsonl.gz"
+        if not places.is_file() and asked_for.evaluation is not None:
+            raise InputError(f"--evaluation {places}: there is no such file")
         if not places.is_file():
             raise InputError(
                 f"{asked_for.bundle} has no evaluation.jsonl.gz, places to complete at; give one with --evaluation"
@@ -495,7 +507,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="engines of the package tensorrt, not tensorrt-rtx",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each variant")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="fresh processes of each variant; of a bundle that completes, lines are the rounds",
+    )
     parser.add_argument("--out", type=Path, default=Path("on_gpu.json"))
     parser.add_argument("--dry-run", action="store_true", help="all that needs no GPU")
     asked_for = parser.parse_args(arguments)

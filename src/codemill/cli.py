@@ -67,7 +67,7 @@ def _end(arguments: Sequence[str] | None, options: Options, interrupts: _Interru
     except BaseException as error:
         if interrupts.came:
             return INTERRUPTED
-        code, message = _ending(error)
+        code, message = _ending(error, options)
         with contextlib.suppress(OSError):
             if options.debug:
                 traceback.print_exc(file=sys.stderr)
@@ -150,7 +150,7 @@ def _forget_unwritten() -> None:
         os.close(nowhere)
 
 
-def _ending(error: BaseException) -> tuple[int, str]:
+def _ending(error: BaseException, options: Options) -> tuple[int, str]:
     """Exit code and message of an exception."""
     if isinstance(error, CodemillError):
         return error.exit_code, f"error: {error}"
@@ -159,7 +159,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, BrokenExecutor):
         return 1, (
             "error: a process of this run was killed, perhaps by the system for want of memory; "
-            "close other programs and run the same command again: it continues"
+            f"close other programs and run the same command again{': it continues' if options.continues else ''}"
         )
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         return 1, f"error: {error}"

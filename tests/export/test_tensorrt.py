@@ -15,6 +15,7 @@ from codemill.export.quantize.settings import Method, Quantization
 from codemill.export.tensorrt import build_engine, profiles_of, said_of_engines
 from codemill.runtime import read_manifest, verify_bundle
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
+from codemill.runtime.gpus import Gpu
 from codemill.runtime.session import available_providers, choose_variant
 from codemill.runtime.tensorrt import gpus
 
@@ -188,7 +189,9 @@ def test_an_engine_of_tensorrt_is_for_the_gpu_that_built_it(
     library.Builder.return_value.build_serialized_network.return_value = b"ftrt"
     monkeypatch.setattr(module, "tensorrt", lambda _: library)
     monkeypatch.setattr(module, "logger", lambda _: None)
-    monkeypatch.setattr(module, "gpus", lambda: ["9.0", "8.6"])
+    # not the first of all: the one that CUDA calls so
+    gpu = Gpu("two", "GPU-2", "9.0", None, "1.0")
+    monkeypatch.setattr(module, "first_gpu", lambda: gpu)
     # what TensorRT for RTX would be told is not for it
     built = build_engine(tmp_path / "x.onnx", tmp_path / "x.engine", [], ("8.9",), TENSORRT)
     assert said_of_engines([built], [])["compute_capabilities"] == ["9.0"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.export.conftest import tiny_bert
 import codemill
 from codemill.compress.commands import export_targets
 from codemill.compress.commands.plain import calibration_of
+from codemill.errors import BundleError
 from codemill.runtime import read_manifest
 from codemill.runtime.bundle import update_bundle
 from codemill.runtime.machine import ARCHITECTURES
@@ -96,7 +98,8 @@ def test_a_target_does_not_take_the_place_of_what_shipped(
     )
     ended = compress("export", bundle, "--target", profile, "--out", tmp_path / "out")
     assert ended.code == 1
-    assert f"{name.lower()!r} is a variant which no target made" in ended.err
+    what = "which no target made" if metrics else "as a run or an export makes it"
+    assert f"{name.lower()!r} is the name of a variant {what}" in ended.err
 
 
 @pytest.mark.parametrize("option", [("--name", "zz"), ("--task", "encode")])
@@ -113,36 +116,52 @@ def test_activations_are_seen_on_queries_and_codes() -> None:
     assert found == [("q",), ("c",), ("r",), ("d",)]
 
 
+def judged(folder: Path, variant: str, asked: Any) -> Any:
+    with codemill.load(folder, variant=variant) as model:
+        return export_targets._judged(model, asked)
+
+
 def test_what_a_variant_loses_is_told_and_refused_beyond_a_bound(
     compress: Compress, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = ARCHITECTURES.get(platform.machine(), platform.machine())
     name = "laptop-arm" if here == "arm64" else "laptop-cpu"
-    real, out = export_targets._judged, tmp_path / "out"
+    out = tmp_path / "out"
     command = ("export", bundle, "--target", name, "--out", out)
     found = compress(*command, "--json").document["targets"][0]
-    (decided, whole), (other, quality) = (
-        real(folder, variant, Evaluation("made up", TEXTS, CODES))
-        for folder, variant in ((bundle, "plain-fp32"), (out, name))
-    )
-    assert whole > 0
-    assert found["lost"] == pytest.approx(1 - quality / whole)
-    assert found["agreement"] == (decided == other).mean()
+    asked = Evaluation("made up", TEXTS, CODES)
+    whole, own = judged(bundle, "plain-fp32", asked), judged(out, name, asked)
+    assert whole.quality > 0
+    assert found["lost"] == pytest.approx(1 - own.quality / whole.quality)
+    assert found["agreement"] == (own.decisions == whole.decisions).mean()
     shutil.rmtree(out)
+    real = export_targets._judged
 
-    def worse(folder: Path, variant: str, asked: Any) -> Any:
-        decisions, quality = real(folder, variant, asked)
-        return decisions, whole * 0.9 if variant == name else quality
+    def worse(model: Any, asked: Any) -> Any:
+        found = real(model, asked)
+        return replace(found, quality=0.9 * whole.quality) if model.variant == name else found
 
     monkeypatch.setattr(export_targets, "_judged", worse)
-    ended = compress(*command)
+    for most in ("0.02", "0.0999"):
+        ended = compress(*command, "--max-loss", most)
+        assert ended.code == 3
+        assert f"{name} loses 0.1 of fp32's quality as a share, more than {most}" in ended.err
+        assert not out.exists()
+    # just what is allowed
+    assert "10.00%" in compress(*command, "--max-loss", "0.1").out
+    shutil.rmtree(out)
+
+    def broken(model: Any, asked: Any) -> Any:
+        if model.variant == name:
+            raise BundleError("some are not numbers")
+        return real(model, asked)
+
+    monkeypatch.setattr(export_targets, "_judged", broken)
+    ended = compress(*command, "--max-loss", "1")
     assert ended.code == 3
-    assert (
-        f"refused, nothing was written: {name} loses 10.0% of fp32's quality, more than 2.0%"
-        in ended.err
-    )
+    assert f"nothing was written: {name} does not answer: some are not numbers" in ended.err
     assert not out.exists()
-    assert "10.0%" in compress(*command, "--max-loss", "0.2").out
+    assert compress(*command, "--max-loss", "nan").code == 2
     ended = compress("export", "nowhere", "--max-loss", "0.2")
     assert (ended.code, "--max-loss goes with --target" in ended.err) == (2, True)
 
@@ -153,7 +172,12 @@ def test_what_labels_is_judged_by_rows_whose_label_is_known(tmp_path: Path, know
     rows = tuple((number,) for number in range(len(TEXTS)))
     truth = (0, 1, 2, -1, -1, -1) if known else (-1,) * 6
     asked = LabelledEvaluation("made up", ("a", "b", "c"), TEXTS, rows, truth)
-    decided, quality = export_targets._judged(folder, "plain-fp32", asked)
-    right = sum(decided[:3] == (0, 1, 2))
-    assert quality == (right / 3 if known else 0)
-    assert export_targets.lost_of(quality, quality) == (0 if quality else None)
+    found = judged(folder, "plain-fp32", asked)
+    right = sum(found.decisions[:3] == (0, 1, 2))
+    assert found.quality == (right / 3 if known else 0)
+    with codemill.load(folder, variant="plain-fp32") as model:
+        beside = export_targets.judged_beside(
+            lambda: model, lambda model: export_targets._judged(model, asked), found
+        )
+    assert beside["agreement"] == 1
+    assert beside["lost"] == (0 if found.quality else None)

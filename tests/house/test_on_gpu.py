@@ -149,7 +149,7 @@ def test_a_bundle_that_completes_is_measured_too(
     assert on_gpu.main(command) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["completes"] is True
-    assert list(found["variants"]) == ["CPU-fp32", "TensorRT-RTX-fp16", "TensorRT-RTX-fp32"]
+    assert list(found["variants"]) == ["CPU-shipped", "TensorRT-RTX-fp16", "TensorRT-RTX-fp32"]
     processor, *engines = found["variants"].values()
     assert processor["measured"]["parity"]["same_decisions"] == 1.0
     full, ships = processor["measured"]["completing"]

@@ -154,7 +154,7 @@ def test_shares_of_the_ceiling_are_of_the_processor_and_withheld_where_they_cann
     assert (products.main, reading.main) == ("?", "500%")
     assert "above 400%" in products.small
     # no rate is wrong: what a cache keeps is not read
-    assert reading.small == "above 100%: the processor's cache keeps them"
+    assert reading.small == "above 100%: kept in the processor's cache, or rows of a table not read"
 
 
 def test_names_in_the_json_carry_their_units(report: Report) -> None:

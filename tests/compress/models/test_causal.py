@@ -109,13 +109,39 @@ def test_shards_and_half_precision_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.weights.words(), of_module(model).words())
 
 
-def test_a_bin_is_read_as_plain_weights_only(tmp_path: Path) -> None:
+def test_too_little_memory_is_not_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(LlamaConfig(**LLAMA), tmp_path)
+    opened = open_causal(tmp_path)
+
+    def full(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte")
+
+    monkeypatch.setattr(torch.Tensor, "float", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        opened.weights.words()
+
+
+def test_a_bin_is_read_as_plain_weights_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = saved(LlamaConfig(**LLAMA), tmp_path)
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    load, loaded = torch.load, []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        loaded.append(args)
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", counted)
     opened = open_causal(tmp_path)
-    np.testing.assert_array_equal(opened.weights.words(), of_module(model).words())
+    for found, wanted in zip(arrays(opened.weights), arrays(of_module(model)), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    # all of it is unpickled each time
+    assert len(loaded) == 1
     torch.save({"model.norm.weight": Path()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"pytorch_model.bin cannot be read"):
         open_causal(tmp_path)
