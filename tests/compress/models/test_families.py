@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,9 @@ def test_the_full_size_cut_equals_the_teacher(
     )
     assert isinstance(word_embedding_of(student), FactorizedEmbedding) == factorised
     ids, mask = batch(500)
-    found = states(student, order.argsort()[ids], mask)
-    assert (found - states(original, ids, mask)).abs().max() < 1e-5
+    # in double precision, whose rounding is not the processor's to say
+    found = states(student.double(), order.argsort()[ids], mask)
+    assert (found - states(deepcopy(original).double(), ids, mask)).abs().max() < 1e-5
 
 
 @ALL
