@@ -6,14 +6,13 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codemill.compress.commands.export_targets import (
     Judged,
-    Made,
-    judged_beside,
+    compared,
     refuse_lossy,
     show_made,
     without_reports,
@@ -49,7 +48,7 @@ def export_completion(
     from codemill.compress.places import put_bundle, scratch_beside
     from codemill.compress.progress import shown_stage
     from codemill.export.decoder.derive import derive_decoder, most_exact
-    from codemill.runtime import read_manifest, verify_bundle
+    from codemill.runtime import load_completer, read_manifest, verify_bundle
     from codemill.runtime.bundle import update_bundle
     from codemill.runtime.cache import compiled_in
 
@@ -86,7 +85,8 @@ def export_completion(
             update_bundle(ready, license=licence)
         digest = verify_bundle(ready)
         with shown_stage(f"comparing with {source}"):
-            found = _compared(ready, targets, source, texts)
+            shipped = partial(load_completer, ready, variant=source)
+            found = compared(ready, targets, shipped, lambda model: _judged(model, texts))
         refuse_lossy(found, source, max_loss)
         put_bundle(ready, out, scratch)
     show_made(found, source, out, digest, as_json)
@@ -128,41 +128,6 @@ def _texts(folder: Path, evaluation: Path | None) -> list[str]:
         return list(pieces_from("installed", _PIECES, _CHARACTERS))
     found = read_completion_evaluation(file)
     return [prefix[-_CHARACTERS:] for prefix in found.prefixes[:_PIECES]]
-
-
-def _compared(
-    ready: Path, targets: Sequence[TargetSpec], source: str, texts: Sequence[str]
-) -> list[Made]:
-    from codemill.runtime import load_completer, read_manifest, size_bytes
-    from codemill.targets import availability
-
-    whole = None
-    if any(availability(target) is None for target in targets):
-        with load_completer(ready, variant=source) as model:
-            whole = _judged(model, texts)
-    found = []
-    for target in targets:
-        variant = read_manifest(ready).variants[target.name]
-        figures: dict[str, Any] = dict.fromkeys(("agreement", "lost", "failed"))
-        figures["not_run"] = availability(target)
-        if whole is not None and figures["not_run"] is None:
-            figures = judged_beside(
-                partial(load_completer, ready, variant=target.name),
-                lambda model: _judged(model, texts),
-                whole,
-            )
-        made = Made(
-            target=target.name,
-            variant=target.name,
-            provider=variant.provider,
-            precision=variant.precision,
-            size_bytes=size_bytes(ready, target.name),
-            covered=None,
-            missing={},
-            **figures,
-        )
-        found.append(made)
-    return found
 
 
 def _judged(model: Completer, texts: Sequence[str]) -> Judged:

@@ -77,7 +77,8 @@ def export_targets(
     from codemill.compress.commands.plain import calibration_of, plain_bundle
     from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
     from codemill.compress.progress import shown_stage
-    from codemill.runtime import read_manifest, verify_bundle
+    from codemill.export.candidates import PLAIN
+    from codemill.runtime import load, read_manifest, verify_bundle
     from codemill.runtime.bundle import update_bundle
     from codemill.runtime.cache import compiled_in
     from codemill.runtime.completion.completer import completes
@@ -127,7 +128,8 @@ def export_targets(
             update_bundle(ready, license=licence)
         digest = verify_bundle(ready)
         with shown_stage("comparing with fp32"):
-            found = _compared(ready, work, targets, asked)
+            plain = None if asked is None else partial(load, work, variant=PLAIN)
+            found = compared(ready, targets, plain, lambda model: _judged(model, asked))
         refuse_lossy(found, "fp32", max_loss)
         put_bundle(ready, out, scratch)
     show_made(found, "fp32", out, digest, as_json)
@@ -256,21 +258,21 @@ def _derive(work: Path, target: TargetSpec, texts: list[tuple[str, ...]], report
     )
 
 
-def _compared(
+def compared(
     ready: Path,
-    work: Path,
     targets: Sequence[TargetSpec],
-    asked: Evaluation | LabelledEvaluation | None,
+    reference: Callable[[], AbstractContextManager[Any]] | None,
+    ask: Callable[[Any], Judged],
 ) -> list[Made]:
-    from codemill.export.candidates import PLAIN
+    """The variant of each target in the bundle at `ready` beside what `reference` opens, which is None without rows."""
     from codemill.export.coverage import coverage
     from codemill.runtime import load, read_manifest, size_bytes
     from codemill.targets import availability
 
     whole = None
-    if asked is not None and any(availability(target) is None for target in targets):
-        with load(work, variant=PLAIN) as plain:
-            whole = _judged(plain, asked)
+    if reference is not None and any(availability(target) is None for target in targets):
+        with reference() as model:
+            whole = ask(model)
     manifest = read_manifest(ready)
     found = []
     for target in targets:
@@ -280,14 +282,10 @@ def _compared(
         figures: dict[str, Any] = dict.fromkeys(("agreement", "lost", "failed"))
         if why is not None:
             figures["not_run"] = why
-        elif asked is None or whole is None:
+        elif whole is None:
             figures["not_run"] = "nothing to compare on: give --evaluation"
         else:
-            figures = judged_beside(
-                partial(load, ready, variant=target.name),
-                lambda model: _judged(model, asked),
-                whole,
-            )
+            figures = judged_beside(partial(load, ready, variant=target.name), ask, whole)
         made = Made(
             target=target.name,
             variant=target.name,
@@ -302,13 +300,14 @@ def _compared(
     return found
 
 
-def _judged(model: Any, asked: Evaluation | LabelledEvaluation) -> Judged:
+def _judged(model: Any, asked: Evaluation | LabelledEvaluation | None) -> Judged:
     """Decisions, a row's label or the nearest function of a query; MRR or accuracy."""
     import numpy as np
 
     from codemill.targets.evaluation import Evaluation
     from codemill.targets.metrics import mrr
 
+    assert asked is not None
     if isinstance(asked, Evaluation):
         queries = model.encode(asked.queries[:_COMPARED])
         codes = model.encode(asked.codes[:_COMPARED])
