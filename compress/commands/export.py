@@ -11,6 +11,7 @@ import click
 from codemill.compress.commands.output import (
     NumberIn,
     in_bytes,
+    is_given,
     json_option,
     plain_name,
     print_json,
@@ -154,7 +155,7 @@ def export_command(
         return
     if evaluation is not None:
         raise click.UsageError("--evaluation goes with --target")
-    if "max_loss" in _given(click.get_current_context()):
+    if is_given("max_loss"):
         raise click.UsageError("--max-loss goes with --target")
     rounds = task == "complete" and precision in (None, "int4")
     for option, value in (("--calibration", calibration), ("--rounding-loss", rounding_loss)):
@@ -215,18 +216,9 @@ _WITH_TARGETS = {
 }
 
 
-def _given(context: click.Context) -> set[str]:
-    """The options that were given on the command line."""
-    return {
-        option
-        for option in context.params
-        if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
-    }
-
-
 def _given_beside(context: click.Context) -> set[str]:
     """The options that were given; UsageError for one that does not go with --target."""
-    given = _given(context)
+    given = {option for option in context.params if is_given(option)}
     for option in sorted(given - _WITH_TARGETS):
         raise click.UsageError(f"--{option.replace('_', '-')} does not go with --target")
     if context.params["task"] == "complete":

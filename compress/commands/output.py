@@ -26,6 +26,7 @@ __all__ = [
     "NumberIn",
     "continues",
     "in_bytes",
+    "is_given",
     "json_option",
     "plain_name",
     "print_json",
@@ -66,6 +67,12 @@ class NumberIn(click.FloatRange):
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
+
+
+def is_given(name: str) -> bool:
+    """Whether the parameter `name` of the command that runs stood on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def continues() -> None:

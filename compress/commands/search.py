@@ -12,6 +12,7 @@ import click
 from codemill.compress.commands.output import (
     continues,
     in_bytes,
+    is_given,
     json_option,
     print_json,
     quiet_stdout,
@@ -99,7 +100,7 @@ def search_command(
             f"--{name}" for name in ("pick", "quality", "latency") if searched[name] is not None
         ]
         used += ["--objective pareto"] if searched["objective"] == "pareto" else []
-        used += ["--work"] if _is_given("work") else []
+        used += ["--work"] if is_given("work") else []
         used += [recipe_or_model] if recipe_or_model else []
         if "latency" in given:
             raise click.UsageError(
@@ -166,11 +167,6 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("seconds", f"{found['seconds']:.1f}"),
     ]
     return rows
-
-
-def _is_given(name: str) -> bool:
-    source = click.get_current_context().get_parameter_source(name)
-    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _budget(text: str) -> tuple[str, str]:
