@@ -22,7 +22,7 @@ from codemill.export.openvino import write_ir
 from codemill.export.quantize.dynamic import quantize_dynamic_int8
 from codemill.export.quantize.half import to_half
 from codemill.export.quantize.settings import Method, Quantization
-from codemill.export.quantize.static import quantize_static
+from codemill.export.quantize.static import Judged, quantize_static
 from codemill.export.quantize.weights import quantize_weights
 from codemill.export.tensorrt import (
     Built,
@@ -80,9 +80,14 @@ def derive(
     if not {"heads", "hidden_size"} <= set(shape):
         raise ModelError(f"bundle {manifest.name!r} does not say its heads and its hidden_size")
     name = name or how.method.value
-    judged = validation if how.method is Method.CONTROLLED else None
-    chain = Chain(folder, manifest, judged, calibration[: how.samples])
-    maker: _Maker = _Onnx(how, int(shape["heads"]), int(shape["hidden_size"]), chain)
+    kept_to = validation if how.method is Method.CONTROLLED else None
+    chain = Chain(folder, manifest, kept_to, calibration[: how.samples])
+
+    def judged(done: int, most: int) -> None:
+        said = f"{name}: graph {number + 1} of {len(files)}, {done} forms of it judged"
+        report((number + done / most) / len(files), said)
+
+    maker: _Maker = _Onnx(how, int(shape["heads"]), int(shape["hidden_size"]), chain, judged)
     if provider == OPENVINO:
         maker = _Ir(how, chain)
     elif provider in (*ENGINES, *TENSORRT_PROVIDERS):
@@ -136,6 +141,7 @@ class _Onnx:
     heads: int
     hidden_size: int
     chain: Chain
+    judged: Judged
     suffix = ".onnx"
 
     def head(self, plain: Path, path: Path) -> None:
@@ -154,7 +160,9 @@ class _Onnx:
             to_half(plain, path)
         elif method in (Method.STATIC, Method.CONTROLLED):
             score = self.chain.score(number) if method is Method.CONTROLLED else None
-            quantize_static(plain, path, self.how, self.chain.feeds(number), score)
+            quantize_static(
+                plain, path, self.how, self.chain.feeds(number), score, judged=self.judged
+            )
         elif method is Method.FP32:
             fuse_encoder(plain, path, self.heads, self.hidden_size)
         else:

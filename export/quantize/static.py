@@ -24,12 +24,14 @@ from codemill.runtime.openvino import without_telemetry
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Feed", "Score", "nncf", "quantize_static", "quiet", "settings_of"]
+__all__ = ["Feed", "Judged", "Score", "nncf", "quantize_static", "quiet", "settings_of"]
 
 Feed = Mapping[str, "np.ndarray"]
 """The inputs of one run of a graph, by name."""
 Score = Callable[[Any], float]
 """Of an ONNX Runtime session with the graph: the task's metric on validation, more is better."""
+Judged = Callable[[int, int], None]
+"""Told how many forms of a graph were judged, and how many may come at most."""
 
 _MOST_RESTORED = 32
 """Rounds of giving a group of products back its precision."""
@@ -57,11 +59,12 @@ def quantize_static(
     score: Score | None = None,
     *,
     for_engine: bool = False,
+    judged: Judged = lambda _, __: None,
 ) -> None:
     """Write the int8 form of a plain graph: products and what is between them, tables of embeddings.
 
-    feeds: what activations are seen on. score: needed by controlled-int8. for_engine: as TensorRT wants it, every zero
-    point 0. Raises CodemillError where NNCF fails.
+    feeds: what activations are seen on. score: needed by controlled-int8, which says how far it is by `judged`.
+    for_engine: as TensorRT wants it, every zero point 0. Raises CodemillError where NNCF fails.
     """
     import onnx
 
@@ -73,7 +76,7 @@ def quantize_static(
             if settings.method is Method.CONTROLLED:
                 if score is None:
                     raise ValueError("controlled-int8 needs a score")
-                made = _controlled(library, model, feeds, settings, score, common)
+                made = _controlled(library, model, feeds, settings, score, common, judged)
             else:
                 made = library.quantize(model, library.Dataset(list(feeds)), **common)
     # NNCF raises whatever its passes raise
@@ -121,6 +124,7 @@ def _controlled(
     settings: Quantization,
     score: Score,
     common: dict[str, Any],
+    judged: Judged,
 ) -> onnx.ModelProto:
     import onnxruntime
 
@@ -137,9 +141,14 @@ def _controlled(
     whole = opened(model)
     expected = {id(feed): whole.run(None, dict(feed)) for feed in feeds}
     latest: tuple[Any, Any] = (None, None)
+    count, most = 0, 0
 
     def validated(found: onnx.ModelProto, asked: Iterable[Feed]) -> tuple[float, list[float]]:
-        nonlocal latest
+        nonlocal latest, count, most
+        # each is tried without its rounding, once, before groups of them go back
+        most = most or sum(node.op_type == "QuantizeLinear" for node in found.graph.node)
+        judged(count, most + _MOST_RESTORED + 2)
+        count += 1
         if latest[0] is not found:
             latest = found, opened(found)
         session = latest[1]

@@ -90,7 +90,19 @@ def test_accuracy_control_does_not_ask_for_the_score_of_each_feed(
 
     # nothing may be lost: products are given back, the most harmful first, until nothing is
     how = Quantization(Method.CONTROLLED, max_loss=1e-7)
-    quantize_static(source, tmp_path / "kept.onnx", how, feeds, score)
+    said: list[tuple[int, int]] = []
+    quantize_static(
+        source,
+        tmp_path / "kept.onnx",
+        how,
+        feeds,
+        score,
+        judged=lambda done, most: said.append((done, most)),
+    )
+    # a bar that goes on and never passes its end
+    assert len(said) > asked
+    assert [done for done, _ in said] == list(range(len(said)))
+    assert all(done < most for done, most in said)
     # of the graph before and after, then once for each group that is given back: never of single feeds
     assert 2 < asked <= 3 + _MOST_RESTORED < len(feeds)
     (found,) = OnnxSession(tmp_path / "kept.onnx").outputs_for(feeds[0], (OUTPUT,))
