@@ -131,29 +131,39 @@ def tried_of(
     return found
 
 
-def chosen(tried: Sequence[Tried], reference: str | None = None) -> Tried | None:
+def chosen(
+    tried: Sequence[Tried], reference: str | None = None, kept: str | None = None
+) -> Tried | None:
     """What ships of those that are not refused; None where all are. `reference` ships only where nothing else does.
 
-    Of the fastest, and those whose interval holds its speed, so that they cannot be told apart by speed: the smallest,
-    and of those within a percent of it the one that keeps most quality. No other is at least as good in all three.
+    Of the fastest, and those that cannot be told apart from it by speed: the smallest, and of those within a percent of
+    it the one called `kept`, or the one that keeps most quality. No other is at least as good in all three.
     """
     open_ = [item for item in tried if item.why is None]
     others = [item for item in open_ if item.variant != reference] or open_
     if not others:
         return None
-    most = max(item.times_faster for item in others)
-    alike = [item for item in others if most <= (item.high or item.times_faster)]
-    # a point estimate may lie above its own interval
-    alike = alike or [item for item in others if item.times_faster == most]
+    fastest = max(others, key=lambda item: item.times_faster)
+    alike = [item for item in others if item is fastest or _as_fast(item, fastest)]
     least = min(item.size_bytes for item in alike)
     small = [item for item in alike if item.size_bytes <= _SIZES_ALIKE * least]
-    best = max(small, key=lambda item: (item.quality, item.times_faster, -item.size_bytes))
+    best = max(
+        small,
+        key=lambda item: (item.variant == kept, item.quality, item.times_faster, -item.size_bytes),
+    )
     # what is refused for another reason than being worse dominates nothing
     better = [item for item in others if item.dominates(best)]
     # of those as fast, one may dominate another
     return max(
         better, key=lambda item: (item.times_faster, item.quality, -item.size_bytes), default=best
     )
+
+
+def _as_fast(item: Tried, fastest: Tried) -> bool:
+    """Whether it may be as fast; what all are compared with has no interval, and the other's says it."""
+    if item.high is None:
+        return fastest.low is not None and fastest.low <= item.times_faster
+    return fastest.times_faster <= item.high
 
 
 def _quality(result: BenchmarkResult, name: str) -> float:

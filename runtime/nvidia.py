@@ -64,7 +64,7 @@ class Tuning:
     """What a provider that compiles a graph is told of it.
 
     precision: of the variant; usual_tokens, most_tokens: of a text; key: stands for the files' content, and what is
-    compiled of them is kept under it (ONNX Runtime's own names for it do not tell one model's weights from another's).
+    compiled of them is kept under it (the engines' own names for it do not tell one model's weights from another's).
     """
 
     precision: str

@@ -52,10 +52,19 @@ class OpenVinoSession:
     """A graph compiled by OpenVINO: a `Session`.
 
     `threads` (None: the physical cores) is how many threads one run uses. Each thread that calls has a request of its
-    own. Raises ProviderError where OpenVINO is not here, and BundleError where it cannot run the file.
+    own. key: stands for the content of the graph's files, and what is compiled of them is kept under it; without one
+    nothing is kept. OpenVINO itself knows a graph by its path and by the size and time of the .xml, and so would answer
+    with the weights that lay there before. Raises ProviderError where OpenVINO is not here, and BundleError where it
+    cannot run the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        key: str | None = None,
+    ) -> None:
         check_threads(threads)
         library = openvino()
         self.path = os.fspath(path)
@@ -67,8 +76,9 @@ class OpenVinoSession:
             "INFERENCE_NUM_THREADS": str(self.threads),
             # float32 stays float32 where the processor has bfloat16 products: variants say what they are
             "INFERENCE_PRECISION_HINT": "f32",
-            "CACHE_DIR": os.fspath(compiled_folder("openvino")),
         }
+        if key is not None:
+            options["CACHE_DIR"] = os.fspath(compiled_folder(f"openvino/{key}"))
         try:
             compiled = _in_a_thread(
                 lambda: library.Core().compile_model(self.path, _DEVICE, options)

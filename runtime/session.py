@@ -104,7 +104,7 @@ def open_session(
     if provider == OPENVINO:
         from codemill.runtime.openvino import OpenVinoSession
 
-        return OpenVinoSession(path, threads=threads)
+        return OpenVinoSession(path, threads=threads, key=tuning.key if tuning else None)
     if provider in ENGINES:
         from codemill.runtime.tensorrt import TensorRtSession
 

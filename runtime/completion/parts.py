@@ -20,7 +20,7 @@ from codemill.runtime.completion.cache import Cache
 from codemill.runtime.completion.decoding import AT_ONCE, DECISIONS, Decoding
 from codemill.runtime.engines import ENGINES, OPENVINO
 from codemill.runtime.pages import let_go_of_mapped
-from codemill.runtime.session import Binding, OnnxSession, Session, open_session
+from codemill.runtime.session import Binding, OnnxSession, Session
 
 if TYPE_CHECKING:
     from codemill.runtime.completion.document import Document
@@ -281,7 +281,7 @@ def open_parts(opened: Opened, decoding: Decoding, threads: int | None) -> Backe
     sessions: list[Any] = []
 
     def graph(path: str) -> Any:
-        sessions.append(open_session(opened.folder / path, provider=provider, threads=threads))
+        sessions.append(opened.session(path, threads))
         # after each, so that no more than one graph's weights are there twice
         let_go_of_mapped(opened.folder)
         return sessions[-1]

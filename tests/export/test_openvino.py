@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,35 @@ def test_it_gives_what_onnx_runtime_gives(bundle: Path) -> None:
             model.close()
             with pytest.raises(RuntimeError):
                 model.encode(TEXTS)
+
+
+def test_what_was_compiled_of_other_weights_is_not_taken(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEMILL_CACHE", str(tmp_path / "cache"))
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    weights = other / "variants/openvino-fp32/encoder.bin"
+    table = tiny_bert().embeddings.word_embeddings.weight.detach().numpy()
+    content = weights.read_bytes()
+    assert content.count(table.tobytes()) == 1
+    weights.write_bytes(content.replace(table.tobytes(), (-table).tobytes()))
+    update_bundle(other)
+    place = tmp_path / "app"
+
+    def updated(to: Path) -> Any:
+        """An application's new version at the same place, its files dated as packagers date them."""
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(to, place)
+        for file in place.rglob("*"):
+            os.utime(file, (1, 1))
+        with codemill.load(place, variant="openvino-fp32", threads=1) as found:
+            return found.encode(TEXTS)
+
+    before, after = updated(bundle), updated(other)
+    with codemill.load(other, variant="openvino-fp32", threads=1) as found:
+        assert np.abs(found.encode(TEXTS) - after).max() < 1e-6
+    assert np.abs(before - after).max() > 0.1
 
 
 def test_threads_have_requests_of_their_own(bundle: Path) -> None:
