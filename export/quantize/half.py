@@ -14,21 +14,36 @@ if TYPE_CHECKING:
 
 __all__ = ["to_half"]
 
-_KEPT = ("ReduceL2", "ReduceSum", "Max", "Div", "Sqrt", "LayerNormalization")
-"""Sums over a text and norms: half precision overflows in them."""
+_KEPT = ("ReduceL2", "ReduceSum", "Max", "Div", "Sqrt", "LayerNormalization", "Pow", "ReduceMean")
+"""Sums over a text and norms: half precision overflows in them. The last two are of norms written out, as T5's."""
 
 
 def to_half(plain: Path, half: Path, *, brain: bool = False) -> None:
     """Write the float16 form of a plain graph, with `brain` the bfloat16 one; inputs and outputs stay as they are."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
+    model = onnx.load(str(plain))
     model = convert_float_to_float16(
-        onnx.load(str(plain)), keep_io_types=True, op_block_list=list(_KEPT)
+        model,
+        keep_io_types=True,
+        op_block_list=list(_KEPT),
+        node_block_list=_epsilons(model.graph),
     )
+    # it puts its casts last, and a graph's nodes come in the order in which they run
+    OnnxModel(model).topological_sort()
     if brain:
         _to_brain(model.graph, onnx.load(str(plain)).graph)
     onnx.save(model, str(half))
+
+
+def _epsilons(graph: onnx.GraphProto) -> list[str]:
+    """Names of the sums between a mean of squares and its root: the mean is as large as what it is of, squared."""
+    means = {node.output[0] for node in graph.node if node.op_type == "ReduceMean"}
+    return [
+        node.name for node in graph.node if node.op_type == "Add" and means.intersection(node.input)
+    ]
 
 
 def _to_brain(graph: onnx.GraphProto, plain: onnx.GraphProto) -> None:
