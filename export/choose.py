@@ -121,11 +121,11 @@ def tried_of(
         if most_bytes is not None and size > most_bytes:
             why = f"{size:,} bytes, more than {most_bytes:,}"
         elif not whole and name != reference:
-            why = "fp32 itself gets nothing right on validation, so no share of it can be kept"
+            why = f"{reference} itself gets nothing right on validation, so no share of it can be kept"
         elif lost > max_loss:
             why = f"loses {lost:.1%}, more than {max_loss:.1%}"
         elif speed is not None and speed.below_parity:
-            why = f"{times:.2f} times as fast as fp32 [{low:.2f}, {high:.2f}]"
+            why = f"{times:.2f} times as fast as {reference} [{low:.2f}, {high:.2f}]"
         p50 = latency.latency_ms_p50
         found.append(Tried(name, size, quality, lost, p50, times, low, high, why))
     return found
@@ -137,7 +137,8 @@ def chosen(
     """What ships of those that are not refused; None where all are. `reference` ships only where nothing else does.
 
     Of the fastest, and those that cannot be told apart from it by speed: the smallest, and of those within a percent of
-    it the one called `kept`, or the one that keeps most quality. No other is at least as good in all three.
+    it the one called `kept`, or the one that keeps most quality. No other is at least as good in all three (as `kept`:
+    but for speed that nothing tells apart).
     """
     open_ = [item for item in tried if item.why is None]
     others = [item for item in open_ if item.variant != reference] or open_
@@ -151,6 +152,9 @@ def chosen(
         small,
         key=lambda item: (item.variant == kept, item.quality, item.times_faster, -item.size_bytes),
     )
+    if best.variant == kept:
+        # as fast as far as can be told, and as small: no reason to change
+        return best
     # what is refused for another reason than being worse dominates nothing
     better = [item for item in others if item.dominates(best)]
     # of those as fast, one may dominate another

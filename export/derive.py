@@ -36,6 +36,7 @@ from codemill.runtime.bundle import Variant, read_manifest, update_bundle
 from codemill.runtime.engines import ENGINES, OPENVINO, TENSORRT_PROVIDERS
 from codemill.runtime.ir import SUFFIX as IR_SUFFIX
 from codemill.runtime.labels import LABEL_TASKS
+from codemill.runtime.machine import INT8_PRODUCTS
 from codemill.runtime.nvidia import MOST_ROWS
 from codemill.runtime.tensorrt import SUFFIX as ENGINE_SUFFIX
 from codemill.targets.evaluation import Evaluation, LabelledEvaluation
@@ -44,6 +45,9 @@ __all__ = ["derive"]
 
 _AS_THEY_COME = (Method.DYNAMIC, Method.QAT)
 """Methods that round activations so: the same form, of weights that were or were not trained for it."""
+
+_FIXED = (Method.STATIC, Method.CONTROLLED)
+"""Methods that give activations ranges beforehand."""
 
 Say = Callable[[float, str], None]
 
@@ -158,7 +162,7 @@ class _Onnx:
             raise ValueError(f"{method.value} is not made for {PROVIDER}")
         if method is Method.FP16:
             to_half(plain, path)
-        elif method in (Method.STATIC, Method.CONTROLLED):
+        elif method in _FIXED:
             score = self.chain.score(number) if method is Method.CONTROLLED else None
             quantize_static(
                 plain, path, self.how, self.chain.feeds(number), score, judged=self.judged
@@ -183,7 +187,8 @@ class _Onnx:
                 quantize_dynamic_int8(fused, path, how.reduced_range)
 
     def built_for(self) -> dict[str, Any]:
-        return {}
+        wide = not self.how.reduced_range and self.how.method in (*_AS_THEY_COME, *_FIXED)
+        return {INT8_PRODUCTS: True} if wide else {}
 
 
 @dataclass

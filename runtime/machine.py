@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Machine", "physical_cores", "this_machine", "unlike"]
+__all__ = ["INT8_PRODUCTS", "Machine", "physical_cores", "this_machine", "unlike"]
 
 # what the kernel calls it -> what this project calls it; the ones that decide how fast int8,
 # fp16 and bf16 run, and no others
@@ -55,6 +55,8 @@ ARCHITECTURES = {
 """By what Python calls them."""
 NEEDS = ("systems", "architectures", "instruction_sets")
 """What a target, or a variant that was made for one, may ask of a machine: lists of names; none: any."""
+INT8_PRODUCTS = "int8_products"
+"""Asked for, as true, where 8-bit weights meet 8-bit activations: what `Machine.has_int8_products` says."""
 _INT8_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"}
 
 
@@ -128,9 +130,12 @@ def unlike(needs: Mapping[str, Any]) -> str | None:
     if architectures and architecture not in architectures:
         return f"it is for {' and '.join(architectures)}; this machine is {architecture}"
     asked: Sequence[str] = needs.get("instruction_sets", ())
+    products = needs.get(INT8_PRODUCTS) is True
     # where the system does not tell, nothing is known to be missing
-    here = _instruction_sets(_read("/proc/cpuinfo")) if asked else ()
+    here = _instruction_sets(_read("/proc/cpuinfo")) if asked or products else ()
     lacking = [name for name in asked if here and name not in here]
+    if products and here and _INT8_PRODUCTS.isdisjoint(here):
+        lacking.append("instruction for sums of 8-bit products (VNNI, AMX, dot products)")
     return f"this processor has no {', '.join(lacking)}" if lacking else None
 
 

@@ -30,7 +30,14 @@ from codemill.runtime.engines import (
     TENSORRT_RTX,
     WEB,
 )
-from codemill.runtime.machine import ARCHITECTURES, INSTRUCTION_SETS, NEEDS, SYSTEMS, unlike
+from codemill.runtime.machine import (
+    ARCHITECTURES,
+    INSTRUCTION_SETS,
+    INT8_PRODUCTS,
+    NEEDS,
+    SYSTEMS,
+    unlike,
+)
 
 if TYPE_CHECKING:
     from codemill.runtime.machine import Machine
@@ -59,6 +66,7 @@ class Precision(enum.StrEnum):
     INT4 = "int4"
 
 
+_CPU = "CPUExecutionProvider"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _CAPABILITY = r"[0-9]{1,2}\.[0-9]"
 Count = Annotated[int, ("minimum", 1)]
@@ -137,9 +145,14 @@ class TargetSpec:
     reduced_range: bool = True
     compute_capabilities: tuple[Capability, ...] = ()
 
-    def needs(self) -> dict[str, list[str]]:
+    def needs(self) -> dict[str, Any]:
         """What is asked of a machine's processor and system; only what is."""
-        return {key: list(getattr(self, key)) for key in NEEDS if getattr(self, key)}
+        found: dict[str, Any] = {
+            key: list(getattr(self, key)) for key in NEEDS if getattr(self, key)
+        }
+        if self.provider == _CPU and self.precision is Precision.INT8 and not self.reduced_range:
+            found[INT8_PRODUCTS] = True
+        return found
 
 
 def target_schema() -> dict[str, Any]:
@@ -254,7 +267,7 @@ def profile_of(machine: Machine) -> TargetSpec:
     from codemill.runtime.nvidia import usable
 
     accelerated = [name for name in usable(machine.providers) if name in _FP16]
-    provider = accelerated[0] if accelerated else "CPUExecutionProvider"
+    provider = accelerated[0] if accelerated else _CPU
     system = SYSTEMS.get(sys.platform)
     architecture = ARCHITECTURES.get(machine.architecture)
     return TargetSpec(

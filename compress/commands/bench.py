@@ -72,8 +72,8 @@ REPORTS = ("report.json", "report.html")
     "--variants",
     "every",
     is_flag=True,
-    help="Measure all variants that run here beside each other; `codemill.load` takes the fastest that is as good from "
-    "then on, on this machine.",
+    help="Measure all variants that run here beside each other; `codemill.load` takes the best from then on, on this "
+    "machine: of the fastest, and those that cannot be told apart from it, the smallest.",
 )
 @click.option(
     "--browser",

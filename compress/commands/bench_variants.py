@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from codemill.runtime import Manifest
     from codemill.targets.evaluation import Evaluation, LabelledEvaluation
 
-__all__ = ["bench_variants", "tried_rows"]
+__all__ = ["ONE_ROUND", "bench_variants", "tried_rows"]
 
 _EXACT = ("fp32", "bf16", "fp16", "int8", "int4")
+ONE_ROUND = "one round: nothing says whether their times differ by more than chance; give --rounds"
 _MAX_LOSS = 0.005
 _TOKENS = 128
 
@@ -31,12 +32,16 @@ def bench_variants(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Measure, print, and remember the fastest that loses half a percent of the most exact one's quality at most."""
+    """Measure, print, and remember the best that loses half a percent of the most exact one's quality at most.
+
+    The best as `chosen` says: of the fastest, and what cannot be told apart from it, the smallest; of those as small
+    the one that is taken anyway.
+    """
     from codemill.compress.progress import shown_stage
     from codemill.export.choose import chosen, measured
     from codemill.runtime.machine import unlike
     from codemill.runtime.preferred import prefer
-    from codemill.runtime.session import available_providers
+    from codemill.runtime.session import available_providers, choose_variant
     from codemill.targets.profile import Shape
 
     here = available_providers()
@@ -63,18 +68,17 @@ def bench_variants(
             max_loss=_MAX_LOSS,
             say=said,
         )
-    best = chosen(tried) or tried[0]
-    noted = prefer(manifest, best.variant)
+    best = chosen(tried, kept=choose_variant(manifest, here)) or tried[0]
+    # of one round nothing says whether times differ by more than chance
+    noted = rounds > 1 and prefer(manifest, best.variant)
     if as_json:
         rows = [item.to_json() for item in tried]
         print_json({"tried": rows, "chosen": best.variant, "noted": noted})
         return
     click.echo(table(tried_rows(tried, best, reference), heading=True))
     if rounds == 1:
-        click.echo(
-            "\none round: nothing says whether their times differ by more than chance; give --rounds"
-        )
-    if noted:
+        told = f"{ONE_ROUND}; nothing is noted"
+    elif noted:
         told = f"codemill.load takes {best.variant} of this bundle on this machine from now on"
     else:
         told = f"the cache cannot be written: codemill.load takes {best.variant} only where it is named"

@@ -105,19 +105,25 @@ def quantize_command(
     """
     require_extra("compress", "`compress quantize`")
     from codemill.compress.commands.bench import asked_of
-    from codemill.compress.commands.bench_variants import tried_rows
+    from codemill.compress.commands.bench_variants import ONE_ROUND, tried_rows
     from codemill.compress.commands.plain import plain_bundle
     from codemill.compress.places import check_bundle_out, put_bundle, scratch_beside
     from codemill.compress.progress import shown_stage
     from codemill.export.choose import chosen, measured
     from codemill.export.quantize.settings import Method
     from codemill.runtime import read_manifest, size_bytes, verify_bundle
-    from codemill.runtime.machine import physical_cores
+    from codemill.runtime.machine import INT8_PRODUCTS, physical_cores, unlike
     from codemill.targets.evaluation import LabelledEvaluation
     from codemill.targets.profile import Shape
 
     if method == _TRAINED:
         raise InputError(_TRAINS)
+    why = unlike({INT8_PRODUCTS: True}) if full_range else None
+    if why is not None:
+        raise InputError(
+            f"--full-range: {why}, so that what it measured here would be true of no machine that it is for; leave "
+            "--full-range out, or run this where they are"
+        )
     name = plain_name(model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1], "model")
     target = out or Path(f"{name}-quantized")
     check_bundle_out(target, target.parent / ".codemill")
@@ -177,6 +183,8 @@ def quantize_command(
         return
     click.echo(table(tried_rows(tried, best, Method.FP32.value), heading=True))
     click.echo()
+    if rounds == 1:
+        click.echo(ONE_ROUND)
     if parts is None:
         click.echo("judged by the same pairs whose functions activations were seen on")
     else:

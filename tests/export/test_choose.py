@@ -112,6 +112,24 @@ def test_of_those_that_speed_does_not_tell_apart_the_smallest_ships_then_the_mos
     assert picked([fp32, fast, small, exact, clearly_slower]) == "exact"
 
 
+def test_what_is_taken_already_stays_where_nothing_is_shown_to_be_better() -> None:
+    def best(rows: list[Tried], kept: str = "onnx") -> str | None:
+        found = chosen(rows, kept=kept)
+        return None if found is None else found.variant
+
+    # what all are compared with has no interval of its own
+    onnx = replace(one("onnx", 2170, 0.5, 1.0, 1.0, 1.0), low=None, high=None)
+    perhaps = one("intel", 2170, 0.5, 1.02, 0.73, 1.42)
+    assert best([onnx, perhaps]) == "onnx"
+    assert best([onnx, replace(perhaps, size_bytes=2390, times_faster=1.22, low=0.97)]) == "onnx"
+    assert best([onnx, replace(perhaps, times_faster=1.22, low=1.05)]) == "intel"
+    assert best([onnx, replace(perhaps, size_bytes=2000)]) == "intel"
+    # of two that are as good as each other, whichever it is
+    both = [onnx, perhaps, replace(perhaps, variant="arm")]
+    assert best(both, "arm") == "arm"
+    assert best([onnx, replace(perhaps, why="loses 3.0%, more than 0.5%")], "intel") == "onnx"
+
+
 @given(
     st.lists(
         st.builds(

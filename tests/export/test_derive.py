@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from codemill import load
 from codemill.errors import ModelError
-from codemill.export.candidates import PLAIN
+from codemill.export.candidates import PLAIN, PROVIDER
 from codemill.export.chain import Chain
 from codemill.export.derive import derive
 from codemill.export.encoder import OUTPUT
@@ -20,8 +21,8 @@ from codemill.export.quantize.settings import Method, Quantization
 from codemill.export.quantize.static import _MOST_RESTORED, quantize_static
 from codemill.export.quantize.tables import quantize_tables
 from codemill.runtime import load_classifier, read_manifest, verify_bundle
-from codemill.runtime.engines import TENSORRT_PROVIDERS
-from codemill.runtime.machine import this_machine
+from codemill.runtime.engines import TENSORRT_PROVIDER, TENSORRT_PROVIDERS
+from codemill.runtime.machine import INT8_PRODUCTS, this_machine, unlike
 from codemill.runtime.session import OnnxSession
 from codemill.targets.evaluation import Evaluation, LabelledEvaluation
 
@@ -255,3 +256,40 @@ def test_parts_with_exits_are_quantized_one_after_another(
         assert found.argmax(1).tolist() == list(truth)
     else:
         assert np.abs(found - expected).max() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("method", "provider", "asks"),
+    [
+        (Method.DYNAMIC, PROVIDER, True),
+        (Method.STATIC, PROVIDER, True),
+        (Method.WEIGHTS_INT8, PROVIDER, False),
+        (Method.STATIC, TENSORRT_PROVIDER, False),
+    ],
+)
+def test_eight_bits_beside_eight_bits_ask_for_a_processor_that_sums_them(
+    plain: Path, tmp_path: Path, method: Method, provider: str, asks: bool
+) -> None:
+    folder = tmp_path / "wide"
+    shutil.copytree(plain, folder)
+    for reduced in (True, False):
+        how = Quantization(method, reduced_range=reduced)
+        derive(folder, how, name=f"made-{reduced}", provider=provider, calibration=ROWS)
+    variants = read_manifest(folder).variants
+    assert INT8_PRODUCTS not in variants["made-True"].built_for
+    assert variants["made-False"].built_for.get(INT8_PRODUCTS, False) is asks
+
+
+def test_eight_bits_are_passed_over_where_they_would_answer_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def on(flags: str) -> str | None:
+        monkeypatch.setattr("codemill.runtime.machine._read", lambda _: f"flags\t: {flags}\n")
+        return unlike({INT8_PRODUCTS: True})
+
+    assert "8-bit products" in (on("avx2 fma") or "")
+    assert on("avx2 fma avx_vnni") is None
+    assert on("avx2 avx512_vnni") is None
+    # a system that does not tell
+    monkeypatch.setattr("codemill.runtime.machine._read", lambda _: "")
+    assert unlike({INT8_PRODUCTS: True}) is None
