@@ -1,4 +1,4 @@
-"""What a manifest calls inference engines: those that are not ONNX Runtime's, and its providers for NVIDIA GPUs."""
+"""What a manifest calls inference engines: those that are not ONNX Runtime's, and its execution providers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ __all__ = [
     "ENGINES",
     "NVIDIA",
     "OPENVINO",
+    "PROVIDERS",
     "TENSORRT",
     "TENSORRT_PROVIDER",
     "TENSORRT_PROVIDERS",
@@ -32,3 +33,29 @@ TENSORRT_RTX_PROVIDER: Final = "NvTensorRTRTXExecutionProvider"
 TENSORRT_PROVIDERS: Final = (TENSORRT_RTX_PROVIDER, TENSORRT_PROVIDER)
 """Those that compile a graph of standard operators to an engine, on the GPU that runs it."""
 NVIDIA: Final = (*TENSORRT_PROVIDERS, CUDA)
+
+PROVIDERS: Final = (
+    "CPUExecutionProvider",
+    *NVIDIA,
+    "MIGraphXExecutionProvider",
+    "OpenVINOExecutionProvider",
+    "DnnlExecutionProvider",
+    "VitisAIExecutionProvider",
+    "QNNExecutionProvider",
+    "NnapiExecutionProvider",
+    "VSINPUExecutionProvider",
+    "JsExecutionProvider",
+    "CoreMLExecutionProvider",
+    "DmlExecutionProvider",
+    "RknpuExecutionProvider",
+    "WebNNExecutionProvider",
+    "WebGpuExecutionProvider",
+    "XnnpackExecutionProvider",
+    "CANNExecutionProvider",
+    "AzureExecutionProvider",
+    # which 1.22, the oldest release that is supported, knows and 1.32 does not
+    "ROCMExecutionProvider",
+    "ArmNNExecutionProvider",
+    "ACLExecutionProvider",
+)
+"""All that builds of ONNX Runtime may have: `onnxruntime.get_all_providers()`, and NVIDIA's plugin."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from codemill.errors import InputError
 from codemill.targets.completion_benchmark import CompletionReport
@@ -36,18 +37,19 @@ def check_comparable(named: Sequence[tuple[str, AnyReport]]) -> None:
     """Raise InputError, naming files, where (file, report) of several differ in their task or in their test.
 
     Tests are the same where their rows are; of reports that do not say, where there are as many, with the same labels.
+    Each is held against each: one that does not say, or has no quality, does not vouch for two others.
     """
     if len({report.task for _, report in named}) > 1:
         tasks = ", ".join(f"{file} is of {report.task}" for file, report in named)
         raise InputError(
             f"reports of different tasks cannot be put side by side: {tasks}; give those of one task"
         )
-    (first, of_first), *others = [(file, _test_of(report)) for file, report in named]
-    for file, test in others:
-        if of_first is not None and test is not None and test.differs(of_first):
+    tests = [(file, test) for file, report in named if (test := _test_of(report)) is not None]
+    for (file, test), (other, of_other) in combinations(tests, 2):
+        if test.differs(of_other):
             raise InputError(
-                f"{first} and {file} cannot be put side by side, since their quality is of different tests: "
-                f"{of_first.said}, and {test.said}; measure both on one with `compress bench BUNDLE --evaluation FILE`"
+                f"{file} and {other} cannot be put side by side, since their quality is of different tests: "
+                f"{test.said}, and {of_other.said}; measure both on one with `compress bench BUNDLE --evaluation FILE`"
             )
 
 

@@ -142,7 +142,10 @@ class ExitFacts:
 
 @dataclass(frozen=True)
 class CompletionReport:
-    """All of report.json of a bundle that completes. baseline names the engine that others are held against."""
+    """All of report.json of a bundle that completes. baseline names the engine that others are held against.
+
+    target: as in `report.Report`.
+    """
 
     schema: int
     codemill: str
@@ -164,6 +167,7 @@ class CompletionReport:
     stages: tuple[Stage, ...] = ()
     training: tuple[TrainingPoint, ...] = ()
     evaluation_sha256: str | None = None
+    target: str | None = None
 
     def engine(self, name: str) -> CompletionResult:
         """The result of this name."""

@@ -161,6 +161,8 @@ def _bench_command(report: Report) -> str:
         command += ["--variant", report.bundle.variant]
     if report.student.threads:
         command += ["--threads", str(report.student.threads)]
+    if report.target:
+        command += ["--target", report.target]
     if any(engine.provider == WEB for engine in report.benchmark.engines):
         command += ["--browser", "PAGES"]
     return shlex.join([*command, "--rounds", str(report.benchmark.rounds), "--out", "FOLDER"])

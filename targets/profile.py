@@ -25,6 +25,7 @@ from codemill.runtime.engines import (
     ENGINES,
     NVIDIA,
     OPENVINO,
+    PROVIDERS,
     TENSORRT,
     TENSORRT_PROVIDERS,
     TENSORRT_RTX,
@@ -103,8 +104,8 @@ _MADE = {
 }
 """Precisions that variants are made in, of providers that do not run them all."""
 
-_PROVIDER = r"\w+ExecutionProvider|" + "|".join(OTHERS)
-Provider = Annotated[str, ("pattern", f"^({_PROVIDER})$")]
+_PROVIDERS = (*PROVIDERS, *OTHERS)
+Provider = Annotated[str, ("enum", _PROVIDERS)]
 _NAMES: dict[str, tuple[str, ...]] = {
     "systems": tuple(SYSTEMS.values()),
     "architectures": tuple(dict.fromkeys(ARCHITECTURES.values())),
@@ -189,6 +190,18 @@ def target_named(name: str) -> TargetSpec:
 def _near(name: str, known: Sequence[str]) -> str:
     found = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {found[0]!r}?" if found else ""
+
+
+def _near_provider(value: object) -> str:
+    """As `_near`: what nearly all of them end in does not make two alike, nor does case make them differ."""
+    if not isinstance(value, str):
+        return ""
+    asked, ending, _ = value.casefold().partition("exec")
+    # TensorRT and OpenVINO are engines of their own, and providers with the ending
+    known = PROVIDERS if ending else _PROVIDERS
+    names = {name.casefold().partition("exec")[0]: name for name in known}
+    found = difflib.get_close_matches(asked, names, n=1)
+    return f", did you mean {names[found[0]]!r}?" if found else ""
 
 
 def availability(target: TargetSpec) -> str | None:
@@ -318,7 +331,12 @@ def read_target(text: str, name: str) -> TargetSpec:
     found = TargetSpec(
         name=key("name", _is_name, "a name of letters, digits, dots and dashes"),
         description=key("description", _is_text, "a sentence"),
-        provider=key("provider", _is_provider, f"an execution provider, or one of {list(OTHERS)}"),
+        provider=key(
+            "provider",
+            _PROVIDERS.__contains__,
+            f"an execution provider of ONNX Runtime ({', '.join(PROVIDERS)}), or one of {list(OTHERS)}",
+            _near_provider(data.get("provider")),
+        ),
         precision=Precision(key("precision", precisions.__contains__, f"one of {precisions}")),
         threads=key("threads", _is_count_or_null, "a whole number above 0, or null"),
         memory_bytes=key("memory_bytes", _is_count_or_null, "a whole number above 0, or null"),
@@ -360,12 +378,14 @@ class _Keys:
     data: dict[str, Any]
     file: str
 
-    def __call__(self, key: str, right: Callable[[Any], bool], expected: str) -> Any:
+    def __call__(
+        self, key: str, right: Callable[[Any], bool], expected: str, hint: str = ""
+    ) -> Any:
         if key not in self.data:
             raise RecipeError(f"{self.file}: the key {key!r} is missing; expected {expected}")
         value = self.data[key]
         if not right(value):
-            raise RecipeError(f"{self.file}: {key}: expected {expected}, found {value!r:.80}")
+            raise RecipeError(f"{self.file}: {key}: expected {expected}, found {value!r:.80}{hint}")
         return value
 
     def names(self, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -378,10 +398,6 @@ class _Keys:
 
         said = f"a list of {', '.join(known)}" if known else "a list of numbers in quotes, as '8.6'"
         return tuple(self(key, right, said))
-
-
-def _is_provider(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(_PROVIDER, value) is not None
 
 
 def _is_name(value: object) -> bool:

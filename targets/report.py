@@ -135,7 +135,11 @@ class SearchPoint:
 
 @dataclass(frozen=True)
 class Report:
-    """All of report.json. `bundle_engine` and `baseline` name engines of `benchmark`."""
+    """All of report.json. `bundle_engine` and `baseline` name engines of `benchmark`.
+
+    `target`: the kind of machine that it was measured as, where one was asked for, as `compress bench --target` takes
+    it (a profile's file without its folder).
+    """
 
     schema: int
     codemill: str
@@ -153,6 +157,7 @@ class Report:
     training: tuple[TrainingPoint, ...] = ()
     search: tuple[SearchPoint, ...] = ()
     analysis: LayerAnalysis | None = None
+    target: str | None = None
 
     @property
     def student(self) -> EngineResult:
@@ -224,6 +229,7 @@ def make_report(
     stages: Sequence[Stage] = (),
     training: Sequence[TrainingPoint] = (),
     search: Sequence[SearchPoint] = (),
+    target: str | None = None,
 ) -> Report:
     """Put a report together.
 
@@ -259,6 +265,7 @@ def make_report(
         stages=tuple(stages),
         training=tuple(training),
         search=tuple(search),
+        target=target,
     )
 
 

@@ -50,7 +50,16 @@ REPORTS = ("report.json", "report.html")
     f"[default: {_EVALUATION} in the bundle's folder]",
 )
 @click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Of each engine. [default: the physical cores]"
+    "--target",
+    metavar="NAME",
+    help="Measure as a kind of machine does that this one can stand for (`compress targets`, or a profile, a .yaml): "
+    "with its threads, at its lengths of text, its variant where the bundle has one; and whether the process stays "
+    "within its memory. Of a bundle that completes: all but the lengths.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Of each engine. [default: the target's, else the physical cores]",
 )
 @click.option(
     "--rounds",
@@ -96,6 +105,7 @@ def bench_command(
     against: str | None,
     variant: str | None,
     evaluation: Path | None,
+    target: str | None,
     threads: int | None,
     rounds: int | None,
     places: int | None,
@@ -114,18 +124,26 @@ def bench_command(
     """
     require_extra("bench", "`compress bench`")
     from codemill.compress.commands.bench_completion import bench_completion
+    from codemill.compress.commands.bench_target import (
+        asked_target,
+        memory_limits,
+        memory_line,
+        shapes_for,
+        threads_for,
+        variant_for,
+    )
     from codemill.compress.progress import shown_stage
     from codemill.runtime.bundle import read_manifest
     from codemill.runtime.completion.completer import completes
-    from codemill.runtime.machine import physical_cores
     from codemill.targets import bundle_engine, bundle_summary, make_report, write_report
     from codemill.targets.benchmark import benchmark
     from codemill.targets.codec import to_json
 
     # all that can be wrong with what was asked for is found before anything is measured
     manifest = read_manifest(folder_of(bundle))
+    measured_as = asked_target(target) if target is not None else None
     # said to both: left to themselves, PyTorch and ONNX Runtime count cores differently
-    threads = threads or physical_cores()
+    threads = threads or threads_for(measured_as)
     completing = completes(manifest)
     if completing and rounds is not None:
         raise click.UsageError(
@@ -137,7 +155,8 @@ def bench_command(
     for option, given in (("--browser", browser is not None), ("--variants", every)):
         if given and completing:
             raise click.UsageError(f"{option} is of a bundle that embeds or labels")
-    engines = [bundle_engine(bundle, variant=variant, threads=threads)]
+    runs = variant or variant_for(measured_as, manifest)
+    engines = [bundle_engine(bundle, variant=runs, threads=threads)]
     # bundle_engine names the variant it chose
     chosen = engines[0].argv[engines[0].argv.index("--variant") + 1]
     if out is not None:
@@ -145,7 +164,8 @@ def bench_command(
     file = _evaluation_of(bundle, completing) if evaluation is None else evaluation
     if completing:
         bench_completion(
-            *(bundle, manifest, file, against, variant, threads, places, human_eval, examples),
+            *(bundle, manifest, file, against, runs, threads, measured_as),
+            *(places, human_eval, examples),
             out,
             as_json,
         )
@@ -153,7 +173,7 @@ def bench_command(
     asked = asked_of(manifest, file)
     if every:
         others = (("--against", against), ("--variant", variant), ("--browser", browser))
-        for option, value in (*others, ("--out", out)):
+        for option, value in (*others, ("--target", target), ("--out", out)):
             if value is not None:
                 raise click.UsageError(f"{option} does not go with --variants")
         from codemill.compress.commands.bench_variants import bench_variants
@@ -172,17 +192,21 @@ def bench_command(
         found = benchmark(
             engines,
             asked,
+            shapes=shapes_for(measured_as),
             rounds=rounds or _ROUNDS,
             progress=lambda now: said(now.fraction, now.message),
             examples=examples,
             operators=True,
         )
+    peak = found.engine(engines[-1].name).memory.peak_rss_bytes
     report = make_report(
         found,
         title=manifest.name,
         task=manifest.task,
         bundle=bundle_summary(folder_of(bundle), chosen),
         bundle_engine=engines[-1].name,
+        limits=memory_limits(measured_as, peak),
+        target=measured_as.said if measured_as else None,
         provenance=dict(manifest.provenance),
     )
     written = (
@@ -192,6 +216,8 @@ def bench_command(
         print_json({**to_json(report), "files": [str(path) for path in written]})
         return
     click.echo(table(report_rows(report), heading=True))
+    if measured_as is not None:
+        click.echo(memory_line(measured_as, peak))
     for path in written:
         click.echo(f"wrote {path}", err=True)
 

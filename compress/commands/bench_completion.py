@@ -14,6 +14,7 @@ from codemill.compress.commands.output import print_json, table
 from codemill.errors import InputError
 
 if TYPE_CHECKING:
+    from codemill.compress.commands.bench_target import AskedTarget
     from codemill.runtime import Manifest
     from codemill.targets.completion_benchmark import CompletionEngine
 
@@ -30,6 +31,7 @@ def bench_completion(
     against: str | None,
     variant: str | None,
     threads: int,
+    target: AskedTarget | None,
     places: int | None,
     human_eval: bool,
     examples: int,
@@ -38,6 +40,7 @@ def bench_completion(
 ) -> None:
     """Measure, print, and write into `out`. Raises InputError for what cannot be compared."""
     from codemill.compress.commands.bench import completion_page, write_reports
+    from codemill.compress.commands.bench_target import memory_limits, memory_line
     from codemill.compress.progress import shown_stage
     from codemill.targets import bundle_summary
     from codemill.targets.codec import to_json
@@ -65,6 +68,8 @@ def bench_completion(
             engines, asked, baseline, _NEW_TOKENS, said, human_eval, examples
         )
     chosen = own.engine.argv[own.engine.argv.index("--variant") + 1]
+    # of the process that runs the bundle as it ships
+    peak = next(item.peak_rss_bytes for item in results if item.name == own.name)
     report = CompletionReport(
         schema=1,
         codemill=__version__,
@@ -78,6 +83,8 @@ def bench_completion(
         evaluation_sha256=asked.sha256,
         engines=results,
         environment=environment,
+        limits=memory_limits(target, peak),
+        target=target.said if target else None,
         provenance=dict(manifest.provenance),
     )
     written = (
@@ -91,6 +98,8 @@ def bench_completion(
         print_json({**to_json(report), "files": [str(path) for path in written]})
         return
     click.echo(table(completion_rows(report), heading=True))
+    if target is not None:
+        click.echo(memory_line(target, peak))
     for path in written:
         click.echo(f"wrote {path}", err=True)
 

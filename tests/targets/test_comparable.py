@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
@@ -70,3 +71,17 @@ def test_of_different_tests_both_are_said(search: Report, result: Measured) -> N
         check_comparable(
             [("a.json", reports.completion()), ("b.json", reports.completion(places=3))]
         )
+
+
+def test_a_report_that_does_not_say_its_test_vouches_for_no_two_others(search: Report) -> None:
+    other = with_quality(search, evaluation_sha256="0" * 64)
+    without = tuple(replace(engine, quality=None) for engine in search.benchmark.engines)
+    for silent in (
+        with_quality(search, evaluation_sha256=None),
+        replace(search, benchmark=replace(search.benchmark, engines=without)),
+    ):
+        check_comparable([("a.json", search), ("silent.json", silent), ("c.json", search)])
+        for named in permutations([("a.json", search), ("b.json", other), ("silent.json", silent)]):
+            first, second = (file for file, _ in named if file != "silent.json")
+            with pytest.raises(InputError, match=rf"^{first} and {second} cannot be"):
+                check_comparable(named)

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
@@ -12,7 +13,7 @@ from tests.runtime.fake_nvml import FakeNvml, install
 
 from codemill.errors import RecipeError
 from codemill.runtime import this_machine
-from codemill.runtime.engines import NVIDIA, TENSORRT_PROVIDERS
+from codemill.runtime.engines import NVIDIA, PROVIDERS, TENSORRT_PROVIDERS
 from codemill.targets import (
     Precision,
     Shape,
@@ -99,7 +100,13 @@ def test_a_profile_of_ones_own_that_cannot_be_read_is_an_error(tmp_path: Path) -
         ("instruction_sets: [avx9]", r"instruction_sets: expected a list of sse4_1, avx"),
         ("compute_capabilities: [8.6]", r"compute_capabilities: .* in quotes.*, found \[8.6\]"),
         ("compute_capabilities: ['86']", r"compute_capabilities: .* in quotes"),
-        ("provider: Foo", r"provider: expected an execution provider, or one of"),
+        ("provider: Foo", r"provider: expected an execution .* \(CPUExec.*found 'Foo'$"),
+        ("provider: FooExecutionProvider", r"office.yaml: provider: .*'FooExecutionProvider'$"),
+        ("provider: DMLExecutionProvider", r"'DMLExec\w+', did you mean 'DmlExecutionProvider'\?"),
+        ("provider: cuda", "did you mean 'CUDAExecutionProvider'?"),
+        ("provider: openvino", "did you mean 'OpenVINO'?"),
+        ("provider: OpenVinoExecutionProvider", "did you mean 'OpenVINOExecutionProvider'?"),
+        ("provider: [CPUExecutionProvider]", r"provider: .*found \['CPUExecutionProvider'\]$"),
         ("name: a b/../c", r"name: expected a name of letters"),
         ("reduced_range: maybe", r"reduced_range: expected true or false"),
     ],
@@ -111,6 +118,20 @@ def test_a_bad_value_is_named_with_its_key_and_file(line: str, message: str) -> 
         read_target(text, "office.yaml")
     # the schema that is published says so too
     assert not fits(text)
+
+
+def test_every_provider_that_onnx_runtime_knows_is_one_and_no_other() -> None:
+    known = set(onnxruntime.get_all_providers())
+    assert known <= set(PROVIDERS)
+    # a plugin of NVIDIA's, and what releases before this one knew
+    assert set(PROVIDERS) - known <= {
+        *("NvTensorRTRTXExecutionProvider", "ROCMExecutionProvider"),
+        *("ArmNNExecutionProvider", "ACLExecutionProvider"),
+    }
+    for provider in (*PROVIDERS, "OpenVINO", "TensorRT-RTX", "TensorRT", "onnxruntime-web"):
+        text = GOOD.replace("CPUExecutionProvider", provider)
+        assert read_target(text, "own.yaml").provider == provider
+        assert fits(text)
 
 
 def test_bfloat16_is_of_tensorrt_on_gpus_that_multiply_it() -> None:

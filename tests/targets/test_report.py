@@ -100,6 +100,7 @@ def test_a_report_of_the_schema_before_still_opens(report: Report, tmp_path: Pat
     for point in data["search"]:
         for name in ("latency_ms", "front"):
             del point[name]
+    del data["target"]
     (tmp_path / "old.json").write_text(json.dumps(data))
     Draft202012Validator(report_schema()).validate(data)
     found = read_report(tmp_path / "old.json")
@@ -473,6 +474,11 @@ def test_a_page_without_a_recipe_says_how_to_measure_again(report: Report, tmp_p
         "compress bench BUNDLE --variant &#39;cpu int8&#39; --threads 2 --rounds 3 --out FOLDER"
     )
     assert command in page
+    own = replace(again, target="an own.yaml")
+    assert (
+        "--threads 2 --target &#39;an own.yaml&#39; --rounds 3"
+        in render([own], tmp_path / "own.html").read_text()
+    )
     assert report.student.quality is not None
     assert str(report.student.quality.evaluation_sha256) in page
 
