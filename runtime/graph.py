@@ -9,6 +9,7 @@ operators below, with its inputs there, and its weights in files the manifest na
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Final
 
 from codemill.errors import BundleError
 
-__all__ = ["check_graph", "graph_inputs"]
+__all__ = ["check_graph", "graph_inputs", "graph_operators"]
 
 # what encoders and decoders are made of, without those that mutated graphs made crash (GatherND, Inverse) or that
 # none needs: name -> the inputs that may be left out ("" in their place), which is what the operator's
@@ -111,6 +112,12 @@ def graph_inputs(path: Path) -> dict[str, tuple[int | None, ...]]:
         return dict(_Graph(content, path.name, ()).inputs())
 
 
+def graph_operators(path: Path) -> Counter[tuple[str, str]]:
+    """Nodes of each (domain, operator) in the graph of a file; the standard domain is empty. Raises BundleError."""
+    with _mapped(path) as content:
+        return Counter(_Graph(content, path.name, ()).operators())
+
+
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
     try:
@@ -145,6 +152,15 @@ class _Graph:
                 name = "".join(self._text(*place) for place in self._below(value, _VALUE_NAME))
                 sizes = self._below(value, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_SIZE)
                 yield name, tuple(self._whole(*place, _SIZE_NUMBER) for place in sizes)
+
+    def operators(self) -> Iterator[tuple[str, str]]:
+        for graph in self._below((0, len(self._content)), _MODEL_GRAPH):
+            for node in self._below(graph, _GRAPH_NODE):
+                domain, operator = (
+                    "".join(self._text(*place) for place in self._below(node, field))
+                    for field in (_NODE_DOMAIN, _NODE_OPERATOR)
+                )
+                yield "" if domain == "ai.onnx" else domain, operator
 
     def _below(self, place: tuple[int, int], *path: int) -> Iterator[tuple[int, int]]:
         """Where the messages lie that are reached by these fields, one inside the other."""

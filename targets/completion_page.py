@@ -11,7 +11,7 @@ from codemill.targets.completion_benchmark import CompletionReport, CompletionRe
 from codemill.targets.cost_section import cost_section
 from codemill.targets.drawing import INK, MARKERS, MUTED, SERIES, Drawing, figure
 from codemill.targets.plots import stage_times, training_curve
-from codemill.targets.tables import amount, environment_rows, limit_value
+from codemill.targets.tables import amount, busy_said, environment_rows, limit_value
 from codemill.targets.template import template_named
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _section(report: CompletionReport, prefix: str) -> dict[str, Any]:
         "report": report,
         "places": f"{own.figures.places:,}",
         "machine": _machine_of(report),
-        "busy": report.environment.cpu_busy_share,
+        "busy": busy_said(report.environment),
         "cards": _cards(report),
         "limits": [(x, amount(x.name, x.limit), limit_value(x)) for x in report.limits],
         "groups": _groups(report),

@@ -11,7 +11,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from codemill.errors import InputError
 from codemill.runtime.engines import WEB
@@ -28,6 +28,7 @@ from codemill.targets.tables import (
     Cell,
     Row,
     amount,
+    busy_said,
     cards,
     cold_memory_cell,
     engine_rows,
@@ -45,9 +46,11 @@ from codemill.targets.tables import (
     words,
 )
 from codemill.targets.template import template_named
+from codemill.targets.variants import variant_rows
 
 __all__ = ["render"]
 
+_AGAINST: tuple[Literal["size", "latency"], ...] = ("size", "latency")
 _MOST_SEARCHES = 2
 """So many reports on a page each have their search drawn."""
 
@@ -141,7 +144,8 @@ def _section(report: Report, number: int, *, draws_search: bool) -> dict[str, An
         "draws_search": draws_search,
         "examples": report.student.quality.examples if report.student.quality else (),
         "environment": list(_environment_rows(report)),
-        "busy": environment.cpu_busy_share,
+        "busy": busy_said(environment, bool(report.benchmark.comparisons)),
+        "variants": variant_rows(report.bundle.variants, _measured(report)),
         "doubts": report.benchmark.doubts,
         "recipe": _pretty(report.recipe),
         "again": _bench_command(report),
@@ -171,6 +175,11 @@ def _bench_command(report: Report) -> str:
 def _evaluation_sha256(engine: EngineResult) -> str | None:
     asked = engine.quality or engine.labelling
     return asked.evaluation_sha256 if asked else None
+
+
+def _measured(report: Report) -> list[str]:
+    """The bundle's variants that the report has figures of."""
+    return [report.bundle.variant] if report.bundle.variant else []
 
 
 def _own_tokens(report: Report, shape: Shape) -> float:
@@ -208,6 +217,8 @@ def _warnings(report: Report) -> Iterator[str]:
 
 def _side_by_side(reports: Sequence[Report]) -> dict[str, Any]:
     """The bundles of several reports, a column each."""
+    from codemill.targets import plots
+
     shape = headline_shape(reports[0].student)
 
     def row(name: str, cell: Callable[[Report], Cell | None]) -> Row:
@@ -238,11 +249,29 @@ def _side_by_side(reports: Sequence[Report]) -> dict[str, Any]:
             row("accuracy", scored),
             row("accuracy against the baseline", lambda r: compared(r, "accuracy")),
         ]
+
+    def doubts(report: Report) -> Cell | None:
+        busy = busy_said(report.benchmark.environment) is not None
+        found = len(report.benchmark.doubts) + busy
+        return Cell(f"{found}, below") if found else None
+
+    names = [f"{number}. {report.title}" for number, report in enumerate(reports, 1)]
+    series = [
+        plots.Series(names[number], number, report.student) for number, report in enumerate(reports)
+    ]
+    drawn = [
+        (
+            f"Quality against {what} (dashed: the Pareto front)",
+            plots.pareto(series, shape, what, ()),
+        )
+        for what in _AGAINST
+    ]
     return {
         "columns": [
-            (report.title, report.bundle.variant or report.bundle_engine, _machine_name(report))
-            for report in reports
+            (name, list(_column(report))) for name, report in zip(names, reports, strict=True)
         ],
+        "legend": [(s.label, s.number % 8, GLYPHS[s.number % len(GLYPHS)]) for s in series],
+        "plots": [("half", name, drawing.named("all")) for name, drawing in drawn if drawing],
         "rows": [
             row("baseline", lambda r: Cell(r.baseline) if r.baseline else None),
             row("size on disk", lambda r: size_cell(r.student)),
@@ -251,8 +280,18 @@ def _side_by_side(reports: Sequence[Report]) -> dict[str, Any]:
             row("speed against the baseline", lambda r: compared(r, "latency")),
             row("cold start", lambda r: start_cell(r.student)),
             row("peak memory, first answer", lambda r: cold_memory_cell(r.student)),
+            row("reasons to doubt its times", doubts),
         ],
     }
+
+
+def _column(report: Report) -> Iterator[str]:
+    """What tells a report from another of the same bundle."""
+    yield report.bundle.variant or report.bundle_engine
+    yield _machine_name(report)
+    threads = report.student.threads
+    said = f", {threads} thread{'s' if threads > 1 else ''}" if threads else ""
+    yield f"{report.created_at[:16].replace('T', ' ')}{said}"
 
 
 def _source(report: Report) -> Source:

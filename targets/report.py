@@ -28,6 +28,7 @@ from codemill.targets.figures import (
     Source,
 )
 from codemill.targets.json_file import read_json_file
+from codemill.targets.variants import VariantSummary, variants_of
 
 __all__ = [
     "SCHEMA",
@@ -68,7 +69,8 @@ _LATENCY = {
 class BundleSummary:
     """Which bundle: its name, its digest and the variant that was measured.
 
-    `files`: name -> bytes of what ships for that variant; `exits`: the layers after which inference may end.
+    `files`: name -> bytes of what ships for that variant; `exits`: the layers after which inference may end;
+    `variants`: all that the bundle holds, and what cannot run on the machine of the report.
     """
 
     name: str
@@ -78,6 +80,7 @@ class BundleSummary:
     architecture: dict[str, Any]
     files: dict[str, int] = field(default_factory=dict)
     exits: tuple[int, ...] = ()
+    variants: tuple[VariantSummary, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,7 @@ def bundle_summary(folder: str | os.PathLike[str], variant: str) -> BundleSummar
         dict(manifest.architecture),
         files,
         tuple(item["layer"] for item in manifest.exits),
+        variants_of(Path(folder), manifest),
     )
 
 

@@ -19,16 +19,23 @@ from codemill.targets.metrics import Ratio
 from codemill.targets.profile import Shape
 from codemill.targets.report import Limit, Report
 
+Tone = Literal["better", "worse", "even"]
+"""Of a ratio: its whole interval is on one side of 1, or it is not."""
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure in a table or on a card; `worse`: its ratio is on the wrong side of 1."""
+    """One figure in a table or on a card; `tone`: of its ratio."""
 
     main: str
     small: str = ""
     ratio: str = ""
     source: Source = "measured"
-    worse: bool = False
+    tone: Tone = "even"
+
+
+_BUSY = 0.15
+"""Share of the CPU from which on it is said."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,18 @@ def cards(report: Report, shape: Shape) -> Iterator[tuple[str, Cell, str]]:
 
 def _tokens(shape: Shape) -> str:
     return f"{shape.tokens} tokens"
+
+
+def busy_said(environment: Environment, ratios: bool = True) -> str | None:
+    """That something else was running before the measurement, where it was; ratios: whether there are any to trust."""
+    share = environment.cpu_busy_share or 0.0
+    if share <= _BUSY:
+        return None
+    trust = ": trust the ratios more than the milliseconds" if ratios else ""
+    return (
+        f"Something else was running when this was measured ({share:.0%} of the CPU was busy before the first engine "
+        f"started){trust}."
+    )
 
 
 def environment_rows(environment: Environment) -> Iterator[tuple[str, str]]:
@@ -228,7 +247,7 @@ def label_cell(engine: EngineResult, name: str, ratio: Ratio | None) -> Cell | N
     if labelling is None or found is None:
         return None
     value = f"{found.value:.3f}".replace("-", "\u2212")
-    return Cell(value, interval(found), ratio=kept(ratio), source=labelling.source)
+    return Cell(value, interval(found), kept(ratio), labelling.source, tone_of(ratio))
 
 
 def interval(found: Interval) -> str:
@@ -340,7 +359,7 @@ def quality_cell(
     if engine.quality is None:
         return None
     value = engine.quality.mrr if name == "mrr" else engine.quality.recall_at_10
-    return Cell(f"{value:.3f}", ratio=kept(ratio), source=engine.quality.source)
+    return Cell(f"{value:.3f}", "", kept(ratio), engine.quality.source, tone_of(ratio))
 
 
 def start_cell(engine: EngineResult) -> Cell:
@@ -478,10 +497,20 @@ def _noted(cell: Cell | None, holds: bool, note: str) -> Cell | None:
 
 
 def with_ratio(cell: Cell, ratio: Ratio | None, word: str = "") -> Cell:
-    """`cell` with how many times less it is, marked where the interval is wholly below 1."""
+    """`cell` with how many times less it is; in words only where the interval does not hold 1."""
     if ratio is None:
         return cell
-    return replace(cell, ratio=times(ratio, word), worse=ratio.below_parity)
+    tone = tone_of(ratio)
+    open_ = bool(word) and tone == "even" and ratio.low != ratio.high
+    said = f"{times(ratio)}: not told apart" if open_ else times(ratio, word)
+    return replace(cell, ratio=said, tone=tone)
+
+
+def tone_of(ratio: Ratio | None) -> Tone:
+    """Whether what a ratio says is more than chance."""
+    if ratio is None:
+        return "even"
+    return "better" if ratio.above_parity else "worse" if ratio.below_parity else "even"
 
 
 def headline_shape(engine: EngineResult) -> Shape:

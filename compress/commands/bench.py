@@ -13,6 +13,7 @@ import click
 
 from codemill.compress.commands.bundle import folder_of, is_bundle
 from codemill.compress.commands.output import (
+    doubts_said,
     json_option,
     print_json,
     report_rows,
@@ -216,6 +217,8 @@ def bench_command(
         print_json({**to_json(report), "files": [str(path) for path in written]})
         return
     click.echo(table(report_rows(report), heading=True))
+    for line in doubts_said(report):
+        click.echo(line)
     if measured_as is not None:
         click.echo(memory_line(measured_as, peak))
     for path in written:

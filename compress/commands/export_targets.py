@@ -265,9 +265,9 @@ def compared(
     ask: Callable[[Any], Judged],
 ) -> list[Made]:
     """The variant of each target in the bundle at `ready` beside what `reference` opens, which is None without rows."""
-    from codemill.export.coverage import coverage
     from codemill.runtime import load, read_manifest, size_bytes
     from codemill.targets import availability
+    from codemill.targets.coverage import coverage
 
     whole = None
     if reference is not None and any(availability(target) is None for target in targets):

@@ -25,6 +25,7 @@ __all__ = [
     "TASKS",
     "NumberIn",
     "continues",
+    "doubts_said",
     "in_bytes",
     "is_given",
     "json_option",
@@ -177,6 +178,14 @@ def report_rows(report: Report) -> list[tuple[str, ...]]:
             # word joiners forbid line breaks on the page; some terminals show them
             rows.append((row.name, *(cell.replace("\u2060", "") for cell in cells)))
     return rows
+
+
+def doubts_said(report: Report) -> list[str]:
+    """Why a report's times are to be doubted, for a terminal; empty where nothing was seen."""
+    from codemill.targets.tables import busy_said
+
+    busy = busy_said(report.benchmark.environment, bool(report.benchmark.comparisons))
+    return [f"! {line}" for line in (busy, *report.benchmark.doubts) if line]
 
 
 def in_bytes(size: float) -> str:

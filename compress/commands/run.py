@@ -15,6 +15,7 @@ import click
 from codemill.compress.commands.output import (
     TASKS,
     continues,
+    doubts_said,
     json_option,
     plain_name,
     print_json,
@@ -140,6 +141,8 @@ def run_command(
         print_json(result.to_json())
         return
     click.echo(table(_rows(result.report), heading=True))
+    for line in _doubts(result.report):
+        click.echo(line)
     click.echo()
     paths = {"bundle": result.bundle, "report": result.report_html}
     click.echo(table([(name, shown_path(path)) for name, path in paths.items()]))
@@ -152,6 +155,12 @@ def _rows(report: Report | CompletionReport) -> list[tuple[str, ...]]:
     if isinstance(report, CompletionReport):
         return completion_rows(report)
     return report_rows(report)
+
+
+def _doubts(report: Report | CompletionReport) -> list[str]:
+    from codemill.targets.completion_benchmark import CompletionReport
+
+    return [] if isinstance(report, CompletionReport) else doubts_said(report)
 
 
 def resolve(

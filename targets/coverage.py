@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from codemill.runtime.graph import graph_operators
+
 __all__ = ["PUBLISHED", "Coverage", "coverage"]
 
 _COREML: Final = frozenset(
@@ -61,20 +63,17 @@ class Coverage:
 
 
 def coverage(graphs: list[Path], provider: str) -> Coverage | None:
-    """How far a provider covers these graphs; None of one that publishes no list."""
-    import onnx
-
+    """How far a provider covers these graphs, files of ONNX; None of one that publishes no list."""
     known = PUBLISHED.get(provider)
     if known is None:
         return None
     missing: Counter[str] = Counter()
     nodes = 0
     for path in graphs:
-        for node in onnx.load(str(path), load_external_data=False).graph.node:
-            if node.op_type in _FOLDED:
+        for (domain, operator), count in graph_operators(path).items():
+            if operator in _FOLDED:
                 continue
-            nodes += 1
-            if node.domain not in ("", "ai.onnx") or node.op_type not in known:
-                name = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
-                missing[name] += 1
+            nodes += count
+            if domain or operator not in known:
+                missing[f"{domain}:{operator}" if domain else operator] += count
     return Coverage(nodes, dict(missing.most_common()))

@@ -1,0 +1,127 @@
+"""What a bundle holds for each kind of machine: the part of a report that says what was not measured, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codemill.targets.coverage import coverage
+from codemill.targets.profile import Precision, TargetSpec, availability
+
+if TYPE_CHECKING:
+    from codemill.runtime.bundle import Manifest, Variant
+
+__all__ = ["VariantSummary", "variant_rows", "variants_of"]
+
+_MOST_KINDS = 4
+"""Of layers or operators that are named."""
+
+
+@dataclass(frozen=True)
+class VariantSummary:
+    """A variant of a bundle. `not_run`: why it cannot run on the machine of the report; None: it can.
+
+    `covered`: share of its nodes that its provider has an operator for, where the provider publishes a list, and
+    `lacking`: the other nodes, by operator. `layers`: of engines, layers of each kind in their networks.
+    """
+
+    name: str
+    provider: str
+    precision: str
+    size_bytes: int
+    not_run: str | None
+    covered: float | None = None
+    lacking: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, int] = field(default_factory=dict)
+
+
+def variants_of(folder: Path, manifest: Manifest) -> tuple[VariantSummary, ...]:
+    """Of the bundle in a folder, by name; looks at this machine, and runs nothing."""
+    return tuple(
+        _summary(folder, manifest, name, manifest.variants[name])
+        for name in sorted(manifest.variants)
+    )
+
+
+def _summary(folder: Path, manifest: Manifest, name: str, variant: Variant) -> VariantSummary:
+    from codemill.runtime.bundle import TOKENIZER
+
+    found = coverage([folder / path for path in variant.segments], variant.provider)
+    return VariantSummary(
+        name=name,
+        provider=variant.provider,
+        precision=variant.precision,
+        size_bytes=sum(manifest.files[path].size_bytes for path in {TOKENIZER, *variant.files}),
+        not_run=availability(_target_of(name, variant)),
+        covered=None if found is None else found.share,
+        lacking={} if found is None else found.missing,
+        layers=_layers_of(variant),
+    )
+
+
+def _target_of(name: str, variant: Variant) -> TargetSpec:
+    """The kind of machine that a variant is for, as its manifest has it."""
+
+    def names(key: str) -> tuple[str, ...]:
+        found = variant.built_for.get(key, ())
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
+    return TargetSpec(
+        name=name,
+        description=name,
+        provider=variant.provider,
+        precision=Precision(variant.precision),
+        threads=None,
+        memory_bytes=None,
+        systems=names("systems"),
+        architectures=names("architectures"),
+        instruction_sets=names("instruction_sets"),
+        compute_capabilities=names("compute_capabilities"),
+    )
+
+
+def _layers_of(variant: Variant) -> dict[str, int]:
+    """Of all its engines together. Written by whoever made the bundle: what is no count is left out."""
+    found: dict[str, int] = {}
+    each = variant.built_for.get("layers", ())
+    for engine in each if isinstance(each, list) else ():
+        for kind, count in engine.items() if isinstance(engine, dict) else ():
+            if isinstance(count, int):
+                found[str(kind)] = found.get(str(kind), 0) + count
+    return found
+
+
+def variant_rows(
+    variants: Sequence[VariantSummary], measured: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """The table of a page, its heading first; empty for one variant alone, which the page is about."""
+    from codemill.targets.tables import in_bytes
+
+    if len(variants) < 2:
+        return []
+    rows: list[tuple[str, ...]] = [("", "runs in", "precision", "ships", "here", "")]
+    for item in variants:
+        here = "measured" if item.name in measured else "not measured in this report"
+        if item.not_run is not None and item.name not in measured:
+            here = f"not run: {item.not_run}"
+        size = in_bytes(item.size_bytes)
+        rows.append((item.name, item.provider, item.precision, size, here, _notes(item)))
+    return rows
+
+
+def _notes(item: VariantSummary) -> str:
+    notes = []
+    if item.covered is not None:
+        lacking = f"; on the processor: {_most(item.lacking)}" if item.lacking else ""
+        notes.append(f"{item.covered:.0%} of nodes have an operator there{lacking}")
+    if item.layers:
+        notes.append(f"network of {sum(item.layers.values()):,} layers: {_most(item.layers)}")
+    return "; ".join(notes)
+
+
+def _most(counts: dict[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    said = ", ".join(f"{name} x{count}" for name, count in ordered[:_MOST_KINDS])
+    return said + (", ..." if len(ordered) > _MOST_KINDS else "")
