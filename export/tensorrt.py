@@ -121,7 +121,7 @@ def build_engine(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise CodemillError(
-            f"{provider} {library.__version__} cannot build {source.name}; stderr says why"
+            f"{provider} {library.__version__} cannot build {source.name}; what it printed says why"
         )
     content = bytes(engine)
     path.write_bytes(content)

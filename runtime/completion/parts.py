@@ -281,7 +281,12 @@ def open_parts(opened: Opened, decoding: Decoding, threads: int | None) -> Backe
     sessions: list[Any] = []
 
     def graph(path: str) -> Any:
-        sessions.append(open_session(opened.folder / path, provider=provider, threads=threads))
+        built_for = opened.variant.built_for
+        sessions.append(
+            open_session(
+                opened.folder / path, provider=provider, threads=threads, built_for=built_for
+            )
+        )
         # after each, so that no more than one graph's weights are there twice
         let_go_of_mapped(opened.folder)
         return sessions[-1]
