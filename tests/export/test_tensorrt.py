@@ -90,13 +90,25 @@ def test_parts_with_exits_are_engines_each(texts: int, method: Method, tmp_path:
 
 
 def test_profiles_are_tuned_for_the_lengths_there_are() -> None:
-    one, many = profiles_of([10, 30, 200], 128)
+    one, many = profiles_of([20, 30, 40], 128)
     assert (one.least, one.usual, one.most) == ((1, 1), (1, 30), (1, 128))
     assert (many.usual, many.most) == ((16, 30), (32, 128))
     assert profiles_of([500], 128)[0].usual == (1, 128)
     assert profiles_of([], 128)[0].usual == (1, 64)
     (both,) = profiles_of([10, 30, 200], 128, TENSORRT_RTX)
     assert (both.least, both.usual, both.most) == ((1, 1), (1, 30), (32, 128))
+
+
+def test_short_and_long_texts_have_profiles_of_their_own_where_they_lie_apart() -> None:
+    queries, functions = [6, 8, 10], [80, 90, 400]
+    found = profiles_of([*functions, *queries], 128)
+    assert [item.usual for item in found] == [(1, 8), (1, 90), (16, 8), (16, 90)]
+    # a text as long as the square root of 8 x 90 is as far from both
+    assert [item.most for item in found] == [(1, 26), (1, 128), (32, 26), (32, 128)]
+    assert {item.least for item in found} == {(1, 1)}
+    assert len(profiles_of([10, 20], 128)) == 2
+    assert len(profiles_of([10, 21], 128)) == 4
+    assert len(profiles_of([100, 500], 128)) == 2
 
 
 @pytest.mark.parametrize("asked", [(), ("8.6", "3.5")])
