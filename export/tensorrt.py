@@ -7,6 +7,7 @@ the GPU that runs it; one of TensorRT is built on that GPU, and for it alone.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 _WORKSPACE_BYTES = 2**30
+_APART = 2
+"""Short and long texts have profiles of their own where the medians of both are further apart than so many times."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,10 @@ class Profile:
 
 @dataclass(frozen=True)
 class Built:
-    """What an engine was built with, for which GPUs, and what it holds: layers by their kind, inputs and outputs.
+    """What an engine was built with, for which GPUs, and of which network: layers by their kind, inputs and outputs.
 
-    compute_capabilities: of TensorRT's that of the GPU that built it.
+    compute_capabilities: of TensorRT's that of the GPU that built it. layers: of the network as it was read from ONNX,
+    before TensorRT fuses it; which layers the engine has, `inspected` tells, on a GPU.
     """
 
     library: str
@@ -63,18 +67,38 @@ class Built:
 def profiles_of(
     lengths: Sequence[int], max_tokens: int, provider: str = TENSORRT, most_batch: int = MOST_TEXTS
 ) -> list[Profile]:
-    """One text at a time, and many: tuned for the median of the lengths, in tokens, up to the longest input.
+    """One text at a time, and many; each once for short and once for long texts, where `lengths` hold both.
 
-    TensorRT for RTX has one profile for both: it tunes itself for the shapes it meets, and a further profile takes
-    2.7 MB of its file (measured, of an encoder of two layers). So have ONNX Runtime's providers.
+    lengths: of the texts that are usual, in tokens. In the order in which a session looks for the first that fits.
+
+    TensorRT for RTX has one profile for all, tuned for the median: it compiles kernels for the shapes it meets, and a
+    further profile takes 2.6 MB of a file of 6.6 MB, and twice the time to build (measured, of an encoder of two
+    layers). So have ONNX Runtime's providers.
     """
-    middle = sorted(lengths)[len(lengths) // 2] if lengths else max_tokens // 2
-    usual = max(1, min(max_tokens, middle))
+    found = sorted(max(1, min(length, max_tokens)) for length in lengths)
     if provider != TENSORRT:
+        usual = _median(found, max_tokens)
         return [Profile((1, 1), (1, usual), (most_batch, max_tokens))]
-    one = Profile((1, 1), (1, usual), (1, max_tokens))
-    many = Profile((1, 1), (max(1, most_batch // 2), usual), (most_batch, max_tokens))
-    return [one, many]
+    return [
+        Profile((1, 1), (texts, usual), (most_texts, most))
+        for texts, most_texts in ((1, 1), (max(1, most_batch // 2), most_batch))
+        for usual, most in _tuned(found, max_tokens)
+    ]
+
+
+def _tuned(found: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
+    """Lengths to tune for, and up to which: the median of sorted ones, or that of each half where they lie apart."""
+    half = len(found) // 2
+    short, long = _median(found[:half], max_tokens), _median(found[half:], max_tokens)
+    if not half or long <= _APART * short:
+        return [(_median(found, max_tokens), max_tokens)]
+    # in between, as a ratio: each length goes to the one that it is nearer to
+    return [(short, math.isqrt(short * long)), (long, max_tokens)]
+
+
+def _median(found: Sequence[int], max_tokens: int) -> int:
+    """Of sorted lengths; of none at all half of what is taken."""
+    return found[len(found) // 2] if found else max(1, max_tokens // 2)
 
 
 def build_engine(
@@ -121,7 +145,7 @@ def build_engine(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise CodemillError(
-            f"{provider} {library.__version__} cannot build {source.name}; stderr says why"
+            f"{provider} {library.__version__} cannot build {source.name}; what it printed says why"
         )
     content = bytes(engine)
     path.write_bytes(content)
@@ -147,7 +171,7 @@ def said_of_profiles(profiles: Sequence[Profile]) -> list[dict[str, Any]]:
 
 
 def said_of_engines(built: Sequence[Built], profiles: Sequence[Profile]) -> dict[str, Any]:
-    """What a variant says of the engines it is made of (`built_for`)."""
+    """What a variant says of the engines it is made of (`built_for`); layers: of their networks, as in `Built`."""
     first = built[0]
     return {
         "library": first.library,
@@ -158,8 +182,9 @@ def said_of_engines(built: Sequence[Built], profiles: Sequence[Profile]) -> dict
 
 
 def inspected(path: Path, provider: str) -> dict[str, Any]:
-    """What TensorRT's inspector says of an engine, layer by layer; on a GPU that the engine was built for.
+    """What TensorRT's inspector says of an engine, layer by layer.
 
+    On a GPU that the engine was built for: an engine is deserialized before it is inspected, which needs CUDA.
     Raises ProviderError where it cannot be opened.
     """
     library = tensorrt(provider)

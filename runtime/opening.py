@@ -62,6 +62,7 @@ class Opened:
             provider=self.variant.provider,
             threads=threads,
             tuning=_tuning_of(self.manifest, self.variant, path),
+            built_for=self.variant.built_for,
         )
 
     def texts(self) -> Texts:

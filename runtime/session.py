@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -99,8 +100,12 @@ def open_session(
     provider: str = _CPU,
     threads: int | None = None,
     tuning: Tuning | None = None,
+    built_for: Mapping[str, Any] = MappingProxyType({}),
 ) -> Session:
-    """Open a graph with the engine that `provider` names; raises as `OnnxSession` does."""
+    """Open a graph with the engine that `provider` names; raises as `OnnxSession` does.
+
+    built_for: what the manifest says of its variant; one of ENGINES is checked against it.
+    """
     if provider == OPENVINO:
         from codemill.runtime.openvino import OpenVinoSession
 
@@ -108,7 +113,7 @@ def open_session(
     if provider in ENGINES:
         from codemill.runtime.tensorrt import TensorRtSession
 
-        return TensorRtSession(path, provider=provider)
+        return TensorRtSession(path, provider=provider, built_for=built_for)
     return OnnxSession(path, provider=provider, threads=threads, tuning=tuning)
 
 

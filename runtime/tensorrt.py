@@ -15,14 +15,17 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codemill.errors import BundleError, ProviderError
+from codemill.errors import BundleError, MachineError, ProviderError
 from codemill.runtime.bundle import plain
 from codemill.runtime.cache import compiled_folder
+from codemill.runtime.engine_check import Here, check_built_for, refused_header
 from codemill.runtime.engines import TENSORRT, TENSORRT_RTX
+from codemill.runtime.gpus import first_gpu
 from codemill.runtime.gpus import gpus as driven_gpus
 from codemill.runtime.session import in_portions
 
@@ -36,6 +39,8 @@ _PACKAGES = {TENSORRT_RTX: "tensorrt_rtx", TENSORRT: "tensorrt"}
 _INSTALL = {TENSORRT_RTX: "pip install 'codemill[tensorrt]'", TENSORRT: "pip install tensorrt"}
 _HEADER_BYTES = 64
 """Of an engine's file, that say what it was built for."""
+_OUT_OF_MEMORY = 2
+"""cudaErrorMemoryAllocation"""
 _TYPES = {
     np.dtype(np.int64): "tensor(int64)",
     np.dtype(np.int32): "tensor(int32)",
@@ -77,9 +82,13 @@ def gpus() -> list[str]:
 
 
 def _done(cuda: Any, answer: tuple[Any, ...], what: str = "keys and values on the GPU") -> Any:
-    """What a call of CUDA gave; BundleError where it failed."""
+    """What a call of CUDA gave; MachineError where the GPU's memory is short, BundleError where it failed otherwise."""
     failed, *given = answer
     if failed:
+        if int(failed) == _OUT_OF_MEMORY:
+            raise MachineError(
+                f"{what}: the GPU's memory is short; close what else uses it, or choose another variant"
+            )
         _, said = cuda.cudaGetErrorString(failed)
         text = said.decode() if isinstance(said, bytes) else said
         raise BundleError(f"{what}: CUDA failed: {plain(text)}")
@@ -89,7 +98,8 @@ def _done(cuda: Any, answer: tuple[Any, ...], what: str = "keys and values on th
 class DeviceArray:
     """Zeros [1, heads, places, size] in memory of the GPU, freed with the object: keys or values of a text.
 
-    Copies wait for what runs on any stream, and are waited for by it. Raises BundleError where CUDA fails.
+    Copies wait for what runs on any stream, and are waited for by it. Raises MachineError where the GPU's memory is
+    short, and BundleError where CUDA fails otherwise.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: type[np.floating[Any]]) -> None:
@@ -138,15 +148,21 @@ class DeviceArray:
 class TensorRtSession:
     """An engine: a `Session`. Runs one call at a time, each with the first profile that fits its shapes.
 
-    Raises ProviderError where the package, a driver or a GPU is missing, or where the engine is for another GPU or
-    version; BundleError where the file is no engine.
+    built_for: what the manifest says of it. Raises ProviderError where the package, a driver or a GPU is missing or
+    too old, or where the engine is for another GPU or version; MachineError where the GPU's memory is short;
+    BundleError where the file is no engine.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, provider: str) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        provider: str,
+        built_for: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         library = tensorrt(provider)
         self.path, self.provider = os.fspath(path), provider
-        here = gpus()
-        if not here:
+        if not gpus():
             raise ProviderError(
                 f"{provider} needs an NVIDIA GPU and its driver, and none is found here; choose another variant"
             )
@@ -158,11 +174,11 @@ class TensorRtSession:
         self._runtime = library.Runtime(logger(provider))
         # never: code for the host, which a file may bring along, would run with this process's rights
         self._runtime.engine_host_code_allowed = False
-        self._check(content, here)
+        self._check(content, built_for)
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise BundleError(
-                f"{self.path} is no engine that {provider} {library.__version__} loads"
+                f"{self.path} is no engine that {provider} {library.__version__} loads; what it printed says why"
             )
         self._engine = engine
         self._cached = self._cache_of(content) if provider == TENSORRT_RTX else None
@@ -186,7 +202,9 @@ class TensorRtSession:
     def outputs_for(
         self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
     ) -> list[NDArray[Any]]:
-        """The outputs called `names` for `inputs`; BundleError where the engine fails."""
+        """The outputs called `names` for `inputs`; BundleError where the engine fails, MachineError where memory is
+        short.
+        """
         with self._lock:
             if self._engine is None:
                 raise RuntimeError(f"the session of {self.path} is closed")
@@ -226,12 +244,12 @@ class TensorRtSession:
         arrays = {name: self._as_taken(name, inputs[name]) for name in self._inputs}
         profile = self._profile_for(arrays)
         if context.active_optimization_profile != profile:
-            context.set_optimization_profile_async(profile, self._stream)
+            self._need(context.set_optimization_profile_async(profile, self._stream))
         for name, array in arrays.items():
             if not context.set_input_shape(name, array.shape):
                 raise BundleError(f"{self.path} does not take {name} of shape {list(array.shape)}")
             if isinstance(array, DeviceArray):
-                context.set_tensor_address(name, array.pointer)
+                self._need(context.set_tensor_address(name, array.pointer))
                 continue
             pointer = self._room(name, array.nbytes)
             self._did(
@@ -243,7 +261,7 @@ class TensorRtSession:
                     self._stream,
                 )
             )
-            context.set_tensor_address(name, pointer)
+            self._need(context.set_tensor_address(name, pointer))
         found = {}
         for name in self.outputs:
             shape, kind = tuple(context.get_tensor_shape(name)), self._kinds[name]
@@ -251,12 +269,11 @@ class TensorRtSession:
             if there is not None:
                 if there.dtype != kind or int(np.prod(shape)) * kind.itemsize > there.nbytes:
                     raise BundleError(f"{self.path} gives {name} as {kind} of shape {list(shape)}")
-                context.set_tensor_address(name, there.pointer)
+                self._need(context.set_tensor_address(name, there.pointer))
                 continue
             found[name] = np.empty(shape, kind)
-            context.set_tensor_address(name, self._room(name, found[name].nbytes))
-        if not context.execute_async_v3(self._stream):
-            raise BundleError(f"{self.path} failed while running")
+            self._need(context.set_tensor_address(name, self._room(name, found[name].nbytes)))
+        self._need(context.execute_async_v3(self._stream))
         for name in names:
             array = found[name]
             self._did(
@@ -311,22 +328,28 @@ class TensorRtSession:
         return pointer
 
     def _did(self, answer: tuple[Any, ...]) -> Any:
-        """What a call of CUDA gave; BundleError where it failed."""
+        """What a call of CUDA gave; raises as `_done` does."""
         return _done(self._cuda, answer, self.path)
 
-    def _check(self, content: bytes, here: Sequence[str]) -> None:
-        """Raise ProviderError where the engine's header says that it is for another GPU or version."""
+    def _need(self, worked: bool) -> None:
+        """Raise BundleError where a call of the engine says that it did not work."""
+        if not worked:
+            raise BundleError(
+                f"{self.path} failed while running; what {self.provider} printed says why"
+            )
+
+    def _check(self, content: bytes, built_for: Mapping[str, Any]) -> None:
+        """Raise, as `engine_check` says, where the engine would not run here."""
+        here = Here(self.provider, self._library.__version__, first_gpu())
         ask = getattr(self._runtime, "get_engine_validity", None)
         if ask is None:
+            # NVIDIA's `tensorrt` reads no header, and of an engine that it does not load says nothing but that
+            check_built_for(self.path, built_for, here)
             return
         size = getattr(self._runtime, "engine_header_size", _HEADER_BYTES)
         validity, reasons = ask(content[:size])
         if validity == self._library.EngineValidity.INVALID:
-            raise ProviderError(
-                f"{self.path} was built for another GPU or another version than those here (compute capability "
-                f"{', '.join(here)}, {self.provider} {self._library.__version__}; reasons {reasons:#x}); build it "
-                "again with `compress export BUNDLE --target`, or choose another variant"
-            )
+            raise refused_header(self.path, int(reasons), built_for, here)
 
     def _cache_of(self, content: bytes) -> Path:
         import hashlib
@@ -335,14 +358,25 @@ class TensorRtSession:
         return compiled_folder("tensorrt") / f"{name}-{self._library.__version__}.cache"
 
     def _made_context(self) -> Any:
+        """What runs the engine; MachineError where there is none, as where the GPU's memory is short."""
+        engine = self._engine
         if self._cached is None:
-            return self._engine.create_execution_context()
-        config = self._engine.create_runtime_config()
-        self._compiled = config.create_runtime_cache()
-        with contextlib.suppress(OSError):
-            self._compiled.deserialize(self._cached.read_bytes())
-        config.set_runtime_cache(self._compiled)
-        return self._engine.create_execution_context(config)
+            context = engine.create_execution_context()
+        else:
+            config = engine.create_runtime_config()
+            self._compiled = config.create_runtime_cache()
+            with contextlib.suppress(OSError):
+                self._compiled.deserialize(self._cached.read_bytes())
+            config.set_runtime_cache(self._compiled)
+            context = engine.create_execution_context(config)
+        if context is None:
+            free = self._did(self._cuda.cudaMemGetInfo())
+            raise MachineError(
+                f"{self.path}: {self.provider} made no context to run it in, as where the GPU's memory is short: the "
+                f"engine takes {engine.device_memory_size_v2:,} bytes beside its weights, and {free:,} are free. Close "
+                "what else uses the GPU, or choose another variant; what it printed says more"
+            )
+        return context
 
     def _keep_compiled(self) -> None:
         if self._cached is None:

@@ -117,6 +117,7 @@ System = Annotated[str, ("enum", _NAMES["systems"])]
 Architecture = Annotated[str, ("enum", _NAMES["architectures"])]
 InstructionSet = Annotated[str, ("enum", _NAMES["instruction_sets"])]
 Capability = Annotated[str, ("pattern", f"^{_CAPABILITY}$")]
+_ONCE = ("uniqueItems", True)
 
 DEFAULT_SHAPES = tuple(Shape(tokens, batch) for tokens in (32, 128, 256) for batch in (1, 8))
 
@@ -140,11 +141,11 @@ class TargetSpec:
     memory_bytes: Count | None
     shapes: Annotated[tuple[Shape, ...], ("minItems", 1)] = DEFAULT_SHAPES
     install: Text = ""
-    systems: tuple[System, ...] = ()
-    architectures: tuple[Architecture, ...] = ()
-    instruction_sets: tuple[InstructionSet, ...] = ()
+    systems: Annotated[tuple[System, ...], _ONCE] = ()
+    architectures: Annotated[tuple[Architecture, ...], _ONCE] = ()
+    instruction_sets: Annotated[tuple[InstructionSet, ...], _ONCE] = ()
     reduced_range: bool = True
-    compute_capabilities: tuple[Capability, ...] = ()
+    compute_capabilities: Annotated[tuple[Capability, ...], _ONCE] = ()
 
     def needs(self) -> dict[str, Any]:
         """What is asked of a machine's processor and system; only what is."""
@@ -389,15 +390,17 @@ class _Keys:
         return value
 
     def names(self, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
-        """A list of names, of those `known` where there are any."""
+        """A list of names, none twice, of those `known` where there are any."""
 
         def right(value: object) -> bool:
-            return isinstance(value, list) and all(
-                item in known if known else _is_capability(item) for item in value
+            return (
+                isinstance(value, list)
+                and all(item in known if known else _is_capability(item) for item in value)
+                and len(set(value)) == len(value)
             )
 
         said = f"a list of {', '.join(known)}" if known else "a list of numbers in quotes, as '8.6'"
-        return tuple(self(key, right, said))
+        return tuple(self(key, right, f"{said}, each once"))
 
 
 def _is_name(value: object) -> bool:

@@ -410,10 +410,13 @@ def _completing(figures: dict[str, Any]) -> tuple[str, ...]:
     return f"{full['figures']['completion_ms_mean']:.1f}", rates
 
 
-def go_of(asked_for: argparse.Namespace, work: Path, here: Sequence[Gpu]) -> Go:
-    """The bundle, copied or made anew in `work`, and what is asked of it; InputError where there is nothing to ask."""
+def go_of(asked_for: argparse.Namespace, work: Path, here: Gpu | None) -> Go:
+    """The bundle, copied or made anew in `work`, and what is asked of it; InputError where there is nothing to ask.
+
+    here: the GPU that sessions run on, whose engines are built.
+    """
     dry = asked_for.dry_run
-    capabilities = (here[0].compute_capability,) if here else CAPABILITIES
+    capabilities = (here.compute_capability,) if here else CAPABILITIES
     home = folder_of(Path(asked_for.bundle)) if is_bundle(asked_for.bundle) else None
     if home is not None and completes(read_manifest(home)):
         verify_bundle(home)
@@ -456,10 +459,11 @@ def run(asked_for: argparse.Namespace) -> int:
     """Run everything there is; 1 where a GPU was asked for and not one variant ran on it."""
     dry = asked_for.dry_run
     check_file_out(asked_for.out)
-    here = gpus()
-    if not here and not dry:
+    here = first_gpu()
+    if here is None and not dry:
         raise InputError(
-            "no NVIDIA GPU with a driver is found (nvidia-smi lists those there are); --dry-run does what needs none"
+            "no NVIDIA GPU with a driver is found (nvidia-smi lists those there are, CUDA_VISIBLE_DEVICES hides some); "
+            "--dry-run does what needs none"
         )
     engine = TENSORRT if asked_for.data_centre else TENSORRT_RTX
     found: dict[str, Any] = {"dry_run": dry, **machine(), "variants": {}}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from .fake_tensorrt import FakeCuda, FakeLibrary
+from .fake_tensorrt import FakeCuda, FakeLibrary, FakeRtxLibrary
 
 KINDS = {
     **{"tensor(float)": np.float32, "tensor(float16)": np.float16},
@@ -30,8 +30,9 @@ class GraphCuda(FakeCuda):
         super().__init__()
         self.kinds: list[int] = []
 
-    def cudaMalloc(self, size: int) -> tuple[int, int]:
+    def cudaMalloc(self, size: int) -> tuple[int, int | None]:
         failed, pointer = super().cudaMalloc(size)
+        assert pointer is not None
         ctypes.memset(pointer, 0xFF, size)
         return failed, pointer
 
@@ -56,6 +57,10 @@ class GraphLibrary(FakeLibrary):
         made = super().Runtime(logger)
         made.deserialize_cuda_engine = lambda content: GraphEngine(Path(content.decode()))
         return made
+
+
+class RtxGraphLibrary(GraphLibrary, FakeRtxLibrary):
+    """With what TensorRT for RTX asks of an engine's header."""
 
 
 class GraphEngine:
@@ -121,8 +126,9 @@ class GraphContext:
             size if isinstance(size, int) else sizes[size] for size in self.engine.every[name].shape
         )
 
-    def set_tensor_address(self, name: str, pointer: int) -> None:
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
         self.at[name] = pointer
+        return True
 
     def execute_async_v3(self, _: int) -> bool:
         inputs = {name: self._array(name).copy() for name in self.engine.inputs}

@@ -25,12 +25,13 @@ from codemill.runtime.completion.cache import Cache
 from codemill.runtime.completion.decoding import decoding_of
 from codemill.runtime.completion.device import DeviceCache
 from codemill.runtime.engines import OPENVINO, TENSORRT, TENSORRT_RTX
+from codemill.runtime.gpus import Gpu
 from codemill.runtime.session import available_providers, choose_variant
 from codemill.runtime.tensorrt import gpus
 
 from .decoder.conftest import small_decoder
 from .decoder.test_exits import COUNT, PROMPT, exits, tokenizer, written
-from .fake_engines import GraphCuda, GraphLibrary
+from .fake_engines import GraphCuda, GraphLibrary, RtxGraphLibrary
 
 GPUS = ("8.6", "8.9", "12.0")
 SHIPS = "cpu-fp32"
@@ -52,11 +53,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> GraphCuda:
     from codemill.runtime import tensorrt
 
     found = GraphCuda()
-    library = GraphLibrary(found)
-    monkeypatch.setattr(tensorrt, "tensorrt", lambda _: library)
+    libraries = {TENSORRT: GraphLibrary(found), TENSORRT_RTX: RtxGraphLibrary(found)}
+    monkeypatch.setattr(tensorrt, "tensorrt", libraries.__getitem__)
     monkeypatch.setattr(tensorrt, "logger", lambda _: None)
     monkeypatch.setattr(tensorrt, "_cuda", lambda: found)
     monkeypatch.setattr(tensorrt, "gpus", lambda: ["8.6"])
+    here = Gpu("made up", "GPU-1", "8.6", None, "999.1")
+    monkeypatch.setattr(tensorrt, "first_gpu", lambda: here)
     monkeypatch.setenv("CODEMILL_CACHE", str(tmp_path / "cache"))
 
     def built(source: Path, path: Path, *_: Any) -> Built:

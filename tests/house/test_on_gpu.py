@@ -106,6 +106,22 @@ def few(monkeypatch: pytest.MonkeyPatch, *forms: Any) -> None:
     monkeypatch.setattr(on_gpu, "forms", lambda _: forms)
 
 
+def test_engines_are_built_for_the_gpu_that_cuda_calls_the_first(
+    embedding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sessions are run on it; NVML's first is another."""
+    install(monkeypatch, FakeNvml(4, cudas_first=3))
+    few(
+        monkeypatch,
+        on_gpu.Form("CPUExecutionProvider", Method.FP32),
+        on_gpu.Form(TENSORRT_RTX, Method.FP32),
+    )
+    out = tmp_path / "found.json"
+    assert on_gpu.main([str(embedding), "--dry-run", "--out", str(out)]) == 0
+    engine = json.loads(out.read_text())["variants"]["TensorRT-RTX-fp32"]["built"]
+    assert engine["built_for"]["compute_capabilities"] == ["8.9"]
+
+
 def test_a_bundle_that_labels_with_exits_is_measured_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,7 +95,10 @@ def test_a_profile_of_ones_own_that_cannot_be_read_is_an_error(tmp_path: Path) -
         ("thread: 2", "unknown key 'thread', did you mean 'threads'?"),
         ("7: 2", "unknown key '7'"),
         ("name: ''", "name"),
-        ("systems: [linux, beos]", r"systems: expected a list of linux, windows, macos, found"),
+        (
+            "systems: [linux, beos]",
+            r"systems: expected a list of linux, windows, macos, each once, found",
+        ),
         ("architectures: arm64", r"architectures: expected a list of x86_64, arm64"),
         ("instruction_sets: [avx9]", r"instruction_sets: expected a list of sse4_1, avx"),
         ("compute_capabilities: [8.6]", r"compute_capabilities: .* in quotes.*, found \[8.6\]"),
@@ -107,6 +110,11 @@ def test_a_profile_of_ones_own_that_cannot_be_read_is_an_error(tmp_path: Path) -
         ("provider: openvino", "did you mean 'OpenVINO'?"),
         ("provider: OpenVinoExecutionProvider", "did you mean 'OpenVINOExecutionProvider'?"),
         ("provider: [CPUExecutionProvider]", r"provider: .*found \['CPUExecutionProvider'\]$"),
+        (
+            "compute_capabilities: ['8.6', '8.6']",
+            r"compute_capabilities: .* each once, found \['8.6'",
+        ),
+        ("systems: [linux, linux]", r"systems: .* each once, found \['linux', 'linux'\]"),
         ("name: a b/../c", r"name: expected a name of letters"),
         ("reduced_range: maybe", r"reduced_range: expected true or false"),
     ],
