@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -29,12 +30,12 @@ from typing import TYPE_CHECKING, Any
 from codemill.errors import CodemillError, InputError, MachineError
 from codemill.runtime.engines import WEB
 from codemill.runtime.machine import NEEDS
+from codemill.targets.engine import Engine, ending
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from codemill.targets.engine import Engine
     from codemill.targets.worker import Loaded
 
 __all__ = ["BROWSERS", "Browser", "browser_engine", "chromium"]
@@ -46,6 +47,9 @@ _FLAGS = (
 )
 _TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 _START_S, _ANSWER_S, _POLL_S = 120.0, 600.0, 10.0
+_ALIVE_S = 0.25
+"""Between two looks at whether the browser still runs, and what its last answer has to arrive after its end."""
+_STDERR_LINES, _STDERR_BYTES = 20, 16384
 _MOST_BYTES = 2**28
 _LOOK_S = 0.5
 """Between two looks at what its processes hold: each takes them some milliseconds."""
@@ -88,8 +92,11 @@ class _Handler(SimpleHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         if not self._ours() or size > _MOST_BYTES:
             return
-        self._answered.put(json.loads(self.rfile.read(size)))
-        self._say(b"{}")
+        content = self.rfile.read(size)
+        # less comes of a browser that ends while it answers
+        if len(content) == size:
+            self._answered.put(json.loads(content))
+            self._say(b"{}")
 
     def _ours(self) -> bool:
         """Whether one of the pages that are served here asks: another site's may not, by whatever name it calls us."""
@@ -126,6 +133,16 @@ class _Handler(SimpleHTTPRequestHandler):
         """Nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    """Serves whoever is still there: a page that was closed, or whose browser has ended, is no error."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _functions(bundle: Path) -> list[str]:
     from codemill.targets.evaluation import read_evaluation
 
@@ -135,7 +152,7 @@ def _functions(bundle: Path) -> list[str]:
 
 def _served(
     bundle: Path, pages: Path, port: int
-) -> tuple[ThreadingHTTPServer, queue.Queue[Any], queue.Queue[Any]]:
+) -> tuple[_Server, queue.Queue[Any], queue.Queue[Any]]:
     from codemill.runtime.bundle import check_files, read_manifest
 
     check_files(bundle, read_manifest(bundle))
@@ -149,9 +166,7 @@ def _served(
     handler = partial(
         _Handler, bundle=bundle, asked=asked, answered=answered, directory=os.fspath(pages)
     )
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    server.daemon_threads = True
-    return server, asked, answered
+    return _Server(("127.0.0.1", port), handler), asked, answered
 
 
 def chromium() -> list[str]:
@@ -168,29 +183,42 @@ def chromium() -> list[str]:
 
 
 class Browser:
-    """A bundle open in headless Chromium: `encode` and `predict` as the runtime's, `tokens` of texts."""
+    """A bundle open in headless Chromium: `encode` and `predict` as the runtime's, `tokens` of texts.
+
+    MachineError, with the end of what it wrote to stderr, where the browser ends or does not answer.
+    """
 
     def __init__(self, bundle: Path, pages: Path, variant: str | None = None) -> None:
         command = chromium()
         self._server, self._asked, self._answered = _served(bundle, pages, 0)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self._profile = tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True)
+        self._home = tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True)
+        # a file takes whatever is written: nobody has to read along
+        self._stderr = Path(self._home.name) / "stderr"
         named = f"?variant={variant}" if variant else ""
         address = f"http://127.0.0.1:{self._server.server_address[1]}/worker.html{named}"
         self._process: subprocess.Popen[bytes] | None = None
         self._most_bytes, self._looking, self._closed = 0, threading.Lock(), threading.Event()
         try:
-            self._process = subprocess.Popen(
-                [*command, f"--user-data-dir={self._profile.name}", address],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            self._process = self._started([*command, address])
             self._answer(_START_S)
             threading.Thread(target=self._look, daemon=True).start()
         except BaseException:
             self.close()
             raise
+
+    def _started(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        profile = f"--user-data-dir={Path(self._home.name) / 'profile'}"
+        with self._stderr.open("wb") as stderr:
+            try:
+                return subprocess.Popen(
+                    [command[0], profile, *command[1:]],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                )
+            except OSError as error:
+                raise MachineError(f"{command[0]} cannot start: {error}") from error
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """float32 [n, dim]."""
@@ -224,7 +252,7 @@ class Browser:
         import psutil
 
         # a browser that has ended is another's to report
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, MachineError):
             while not self._closed.wait(_LOOK_S):
                 self.memory_bytes()
 
@@ -233,6 +261,8 @@ class Browser:
         import psutil
 
         assert self._process is not None
+        if self._process.poll() is not None:
+            raise self._failure(ending(self._process.returncode))
         total = 0
         root = psutil.Process(self._process.pid)
         for process in (root, *root.children(recursive=True)):
@@ -254,7 +284,7 @@ class Browser:
                 self._process.wait()
         self._server.shutdown()
         self._server.server_close()
-        self._profile.cleanup()
+        self._home.cleanup()
 
     def __enter__(self) -> Browser:
         return self
@@ -272,13 +302,30 @@ class Browser:
         return self._answer(_ANSWER_S)
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = self._answered.get(timeout=timeout_s)
-        except queue.Empty:
-            raise MachineError(f"the page did not answer within {timeout_s:g} s") from None
+        assert self._process is not None
+        deadline = time.monotonic() + timeout_s
+        while True:
+            # asked first: the last answer of a browser that ends now is still waited for
+            code = self._process.poll()
+            try:
+                found: dict[str, Any] = self._answered.get(timeout=_ALIVE_S)
+                break
+            except queue.Empty:
+                if code is not None:
+                    raise self._failure(ending(code)) from None
+                if time.monotonic() >= deadline:
+                    raise self._failure(f"did not answer within {timeout_s:g} s") from None
         if "error" in found:
             raise MachineError(f"the page failed: {found['error']:.500}")
         return found
+
+    def _failure(self, what: str) -> MachineError:
+        with self._stderr.open("rb") as file:
+            file.seek(max(0, self._stderr.stat().st_size - _STDERR_BYTES))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+        tail = "\n".join(lines[-_STDERR_LINES:])
+        written = f"; the end of its stderr:\n{tail}" if tail else "; it wrote nothing to stderr"
+        return MachineError(f"the browser {what}{written}")
 
 
 def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
@@ -287,7 +334,6 @@ def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
     variant None: the first that a browser runs.
     """
     from codemill.runtime.bundle import read_manifest, size_bytes
-    from codemill.targets.engine import Engine
 
     chromium()
     server, _, _ = _served(bundle, pages, 0)

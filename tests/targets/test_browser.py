@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import struct
+import sys
 import threading
+import time
 from dataclasses import replace
+from functools import partial
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +20,7 @@ import numpy as np
 import pytest
 from tests.compress.exits.test_leaving import EXITS
 from tests.export.bundles import labelling_bundle
+from tests.runtime.conftest import write_labels_bundle
 
 from codemill.errors import InputError, MachineError
 from codemill.runtime import load_classifier, read_manifest
@@ -58,6 +66,95 @@ def test_its_memory_is_the_most_that_was_seen_while_it_answered(
     looks.join(10)
     assert not looks.is_alive()
     assert page.memory_bytes() == 9
+
+
+# as a page does: it says that it is ready, takes a request, and then its browser is gone
+DIES = """
+import json, os, signal, sys, urllib.request
+page = sys.argv[-1].rsplit("/", 1)[0]
+urllib.request.urlopen(f"{page}/done", json.dumps({"ready": True}).encode())
+assert json.load(urllib.request.urlopen(f"{page}/next"))["op"] == "tokens"
+sys.stderr.write("warned\\n" * 500_000 + "out of luck\\n")
+sys.stderr.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    """A folder of pages whose packages are there by name."""
+    for name in browser._MODULES:
+        (tmp_path / "pages/node_modules" / name).mkdir(parents=True)
+    return tmp_path / "pages"
+
+
+def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    """Let `chromium` be this program."""
+    folder.mkdir()
+    (folder / "chromium").write_text(f"#!{sys.executable}\n{python}")
+    (folder / "chromium").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def test_a_browser_that_ends_at_once_is_not_waited_for(
+    tmp_path: Path, pages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(
+        tmp_path / "bin", monkeypatch, "import sys\nprint('no display', file=sys.stderr)\nexit(3)"
+    )
+    started = time.monotonic()
+    said = r"the browser ended with exit code 3; the end of its stderr:\nno display"
+    with pytest.raises(MachineError, match=said):
+        Browser(write_labels_bundle(tmp_path / "bundle"), pages)
+    assert time.monotonic() - started < browser._START_S / 4
+
+
+def test_a_browser_that_is_killed_while_it_answers_is_not_waited_for(
+    tmp_path: Path, pages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(tmp_path / "bin", monkeypatch, DIES)
+    with Browser(write_labels_bundle(tmp_path / "bundle"), pages) as page:
+        started = time.monotonic()
+        with pytest.raises(MachineError, match=r"the browser was ended by SIGKILL") as failed:
+            page.tokens(["open"])
+        assert time.monotonic() - started < browser._ANSWER_S / 4
+        assert str(failed.value).endswith("warned\nout of luck")
+        assert len(str(failed.value).splitlines()) == 1 + browser._STDERR_LINES
+        with pytest.raises(MachineError, match="was ended by SIGKILL"):
+            page.memory_bytes()
+
+
+def test_a_program_that_cannot_start_is_an_error_of_the_machine(
+    tmp_path: Path, pages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(tmp_path / "bin", monkeypatch, "")
+    (tmp_path / "bin/chromium").write_text("#!/not/there\n")
+    with pytest.raises(MachineError, match="chromium cannot start"):
+        Browser(write_labels_bundle(tmp_path / "bundle"), pages)
+
+
+def test_a_page_that_is_gone_before_its_answer_is_no_error(
+    tmp_path: Path, pages: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server, asked, answered = browser._served(write_labels_bundle(tmp_path / "bundle"), pages, 0)
+    # each answered in turn by this thread, so that what it prints is there when it is looked for
+    server.process_request = partial(HTTPServer.process_request, server)  # type: ignore[method-assign]
+    host = f"Host: 127.0.0.1:{server.server_port}\r\n"
+    with server:
+        asked.put({"op": "tokens"})
+        for words in (
+            f"GET /next HTTP/1.1\r\n{host}\r\n",
+            # half of what it says that it will send
+            f"POST /done HTTP/1.1\r\n{host}Content-Length: 100\r\n\r\n{{",
+        ):
+            with socket.create_connection(server.server_address[:2]) as page:
+                page.sendall(words.encode())
+                if words.startswith("GET"):
+                    # closed with a reset
+                    page.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            server.handle_request()
+    assert answered.empty()
+    assert capfd.readouterr().err == ""
 
 
 @in_browser
