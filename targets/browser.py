@@ -51,6 +51,7 @@ _ALIVE_S = 0.25
 """Between two looks at whether the browser still runs, and what its last answer has to arrive after its end."""
 _STDERR_LINES, _STDERR_BYTES = 20, 16384
 _MOST_BYTES = 2**28
+_LAST_PORT = 65535
 _LOOK_S = 0.5
 """Between two looks at what its processes hold: each takes them some milliseconds."""
 _AT_ONCE = 64
@@ -403,6 +404,15 @@ def _load(bundle: Path, browser: Browser, variant: str | None) -> Loaded:
     return Loaded(label, count, details, predict, sides, memory=browser.memory_bytes)
 
 
+def _port(text: str) -> int:
+    # what has too many digits is no number to Python
+    if not text.isdecimal() or len(text) > len(str(_LAST_PORT)) or int(text) > _LAST_PORT:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 0 to {_LAST_PORT}, found {text!r:.40}"
+        )
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the pages until Ctrl-C, or answer the benchmark (`--measured`)."""
     from codemill.targets.worker import serve
@@ -413,7 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--pages", type=Path, required=True)
     parser.add_argument("--variant")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
     parser.add_argument("--measured", action="store_true")
     asked = parser.parse_args(arguments)
     if asked.measured:
@@ -430,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CodemillError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"http://127.0.0.1:{asked.port}/")
+    print(f"http://127.0.0.1:{server.server_port}/", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0

@@ -220,6 +220,16 @@ def test_what_is_missing_is_said_before_anything_starts(
         browser_engine(tmp_path, PAGES, "cpu-int8")
 
 
+@pytest.mark.parametrize("port", ["99999", "-1", "9" * 5000, "http"])
+def test_a_port_that_cannot_be_is_wrong_usage(
+    port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        browser.main(["bundle", "--pages", "pages", f"--port={port}"])
+    assert ended.value.code == 2
+    assert "--port: expected a whole number from 0 to 65535" in capsys.readouterr().err
+
+
 def test_packages_are_of_one_version_each() -> None:
     said = json.loads((PAGES / "package.json").read_text())["dependencies"]
     assert all(version[0].isdigit() for version in said.values())
