@@ -29,6 +29,8 @@ from codemill.runtime.engines import OPENVINO
 from codemill.targets import browser
 from codemill.targets.browser import Browser, browser_engine
 
+from . import devtools
+
 PAGES = Path("examples/browser")
 TEXTS = ["open a file", "close the socket and the file", "def read(path):\n    return 1", ""]
 
@@ -228,6 +230,63 @@ def test_a_port_that_cannot_be_is_wrong_usage(
         browser.main(["bundle", "--pages", "pages", f"--port={port}"])
     assert ended.value.code == 2
     assert "--port: expected a whole number from 0 to 65535" in capsys.readouterr().err
+
+
+# a bundle that answers every other time
+MILL = """
+let asked = 0;
+export async function openBundle() {
+  const predict = async () => {
+    asked += 1;
+    if (asked % 2) throw new Error(`out of memory at ${asked}`);
+    return [{ probabilities: [0.25, 0.75] }];
+  };
+  return { labels: ["safe", "unsafe"], manifest: { name: "tiny", input: { texts: 1 } }, predict };
+}
+"""
+
+
+@pytest.mark.skipif(not any(map(shutil.which, browser.BROWSERS)), reason="needs chromium")
+def test_the_page_says_what_it_could_not_answer_and_is_asked_again(
+    tmp_path: Path, pages: Path
+) -> None:
+    shutil.copy(PAGES / "index.html", pages)
+    (pages / "mill.js").write_text(MILL)
+    modules = (
+        "onnxruntime-web/dist/ort.wasm.min.mjs",
+        "@huggingface/tokenizers/dist/tokenizers.mjs",
+    )
+    for name, content in zip(
+        modules, ("export const env = {wasm: {}};", "export class Tokenizer {}"), strict=True
+    ):
+        (pages / "node_modules" / name).parent.mkdir(parents=True)
+        (pages / "node_modules" / name).write_text(content)
+    server, _, _ = browser._served(write_labels_bundle(tmp_path / "bundle"), pages, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with devtools.chromium() as page:
+            page.open(f"http://127.0.0.1:{server.server_port}/?q=int")
+            shown = []
+            for _ in range(3):
+                until(
+                    page,
+                    "document.body.dataset.ready === 'yes' && !document.getElementById('ask').disabled",
+                )
+                shown.append(page.value("document.getElementById('found').innerText"))
+                page.value("document.getElementById('ask').click()")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert shown[0] == "This could not be answered: out of memory at 1"
+    assert "unsafe 75.0 %" in shown[1]
+    assert shown[2] == "This could not be answered: out of memory at 3"
+
+
+def until(page: devtools.Page, condition: str) -> None:
+    deadline = time.monotonic() + 30
+    while not page.value(condition):
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.05)
 
 
 def test_packages_are_of_one_version_each() -> None:
