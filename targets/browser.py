@@ -26,19 +26,20 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from codemill.errors import CodemillError, InputError, MachineError
 from codemill.runtime.engines import WEB
-from codemill.runtime.machine import NEEDS
 from codemill.targets.engine import Engine, ending
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from codemill.runtime import Manifest
     from codemill.targets.worker import Loaded
 
-__all__ = ["BROWSERS", "Browser", "browser_engine", "chromium"]
+__all__ = ["BROWSERS", "Browser", "browser_engine", "browser_variant", "chromium"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
@@ -57,7 +58,11 @@ _LOOK_S = 0.5
 _AT_ONCE = 64
 """Texts, or rows, of one request."""
 _FUNCTIONS = 200
-_RUN_THERE = ("CPUExecutionProvider", WEB)
+_RUN_THERE = (WEB, "CPUExecutionProvider")
+_PRECISIONS = ("int8", "int4", "fp32", "bf16", "fp16")
+"""The best first, both, as in mill.js."""
+_KINDS = ("systems", "architectures")
+"""What a variant may be built for that mill.js looks at: a page knows neither of its machine."""
 _MODULES = ("onnxruntime-web", "@huggingface/tokenizers")
 
 
@@ -186,18 +191,19 @@ def chromium() -> list[str]:
 class Browser:
     """A bundle open in headless Chromium: `encode` and `predict` as the runtime's, `tokens` of texts.
 
-    MachineError, with the end of what it wrote to stderr, where the browser ends or does not answer.
+    variant None: `browser_variant`. MachineError, with the end of what it wrote to stderr, where the browser ends or
+    does not answer.
     """
 
     def __init__(self, bundle: Path, pages: Path, variant: str | None = None) -> None:
         command = chromium()
+        self.variant = _variant_there(bundle, variant)
         self._server, self._asked, self._answered = _served(bundle, pages, 0)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self._home = tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True)
         # a file takes whatever is written: nobody has to read along
         self._stderr = Path(self._home.name) / "stderr"
-        named = f"?variant={variant}" if variant else ""
-        address = f"http://127.0.0.1:{self._server.server_address[1]}/worker.html{named}"
+        address = _address(self._server, "worker.html", self.variant)
         self._process: subprocess.Popen[bytes] | None = None
         self._most_bytes, self._looking, self._closed = 0, threading.Lock(), threading.Event()
         try:
@@ -329,31 +335,68 @@ class Browser:
         return MachineError(f"the browser {what}{written}")
 
 
-def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
-    """The engine that runs a variant in Chromium; what can be missing is said before anything is measured.
+def browser_variant(manifest: Manifest) -> str:
+    """The variant that a page takes where none is named, by the rule of `chooseVariant` in examples/browser/mill.js.
 
-    variant None: the first that a browser runs.
+    One for web pages before one for processors, then by precision, the plain graphs last; none that is for one kind of
+    machine. InputError where none is left.
     """
-    from codemill.runtime.bundle import read_manifest, size_bytes
+    from codemill.runtime.session import PLAIN
 
-    chromium()
-    server, _, _ = _served(bundle, pages, 0)
-    server.server_close()
+    runs = [
+        name
+        for name, item in manifest.variants.items()
+        if item.provider in _RUN_THERE and not any(item.built_for.get(key) for key in _KINDS)
+    ]
+    if not runs:
+        has = ", ".join(f"{name} ({item.provider})" for name, item in manifest.variants.items())
+        raise InputError(
+            f"no variant of {manifest.name} runs in a browser. It has: {has}; a browser runs those of "
+            f"{' and '.join(_RUN_THERE)} that are for any machine. `compress export BUNDLE --target browser` adds one"
+        )
+
+    def rank(name: str) -> tuple[bool, int, int]:
+        item = manifest.variants[name]
+        known = item.precision in _PRECISIONS
+        precision = _PRECISIONS.index(item.precision) if known else len(_PRECISIONS)
+        return name == PLAIN, _RUN_THERE.index(item.provider), precision
+
+    # of equal ones the manifest's first, as there
+    return min(runs, key=rank)
+
+
+def _variant_there(bundle: Path, variant: str | None) -> str:
+    """The variant that a browser runs; InputError where it cannot run the one that is named."""
+    from codemill.runtime.bundle import read_manifest
+
     manifest = read_manifest(bundle)
     if variant is None:
-        there = [
-            name
-            for name, item in manifest.variants.items()
-            # as in the page, which does not know what machine it is on
-            if item.provider in _RUN_THERE and not any(item.built_for.get(key) for key in NEEDS)
-        ]
-        # where there is none, what is said of the first
-        variant = next(iter(there or manifest.variants))
+        return browser_variant(manifest)
     provider = manifest.variant(variant).provider
     if provider not in _RUN_THERE:
         raise InputError(
             f"variant {variant!r} is for {provider}; a browser runs those of {' and '.join(_RUN_THERE)}"
         )
+    return variant
+
+
+def _address(server: _Server, page: str, variant: str | None) -> str:
+    """Of a page, which is told the variant: it does not choose another."""
+    named = f"?{urlencode({'variant': variant})}" if variant else ""
+    return f"http://127.0.0.1:{server.server_port}/{page}{named}"
+
+
+def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
+    """The engine that runs a variant in Chromium; what can be missing is said before anything is measured.
+
+    variant None: `browser_variant`.
+    """
+    from codemill.runtime.bundle import size_bytes
+
+    chromium()
+    server, _, _ = _served(bundle, pages, 0)
+    server.server_close()
+    variant = _variant_there(bundle, variant)
     argv = [sys.executable, "-m", "codemill.targets.browser", str(bundle)]
     argv += ["--pages", str(pages), "--variant", variant, "--measured"]
     # of role bundle: nothing is compared with it unless it is asked for by name
@@ -361,7 +404,7 @@ def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
     return Engine("onnxruntime-web in Chromium", tuple(argv), "bundle", size)
 
 
-def _load(bundle: Path, browser: Browser, variant: str | None) -> Loaded:
+def _load(bundle: Path, browser: Browser) -> Loaded:
     import numpy as np
 
     from codemill.runtime.bundle import TOKENIZER, read_manifest
@@ -374,8 +417,9 @@ def _load(bundle: Path, browser: Browser, variant: str | None) -> Loaded:
     texts = Texts(open_tokenizer(content, str(bundle)), content, manifest.name, manifest.max_tokens)
     details = {
         "max_tokens": manifest.max_tokens,
+        "variant": browser.variant,
         "provider": WEB,
-        "precision": manifest.variants[variant].precision if variant else None,
+        "precision": manifest.variants[browser.variant].precision,
         "threads": 1,
     }
 
@@ -422,7 +466,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--pages", type=Path, required=True)
-    parser.add_argument("--variant")
+    parser.add_argument("--variant", help="by default the page's choice")
     parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
     parser.add_argument("--measured", action="store_true")
     asked = parser.parse_args(arguments)
@@ -432,15 +476,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             def load() -> Loaded:
                 # the time that a page takes to be there is its start
                 page = stack.enter_context(Browser(asked.bundle, asked.pages, asked.variant))
-                return _load(asked.bundle, page, asked.variant)
+                return _load(asked.bundle, page)
 
             return serve("browser", load)
     try:
+        _variant_there(asked.bundle, asked.variant)
         server, _, _ = _served(asked.bundle, asked.pages, asked.port)
     except (CodemillError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"http://127.0.0.1:{server.server_port}/", flush=True)
+    print(_address(server, "", asked.variant), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0

@@ -117,6 +117,7 @@ def _section(report: Report, number: int, *, draws_search: bool) -> dict[str, An
     return {
         "report": report,
         "machine": _machine_name(report),
+        "browser_variants": [e.variant for e in _in_browsers(report) if e.variant],
         "is_imported": report.student.size.source == "imported",
         "cards": list(cards(report, shape)),
         "warnings": list(_warnings(report)),
@@ -161,9 +162,16 @@ def _bench_command(report: Report) -> str:
         command += ["--variant", report.bundle.variant]
     if report.student.threads:
         command += ["--threads", str(report.student.threads)]
-    if any(engine.provider == WEB for engine in report.benchmark.engines):
+    for engine in _in_browsers(report):
         command += ["--browser", "PAGES"]
+        if engine.variant not in (None, report.bundle.variant):
+            command += ["--browser-variant", str(engine.variant)]
     return shlex.join([*command, "--rounds", str(report.benchmark.rounds), "--out", "FOLDER"])
+
+
+def _in_browsers(report: Report) -> list[EngineResult]:
+    """The engine that ran the bundle in a browser, where one did."""
+    return [engine for engine in report.benchmark.engines if engine.provider == WEB]
 
 
 def _evaluation_sha256(engine: EngineResult) -> str | None:
@@ -260,7 +268,7 @@ def _source(report: Report) -> Source:
 def _environment_rows(report: Report) -> Iterator[tuple[str, str]]:
     yield from environment_rows(report.benchmark.environment)
     for engine in report.benchmark.engines:
-        how = [engine.provider, engine.precision]
+        how = [engine.provider, engine.precision, engine.variant and f"variant {engine.variant}"]
         if engine.threads:
             how.append(f"{engine.threads} thread" + ("s" if engine.threads > 1 else ""))
         how += [f"{n} {v}" for n, v in engine.packages.items() if n in ("torch", "transformers")]

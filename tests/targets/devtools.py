@@ -47,7 +47,7 @@ class Page:
     def open(
         self, page: Path | str, width: int = 1280, scheme: Literal["light", "dark"] = "light"
     ) -> None:
-        """Load a file, or an address, as a screen of this width shows it (below 500 as a phone does), and wait for it."""
+        """Load a file, or an address, as a screen of this width (below 500 a phone's) shows it, and wait for it."""
         self.logged.clear()
         self.requests.clear()
         phone = width < 500

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -22,15 +23,18 @@ from tests.compress.exits.test_leaving import EXITS
 from tests.export.bundles import labelling_bundle
 from tests.runtime.conftest import write_labels_bundle
 
+import codemill
 from codemill.errors import InputError, MachineError
 from codemill.runtime import load_classifier, read_manifest
-from codemill.runtime.bundle import update_bundle
-from codemill.runtime.engines import OPENVINO
+from codemill.runtime.bundle import Manifest, Variant, update_bundle
+from codemill.runtime.engines import OPENVINO, WEB
+from codemill.runtime.session import PLAIN
 from codemill.targets import browser
-from codemill.targets.browser import Browser, browser_engine
+from codemill.targets.browser import Browser, browser_engine, browser_variant
 
 from . import devtools
 
+CPU = "CPUExecutionProvider"
 PAGES = Path("examples/browser")
 TEXTS = ["open a file", "close the socket and the file", "def read(path):\n    return 1", ""]
 
@@ -185,13 +189,89 @@ def test_it_decides_as_the_python_runtime_does(texts: int, tmp_path: Path) -> No
     assert np.abs(rows - embedded).max() < 0.02
 
 
+# what mill.js opens of each manifest, where it does not know its machine, as in a page
+CHOOSES = """
+const { openBundle } = await import(process.argv[1]);
+const manifests = JSON.parse(process.argv[2]);
+delete globalThis.process;
+class Tokenizer { token_to_id() {} }
+const ort = { InferenceSession: { create: () => null } };
+const text = (data) => new TextEncoder().encode(JSON.stringify(data));
+const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", text({})));
+const sha256 = Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
+for (const manifest of manifests) {
+  manifest.files = { "tokenizer.json": { sha256, size_bytes: 2 } };
+  const files = { "manifest.json": text(manifest), "tokenizer.json": text({}) };
+  const opened = openBundle({ ort, Tokenizer, read: (path) => files[path] });
+  console.log(await opened.then((model) => model.variant, (error) => error.message.slice(0, 10)));
+}
+"""
+ARM = {"architectures": ["arm64"]}
+CHOICES: tuple[tuple[str | None, dict[str, tuple[Any, ...]]], ...] = (
+    ("cpu-int8", {"cpu-fp32": (CPU, "fp32"), "cpu-int8": (CPU, "int8")}),
+    ("browser", {"cpu-int8": (CPU, "int8"), "browser": (WEB, "fp32")}),
+    ("cpu-fp16", {PLAIN: (CPU, "fp32"), "cpu-fp16": (CPU, "fp16")}),
+    ("cpu-fp32", {PLAIN: (WEB, "int8"), "cpu-fp32": (CPU, "fp32")}),
+    (PLAIN, {"intel": (OPENVINO, "int8"), PLAIN: (CPU, "fp32")}),
+    ("any", {"arm": (WEB, "int8", ARM), "any": (CPU, "of another day")}),
+    (
+        "new",
+        {"new": (CPU, "int8", {"instruction_sets": ["avx2"], "systems": []}), "old": (CPU, "int4")},
+    ),
+    ("z", {"z": (CPU, "int8"), "a": (CPU, "int8")}),
+    (None, {"arm": (CPU, "int8", ARM), "intel": (OPENVINO, "int8")}),
+)
+
+
+def choosing(variants: dict[str, tuple[Any, ...]]) -> Manifest:
+    return Manifest(
+        name="made-up",
+        task="retrieval",
+        input={"max_tokens": 8},
+        output={"kind": "embedding"},
+        architecture={},
+        files={},
+        codemill=codemill.__version__,
+        variants={
+            name: Variant(provider, precision, (), (), *built_for)
+            for name, (provider, precision, *built_for) in variants.items()
+        },
+    )
+
+
+@pytest.mark.parametrize(("chosen", "variants"), CHOICES)
+def test_a_page_is_given_the_variant_for_pages_then_the_most_rounded(
+    chosen: str | None, variants: dict[str, tuple[Any, ...]]
+) -> None:
+    if chosen is not None:
+        assert browser_variant(choosing(variants)) == chosen
+        return
+    with pytest.raises(InputError, match=r"no variant of made-up runs in a browser.*arm \(CPU"):
+        browser_variant(choosing(variants))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_that_is_the_variant_that_a_page_takes_by_itself() -> None:
+    manifests = json.dumps([choosing(variants).to_json() for _, variants in CHOICES])
+    mill = (PAGES / "mill.js").absolute().as_uri()
+    command = ["node", "--input-type=module", "-e", CHOOSES, mill, manifests]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.stdout.splitlines() == [chosen or "no variant" for chosen, _ in CHOICES], (
+        ended.stderr
+    )
+
+
 @in_browser
 def test_it_is_an_engine_of_the_benchmark(tmp_path: Path) -> None:
     from codemill.targets.engine import EngineProcess
 
     folder = labelling(tmp_path, 1)
-    with EngineProcess(browser_engine(folder, PAGES, "cpu-int8")) as process:
+    manifest = read_manifest(folder)
+    web = replace(manifest.variants["cpu-int8"], provider=WEB, precision="int4")
+    update_bundle(folder, variants={**manifest.variants, "a page's": web})
+    with EngineProcess(browser_engine(folder, PAGES, None)) as process:
         assert process.ready["provider"] == "onnxruntime-web"
+        assert (process.ready["variant"], process.ready["precision"]) == ("a page's", "int4")
         out = tmp_path / "answers.npz"
         request = {"op": "predict", "rows": [[text] for text in TEXTS], "out": str(out)}
         assert process.ask(request)["rows"] == len(TEXTS)
@@ -205,7 +285,9 @@ def test_it_runs_a_variant_that_a_browser_can_run(tmp_path: Path) -> None:
     (name, made) = next(iter(manifest.variants.items()))
     update_bundle(folder, variants={"intel": replace(made, provider=OPENVINO), name: made})
     assert name in browser_engine(folder, PAGES, None).argv
-    with pytest.raises(InputError, match="'intel' is for OpenVINO; a browser runs those of CPU"):
+    with pytest.raises(
+        InputError, match="'intel' is for OpenVINO; a browser runs those of onnxruntime-web"
+    ):
         browser_engine(folder, PAGES, "intel")
 
 
@@ -235,13 +317,13 @@ def test_a_port_that_cannot_be_is_wrong_usage(
 # a bundle that answers every other time
 MILL = """
 let asked = 0;
-export async function openBundle() {
+export async function openBundle({ variant }) {
   const predict = async () => {
     asked += 1;
     if (asked % 2) throw new Error(`out of memory at ${asked}`);
     return [{ probabilities: [0.25, 0.75] }];
   };
-  return { labels: ["safe", "unsafe"], manifest: { name: "tiny", input: { texts: 1 } }, predict };
+  return { labels: ["safe", "unsafe"], manifest: { name: `tiny, ${variant}`, input: { texts: 1 } }, predict };
 }
 """
 
@@ -265,7 +347,7 @@ def test_the_page_says_what_it_could_not_answer_and_is_asked_again(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with devtools.chromium() as page:
-            page.open(f"http://127.0.0.1:{server.server_port}/?q=int")
+            page.open(browser._address(server, "", "cpu-fp32 & more") + "&q=int")
             shown = []
             for _ in range(3):
                 until(
@@ -274,6 +356,9 @@ def test_the_page_says_what_it_could_not_answer_and_is_asked_again(
                 )
                 shown.append(page.value("document.getElementById('found').innerText"))
                 page.value("document.getElementById('ask').click()")
+            assert (
+                page.value("document.getElementById('name').innerText") == "tiny, cpu-fp32 & more"
+            )
     finally:
         server.shutdown()
         server.server_close()
