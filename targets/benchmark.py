@@ -518,6 +518,7 @@ def _summary(m: _Measured, shapes: Sequence[Shape]) -> EngineResult:
         energy=_energy(m, shapes),
         packages=dict(m.info.get("packages") or {}),
         operators=m.operators,
+        variant=m.info.get("variant"),
     )
 
 

@@ -19,25 +19,27 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from codemill.errors import CodemillError, InputError, MachineError
 from codemill.runtime.engines import WEB
-from codemill.runtime.machine import NEEDS
+from codemill.targets.engine import Engine, ending
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from codemill.targets.engine import Engine
+    from codemill.runtime import Manifest
     from codemill.targets.worker import Loaded
 
-__all__ = ["BROWSERS", "Browser", "browser_engine", "chromium"]
+__all__ = ["BROWSERS", "Browser", "browser_engine", "browser_variant", "chromium"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
@@ -46,13 +48,21 @@ _FLAGS = (
 )
 _TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 _START_S, _ANSWER_S, _POLL_S = 120.0, 600.0, 10.0
+_ALIVE_S = 0.25
+"""Between two looks at whether the browser still runs, and what its last answer has to arrive after its end."""
+_STDERR_LINES, _STDERR_BYTES = 20, 16384
 _MOST_BYTES = 2**28
+_LAST_PORT = 65535
 _LOOK_S = 0.5
 """Between two looks at what its processes hold: each takes them some milliseconds."""
 _AT_ONCE = 64
 """Texts, or rows, of one request."""
 _FUNCTIONS = 200
-_RUN_THERE = ("CPUExecutionProvider", WEB)
+_RUN_THERE = (WEB, "CPUExecutionProvider")
+_PRECISIONS = ("int8", "int4", "fp32", "bf16", "fp16")
+"""The best first, both, as in mill.js."""
+_KINDS = ("systems", "architectures")
+"""What a variant may be built for that mill.js looks at: a page knows neither of its machine."""
 _MODULES = ("onnxruntime-web", "@huggingface/tokenizers")
 
 
@@ -88,8 +98,11 @@ class _Handler(SimpleHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         if not self._ours() or size > _MOST_BYTES:
             return
-        self._answered.put(json.loads(self.rfile.read(size)))
-        self._say(b"{}")
+        content = self.rfile.read(size)
+        # less comes of a browser that ends while it answers
+        if len(content) == size:
+            self._answered.put(json.loads(content))
+            self._say(b"{}")
 
     def _ours(self) -> bool:
         """Whether one of the pages that are served here asks: another site's may not, by whatever name it calls us."""
@@ -126,6 +139,16 @@ class _Handler(SimpleHTTPRequestHandler):
         """Nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    """Serves whoever is still there: a page that was closed, or whose browser has ended, is no error."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _functions(bundle: Path) -> list[str]:
     from codemill.targets.evaluation import read_evaluation
 
@@ -135,7 +158,7 @@ def _functions(bundle: Path) -> list[str]:
 
 def _served(
     bundle: Path, pages: Path, port: int
-) -> tuple[ThreadingHTTPServer, queue.Queue[Any], queue.Queue[Any]]:
+) -> tuple[_Server, queue.Queue[Any], queue.Queue[Any]]:
     from codemill.runtime.bundle import check_files, read_manifest
 
     check_files(bundle, read_manifest(bundle))
@@ -149,9 +172,7 @@ def _served(
     handler = partial(
         _Handler, bundle=bundle, asked=asked, answered=answered, directory=os.fspath(pages)
     )
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    server.daemon_threads = True
-    return server, asked, answered
+    return _Server(("127.0.0.1", port), handler), asked, answered
 
 
 def chromium() -> list[str]:
@@ -168,29 +189,43 @@ def chromium() -> list[str]:
 
 
 class Browser:
-    """A bundle open in headless Chromium: `encode` and `predict` as the runtime's, `tokens` of texts."""
+    """A bundle open in headless Chromium: `encode` and `predict` as the runtime's, `tokens` of texts.
+
+    variant None: `browser_variant`. MachineError, with the end of what it wrote to stderr, where the browser ends or
+    does not answer.
+    """
 
     def __init__(self, bundle: Path, pages: Path, variant: str | None = None) -> None:
         command = chromium()
+        self.variant = _variant_there(bundle, variant)
         self._server, self._asked, self._answered = _served(bundle, pages, 0)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self._profile = tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True)
-        named = f"?variant={variant}" if variant else ""
-        address = f"http://127.0.0.1:{self._server.server_address[1]}/worker.html{named}"
+        self._home = tempfile.TemporaryDirectory(prefix="codemill-", ignore_cleanup_errors=True)
+        # a file takes whatever is written: nobody has to read along
+        self._stderr = Path(self._home.name) / "stderr"
+        address = _address(self._server, "worker.html", self.variant)
         self._process: subprocess.Popen[bytes] | None = None
         self._most_bytes, self._looking, self._closed = 0, threading.Lock(), threading.Event()
         try:
-            self._process = subprocess.Popen(
-                [*command, f"--user-data-dir={self._profile.name}", address],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            self._process = self._started([*command, address])
             self._answer(_START_S)
             threading.Thread(target=self._look, daemon=True).start()
         except BaseException:
             self.close()
             raise
+
+    def _started(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        profile = f"--user-data-dir={Path(self._home.name) / 'profile'}"
+        with self._stderr.open("wb") as stderr:
+            try:
+                return subprocess.Popen(
+                    [command[0], profile, *command[1:]],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                )
+            except OSError as error:
+                raise MachineError(f"{command[0]} cannot start: {error}") from error
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """float32 [n, dim]."""
@@ -224,7 +259,7 @@ class Browser:
         import psutil
 
         # a browser that has ended is another's to report
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, MachineError):
             while not self._closed.wait(_LOOK_S):
                 self.memory_bytes()
 
@@ -233,6 +268,8 @@ class Browser:
         import psutil
 
         assert self._process is not None
+        if self._process.poll() is not None:
+            raise self._failure(ending(self._process.returncode))
         total = 0
         root = psutil.Process(self._process.pid)
         for process in (root, *root.children(recursive=True)):
@@ -254,7 +291,7 @@ class Browser:
                 self._process.wait()
         self._server.shutdown()
         self._server.server_close()
-        self._profile.cleanup()
+        self._home.cleanup()
 
     def __enter__(self) -> Browser:
         return self
@@ -272,41 +309,94 @@ class Browser:
         return self._answer(_ANSWER_S)
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = self._answered.get(timeout=timeout_s)
-        except queue.Empty:
-            raise MachineError(f"the page did not answer within {timeout_s:g} s") from None
+        assert self._process is not None
+        deadline = time.monotonic() + timeout_s
+        while True:
+            # asked first: the last answer of a browser that ends now is still waited for
+            code = self._process.poll()
+            try:
+                found: dict[str, Any] = self._answered.get(timeout=_ALIVE_S)
+                break
+            except queue.Empty:
+                if code is not None:
+                    raise self._failure(ending(code)) from None
+                if time.monotonic() >= deadline:
+                    raise self._failure(f"did not answer within {timeout_s:g} s") from None
         if "error" in found:
             raise MachineError(f"the page failed: {found['error']:.500}")
         return found
 
+    def _failure(self, what: str) -> MachineError:
+        with self._stderr.open("rb") as file:
+            file.seek(max(0, self._stderr.stat().st_size - _STDERR_BYTES))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+        tail = "\n".join(lines[-_STDERR_LINES:])
+        written = f"; the end of its stderr:\n{tail}" if tail else "; it wrote nothing to stderr"
+        return MachineError(f"the browser {what}{written}")
 
-def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
-    """The engine that runs a variant in Chromium; what can be missing is said before anything is measured.
 
-    variant None: the first that a browser runs.
+def browser_variant(manifest: Manifest) -> str:
+    """The variant that a page takes where none is named, by the rule of `chooseVariant` in examples/browser/mill.js.
+
+    One for web pages before one for processors, then by precision, the plain graphs last; none that is for one kind of
+    machine. InputError where none is left.
     """
-    from codemill.runtime.bundle import read_manifest, size_bytes
-    from codemill.targets.engine import Engine
+    from codemill.runtime.session import PLAIN
 
-    chromium()
-    server, _, _ = _served(bundle, pages, 0)
-    server.server_close()
+    runs = [
+        name
+        for name, item in manifest.variants.items()
+        if item.provider in _RUN_THERE and not any(item.built_for.get(key) for key in _KINDS)
+    ]
+    if not runs:
+        has = ", ".join(f"{name} ({item.provider})" for name, item in manifest.variants.items())
+        raise InputError(
+            f"no variant of {manifest.name} runs in a browser. It has: {has}; a browser runs those of "
+            f"{' and '.join(_RUN_THERE)} that are for any machine. `compress export BUNDLE --target browser` adds one"
+        )
+
+    def rank(name: str) -> tuple[bool, int, int]:
+        item = manifest.variants[name]
+        known = item.precision in _PRECISIONS
+        precision = _PRECISIONS.index(item.precision) if known else len(_PRECISIONS)
+        return name == PLAIN, _RUN_THERE.index(item.provider), precision
+
+    # of equal ones the manifest's first, as there
+    return min(runs, key=rank)
+
+
+def _variant_there(bundle: Path, variant: str | None) -> str:
+    """The variant that a browser runs; InputError where it cannot run the one that is named."""
+    from codemill.runtime.bundle import read_manifest
+
     manifest = read_manifest(bundle)
     if variant is None:
-        there = [
-            name
-            for name, item in manifest.variants.items()
-            # as in the page, which does not know what machine it is on
-            if item.provider in _RUN_THERE and not any(item.built_for.get(key) for key in NEEDS)
-        ]
-        # where there is none, what is said of the first
-        variant = next(iter(there or manifest.variants))
+        return browser_variant(manifest)
     provider = manifest.variant(variant).provider
     if provider not in _RUN_THERE:
         raise InputError(
             f"variant {variant!r} is for {provider}; a browser runs those of {' and '.join(_RUN_THERE)}"
         )
+    return variant
+
+
+def _address(server: _Server, page: str, variant: str | None) -> str:
+    """Of a page, which is told the variant: it does not choose another."""
+    named = f"?{urlencode({'variant': variant})}" if variant else ""
+    return f"http://127.0.0.1:{server.server_port}/{page}{named}"
+
+
+def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
+    """The engine that runs a variant in Chromium; what can be missing is said before anything is measured.
+
+    variant None: `browser_variant`.
+    """
+    from codemill.runtime.bundle import size_bytes
+
+    chromium()
+    server, _, _ = _served(bundle, pages, 0)
+    server.server_close()
+    variant = _variant_there(bundle, variant)
     argv = [sys.executable, "-m", "codemill.targets.browser", str(bundle)]
     argv += ["--pages", str(pages), "--variant", variant, "--measured"]
     # of role bundle: nothing is compared with it unless it is asked for by name
@@ -314,7 +404,7 @@ def browser_engine(bundle: Path, pages: Path, variant: str | None) -> Engine:
     return Engine("onnxruntime-web in Chromium", tuple(argv), "bundle", size)
 
 
-def _load(bundle: Path, browser: Browser, variant: str | None) -> Loaded:
+def _load(bundle: Path, browser: Browser) -> Loaded:
     import numpy as np
 
     from codemill.runtime.bundle import TOKENIZER, read_manifest
@@ -327,8 +417,9 @@ def _load(bundle: Path, browser: Browser, variant: str | None) -> Loaded:
     texts = Texts(open_tokenizer(content, str(bundle)), content, manifest.name, manifest.max_tokens)
     details = {
         "max_tokens": manifest.max_tokens,
+        "variant": browser.variant,
         "provider": WEB,
-        "precision": manifest.variants[variant].precision if variant else None,
+        "precision": manifest.variants[browser.variant].precision,
         "threads": 1,
     }
 
@@ -357,6 +448,15 @@ def _load(bundle: Path, browser: Browser, variant: str | None) -> Loaded:
     return Loaded(label, count, details, predict, sides, memory=browser.memory_bytes)
 
 
+def _port(text: str) -> int:
+    # what has too many digits is no number to Python
+    if not text.isdecimal() or len(text) > len(str(_LAST_PORT)) or int(text) > _LAST_PORT:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 0 to {_LAST_PORT}, found {text!r:.40}"
+        )
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the pages until Ctrl-C, or answer the benchmark (`--measured`)."""
     from codemill.targets.worker import serve
@@ -366,8 +466,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--pages", type=Path, required=True)
-    parser.add_argument("--variant")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--variant", help="by default the page's choice")
+    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
     parser.add_argument("--measured", action="store_true")
     asked = parser.parse_args(arguments)
     if asked.measured:
@@ -376,15 +476,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             def load() -> Loaded:
                 # the time that a page takes to be there is its start
                 page = stack.enter_context(Browser(asked.bundle, asked.pages, asked.variant))
-                return _load(asked.bundle, page, asked.variant)
+                return _load(asked.bundle, page)
 
             return serve("browser", load)
     try:
+        _variant_there(asked.bundle, asked.variant)
         server, _, _ = _served(asked.bundle, asked.pages, asked.port)
     except (CodemillError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"http://127.0.0.1:{asked.port}/")
+    print(_address(server, "", asked.variant), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0

@@ -168,7 +168,7 @@ class EngineProcess:
                 self._process.wait(2.0)
             code = self._process.poll()
             self._end()
-            raise self._failure(f"{_ending(code)} during {op!r}")
+            raise self._failure(f"{ending(code)} during {op!r}")
         try:
             answer = json.loads(line)
         except ValueError:
@@ -226,7 +226,8 @@ class EngineProcess:
         return pipe
 
 
-def _ending(code: int | None) -> str:
+def ending(code: int | None) -> str:
+    """How a process ended, by its `returncode`, in words that go on after its name."""
     if code is None:
         return "closed its stdout"
     if code >= 0:

@@ -264,7 +264,10 @@ class Operators:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """All that was measured of one engine; `operators` of the bundle, where ONNX Runtime runs it."""
+    """All that was measured of one engine; `operators` of the bundle, where ONNX Runtime runs it.
+
+    `variant`: of a bundle, the one that this engine ran.
+    """
 
     name: str
     role: Role
@@ -280,6 +283,7 @@ class EngineResult:
     packages: dict[str, str]
     labelling: LabelQuality | None = None
     operators: Operators | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ def _section(report: Report, number: int, *, draws_search: bool) -> dict[str, An
     return {
         "report": report,
         "machine": _machine_name(report),
+        "browser_variants": [e.variant for e in _in_browsers(report) if e.variant],
         "is_imported": report.student.size.source == "imported",
         "cards": list(cards(report, shape)),
         "warnings": list(_warnings(report)),
@@ -167,9 +168,16 @@ def _bench_command(report: Report) -> str:
         command += ["--threads", str(report.student.threads)]
     if report.target:
         command += ["--target", report.target]
-    if any(engine.provider == WEB for engine in report.benchmark.engines):
+    for engine in _in_browsers(report):
         command += ["--browser", "PAGES"]
+        if engine.variant not in (None, report.bundle.variant):
+            command += ["--browser-variant", str(engine.variant)]
     return shlex.join([*command, "--rounds", str(report.benchmark.rounds), "--out", "FOLDER"])
+
+
+def _in_browsers(report: Report) -> list[EngineResult]:
+    """The engine that ran the bundle in a browser, where one did."""
+    return [engine for engine in report.benchmark.engines if engine.provider == WEB]
 
 
 def _evaluation_sha256(engine: EngineResult) -> str | None:
@@ -179,7 +187,8 @@ def _evaluation_sha256(engine: EngineResult) -> str | None:
 
 def _measured(report: Report) -> list[str]:
     """The bundle's variants that the report has figures of."""
-    return [report.bundle.variant] if report.bundle.variant else []
+    found = (report.bundle.variant, *(engine.variant for engine in _in_browsers(report)))
+    return [name for name in found if name]
 
 
 def _own_tokens(report: Report, shape: Shape) -> float:
@@ -301,7 +310,7 @@ def _source(report: Report) -> Source:
 def _environment_rows(report: Report) -> Iterator[tuple[str, str]]:
     yield from environment_rows(report.benchmark.environment)
     for engine in report.benchmark.engines:
-        how = [engine.provider, engine.precision]
+        how = [engine.provider, engine.precision, engine.variant and f"variant {engine.variant}"]
         if engine.threads:
             how.append(f"{engine.threads} thread" + ("s" if engine.threads > 1 else ""))
         how += [f"{n} {v}" for n, v in engine.packages.items() if n in ("torch", "transformers")]

@@ -141,6 +141,8 @@ def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row
         return cell and with_ratio(cell, ratio_of(report, engine, quantity, shape))
 
     yield Row("Size and quality")
+    if any(e.variant for e in engines):
+        yield row("variant", lambda e: Cell(e.variant) if e.variant else None)
     yield row("size on disk", lambda e: less(size_cell(e), e, "size"))
     counts = [e.quality.functions for e in engines if e.quality]
     if counts:

@@ -20,7 +20,7 @@ from codemill.compress.commands.output import (
     require_extra,
     table,
 )
-from codemill.errors import DataError, InputError
+from codemill.errors import DataError, InputError, ProviderError
 
 if TYPE_CHECKING:
     from codemill.runtime import Manifest
@@ -42,7 +42,11 @@ REPORTS = ("report.json", "report.html")
     help="A model to compare with, run in PyTorch (a folder, owner/name or package:NAME), "
     "or another bundle. A bundle that labels or completes is compared with another bundle.",
 )
-@click.option("--variant", help="The bundle's variant to run; by default the best one here.")
+@click.option(
+    "--variant",
+    help="The bundle's variant to run; by default the best one here. One for web pages is what --browser runs, with "
+    "the best one here beside it.",
+)
 @click.option(
     "--evaluation",
     metavar="FILE",
@@ -93,6 +97,11 @@ REPORTS = ("report.json", "report.html")
     "in it.",
 )
 @click.option(
+    "--browser-variant",
+    metavar="NAME",
+    help="What the browser runs. [default: what --variant names, else what a page takes by itself]",
+)
+@click.option(
     "--examples",
     type=click.IntRange(0, 20),
     default=6,
@@ -113,6 +122,7 @@ def bench_command(
     human_eval: bool,
     every: bool,
     browser: Path | None,
+    browser_variant: str | None,
     examples: int,
     out: Path | None,
     as_json: bool,
@@ -156,7 +166,10 @@ def bench_command(
     for option, given in (("--browser", browser is not None), ("--variants", every)):
         if given and completing:
             raise click.UsageError(f"{option} is of a bundle that embeds or labels")
-    runs = variant or variant_for(measured_as, manifest)
+    if browser_variant is not None and browser is None:
+        raise click.UsageError("--browser-variant goes with --browser")
+    mine, theirs = _variants(manifest, variant, browser_variant, browser is not None)
+    runs = mine or variant_for(measured_as, manifest)
     engines = [bundle_engine(bundle, variant=runs, threads=threads)]
     # bundle_engine names the variant it chose
     chosen = engines[0].argv[engines[0].argv.index("--variant") + 1]
@@ -188,7 +201,7 @@ def bench_command(
     if browser is not None:
         from codemill.targets.browser import browser_engine
 
-        engines.insert(-1, browser_engine(folder_of(bundle), browser, variant))
+        engines.insert(-1, browser_engine(folder_of(bundle), browser, theirs))
     with shown_stage("measuring") as said:
         found = benchmark(
             engines,
@@ -283,6 +296,41 @@ def _check_out(out: Path) -> None:
     check_folder(out)
     for name in REPORTS:
         check_file_out(out / name)
+
+
+def _variants(
+    manifest: Manifest, variant: str | None, browser_variant: str | None, in_browser: bool
+) -> tuple[str | None, str | None]:
+    """What Python and the browser run, of what was named for them; None: the best one there.
+
+    Raises UsageError, InputError or ProviderError where Python cannot run what is named for it; `browser_engine` says
+    so of the browser.
+    """
+    from codemill.runtime.engines import WEB
+    from codemill.runtime.session import available_providers
+    from codemill.runtime.tensorrt import available
+
+    if variant is None:
+        return None, browser_variant
+    provider = manifest.variant(variant).provider
+    if provider == WEB:
+        if not in_browser:
+            raise InputError(
+                f"variant {variant!r} runs in a web page, not in Python; give --browser PAGES to measure it there, "
+                "with the best one here beside it"
+            )
+        if browser_variant not in (None, variant):
+            raise click.UsageError(
+                f"--variant {variant} and --browser-variant {browser_variant} are both for the browser; give one"
+            )
+        return None, variant
+    here = (*available_providers(), *available())
+    if provider not in here:
+        raise ProviderError(
+            f"variant {variant!r} is for {provider}, which does not run here. This machine has: {', '.join(here)}. "
+            "`compress targets` says what others take"
+        )
+    return variant, browser_variant or variant
 
 
 def _page(reports: Sequence[Report]) -> bytes:

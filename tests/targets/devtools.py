@@ -45,9 +45,9 @@ class Page:
             self._ask(f"{domain}.enable")
 
     def open(
-        self, file: Path, width: int = 1280, scheme: Literal["light", "dark"] = "light"
+        self, page: Path | str, width: int = 1280, scheme: Literal["light", "dark"] = "light"
     ) -> None:
-        """Load a file as a screen of this width shows it (below 500 as a phone does), and wait until it is there."""
+        """Load a file, or an address, as a screen of this width (below 500 a phone's) shows it, and wait for it."""
         self.logged.clear()
         self.requests.clear()
         phone = width < 500
@@ -61,7 +61,7 @@ class Page:
         self._features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.media("")
         self._events.clear()
-        self._ask("Page.navigate", url=file.resolve().as_uri())
+        self._ask("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self._until("Page.loadEventFired")
 
     def media(self, kind: Literal["", "print"]) -> None:

@@ -483,6 +483,35 @@ def test_a_page_without_a_recipe_says_how_to_measure_again(report: Report, tmp_p
     assert str(report.student.quality.evaluation_sha256) in page
 
 
+@pytest.mark.parametrize(
+    ("in_browser", "named"),
+    [
+        ("cpu-int8", "--browser PAGES"),
+        ("browser", "--browser PAGES --browser-variant browser"),
+        # of a report from before it was said
+        (None, "--browser PAGES"),
+    ],
+)
+def test_a_page_says_what_a_browser_ran(
+    report: Report, tmp_path: Path, in_browser: str | None, named: str
+) -> None:
+    own = replace(report.student, threads=2, variant="cpu-int8")
+    web = replace(own, name="in Chromium", provider="onnxruntime-web", variant=in_browser)
+    again = replace(
+        report,
+        bundle=replace(report.bundle, variant="cpu-int8"),
+        benchmark=replace(report.benchmark, engines=(web, own), comparisons=()),
+        baseline=None,
+        recipe=None,
+    )
+    write_report(tmp_path / "report.json", again)
+    page = render([read_report(tmp_path / "report.json")], tmp_path / "page.html").read_text()
+    assert f"compress bench BUNDLE --variant cpu-int8 --threads 2 {named} --rounds 3" in page
+    assert ("in a browser variant" in page) == (in_browser is not None)
+    if in_browser is not None:
+        assert f"variant cpu-int8, in a browser variant {in_browser}" in page
+
+
 def test_a_report_without_a_bundle_or_a_page_without_reports_is_an_error(
     result: tuple[BenchmarkResult, list[str]], tmp_path: Path
 ) -> None:
