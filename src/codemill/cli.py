@@ -4,7 +4,7 @@ What a command does is in `codemill.compress.commands`. Here every way it can en
 code and, where it failed, one message on stderr:
 
     0 done; 1 input or environment, with what to do; 2 wrong usage; 3 refused, a bound not met;
-    70 a bug of codemill; 130 interrupted
+    70 a bug of codemill; 130 interrupted, 143 asked to end
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _end(arguments, options, interrupts)
         if interrupts.came or code == INTERRUPTED:
             # a library may have made another error of it; and what ends now is not worth a traceback
-            code = INTERRUPTED
+            code = interrupts.code
             interrupts.say()
     return code
 
@@ -77,27 +77,30 @@ def _end(arguments: Sequence[str] | None, options: Options, interrupts: _Interru
 
 
 class _Interrupts:
-    """Ctrl-C while a command runs: the first raises KeyboardInterrupt, a second ends the process at once."""
+    """Ctrl-C, or a polite kill, while a command runs: the first raises KeyboardInterrupt, so that what is half done is
+    cleared away; a second ends the process at once.
+    """
 
     def __init__(self, options: Options) -> None:
         self.came = False
+        self.code = INTERRUPTED
         self._options = options
         self._said = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _Interrupts:
-        # only the main thread may, and a process that was started to ignore it (nohup) goes on so
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-        ):
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        # only the main thread may, and a process that was started to ignore one (nohup) goes on so
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *failure: object) -> None:
         # once it came the process ends: a further one must not print a traceback on the way
-        if self._before is not None and not self.came:
-            signal.signal(signal.SIGINT, self._before)
+        if not self.came:
+            for number, before in self._before.items():
+                signal.signal(number, before)
 
     def say(self) -> None:
         """That it came, and how to go on, once."""
@@ -107,11 +110,12 @@ class _Interrupts:
                 how = "; run the same command again to continue" if self._options.continues else ""
                 click.echo(f"interrupted{how}", err=True)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.code = 128 + number
         # libraries print tracebacks of their own where their import is interrupted; a second one hits the way out
         if self.came or _importing(frame):
             self.say()
-            os._exit(INTERRUPTED)
+            os._exit(self.code)
         self.came = True
         raise KeyboardInterrupt
 

@@ -462,6 +462,26 @@ def test_an_interrupt_that_a_library_made_another_error_of_is_an_interrupt(
     assert ended.err == "interrupted\n"
 
 
+def test_a_command_that_is_asked_to_end_clears_away_what_is_half_done(
+    compress: Compress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleared.append(True)
+
+    monkeypatch.setattr("codemill.targets.all_targets", work)
+    before = signal.getsignal(signal.SIGTERM)
+    ended = compress("targets")
+    assert ended.code == 143
+    assert ended.err.strip() == "interrupted"
+    assert cleared == [True]
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("delay_s", [0.03, 0.1, 0.15, 0.25])
 def test_ctrl_c_while_libraries_load_prints_no_traceback(delay_s: float) -> None:
