@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codemill.runtime.machine import unlike
 from codemill.targets.coverage import coverage
 from codemill.targets.profile import Precision, TargetSpec, availability
 
@@ -54,32 +55,27 @@ def _summary(folder: Path, manifest: Manifest, name: str, variant: Variant) -> V
         provider=variant.provider,
         precision=variant.precision,
         size_bytes=sum(manifest.files[path].size_bytes for path in {TOKENIZER, *variant.files}),
-        not_run=availability(_target_of(name, variant)),
+        not_run=_lacking(name, variant),
         covered=None if found is None else found.share,
         lacking={} if found is None else found.missing,
         layers=_layers_of(variant),
     )
 
 
-def _target_of(name: str, variant: Variant) -> TargetSpec:
-    """The kind of machine that a variant is for, as its manifest has it."""
-
-    def names(key: str) -> tuple[str, ...]:
-        found = variant.built_for.get(key, ())
-        return tuple(map(str, found)) if isinstance(found, list) else ()
-
-    return TargetSpec(
+def _lacking(name: str, variant: Variant) -> str | None:
+    """Why a variant cannot run here, as `availability` says it of a target of its provider."""
+    asked = variant.built_for.get("compute_capabilities", ())
+    target = TargetSpec(
         name=name,
         description=name,
         provider=variant.provider,
-        precision=Precision(variant.precision),
+        # which no machine is asked for
+        precision=Precision.FP32,
         threads=None,
         memory_bytes=None,
-        systems=names("systems"),
-        architectures=names("architectures"),
-        instruction_sets=names("instruction_sets"),
-        compute_capabilities=names("compute_capabilities"),
+        compute_capabilities=tuple(map(str, asked)) if isinstance(asked, list) else (),
     )
+    return unlike(variant.built_for) or availability(target)
 
 
 def _layers_of(variant: Variant) -> dict[str, int]:

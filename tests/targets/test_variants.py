@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from codemill.export.quantize.settings import Method, Quantization
 from codemill.runtime import read_manifest
 from codemill.runtime.bundle import update_bundle
 from codemill.runtime.graph import graph_operators
+from codemill.runtime.machine import INT8_PRODUCTS, unlike
 from codemill.targets.report import bundle_summary
 from codemill.targets.variants import variant_rows
 
@@ -59,6 +61,24 @@ def test_what_cannot_run_here_says_why_and_what_its_provider_covers(bundle: Path
     assert rows["windows"][4].startswith("not run: ")
     assert "of nodes have an operator there" in rows["windows"][5]
     assert "network of 15 layers: MATRIX_MULTIPLY x12, CAST x3" in rows["laptop-rtx"][5]
+
+
+def test_what_a_manifest_says_oddly_is_no_failure(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(bundle, folder)
+    made = dict(read_manifest(folder).variants)
+    made["odd"] = replace(
+        made["cpu-fp32"],
+        precision="int3",
+        provider="Foo",
+        built_for={"compute_capabilities": "8.6", "layers": [{"CAST": "many"}, 3]},
+    )
+    made["wide"] = replace(made["cpu-fp32"], built_for={INT8_PRODUCTS: True, "layers": 7})
+    update_bundle(folder, variants=made)
+    found = {item.name: item for item in bundle_summary(folder, "cpu-fp32").variants}
+    assert "Foo" in (found["odd"].not_run or "")
+    assert found["odd"].layers == {}
+    assert found["wide"].not_run == unlike({INT8_PRODUCTS: True})
 
 
 def test_a_bundle_of_one_variant_has_no_table(tmp_path: Path) -> None:
