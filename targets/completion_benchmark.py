@@ -202,7 +202,8 @@ def benchmark_completion(
     with contextlib.ExitStack() as stack:
         running = {item.name: stack.enter_context(EngineProcess(item.engine)) for item in engines}
         places = len(evaluation.prefixes)
-        count = places + len(problems)
+        # written, and then run
+        count = places + 2 * len(problems)
         for number, prefix in enumerate(evaluation.prefixes):
             for name in in_turn(names, number):
                 answer = running[name].ask(
@@ -237,6 +238,16 @@ def benchmark_completion(
             done = f"HumanEval: {number + 1} of {len(problems)} functions written"
             report((places + number + 1) / count, done)
         starts = {name: running[name].cold_start_ms for name in names}
+    passed = {}
+    for at, name in enumerate(names if problems else ()):
+
+        def ran(number: int, at: int = at) -> None:
+            whole = at * len(problems) + number
+            share = whole / (len(names) * len(problems))
+            done = f"HumanEval: {whole:,} of {len(names) * len(problems):,} functions run"
+            report((places + len(problems) * (1 + share)) / count, done)
+
+        passed[name] = pass_at_1(problems, functions[name], ran)
     results = []
     base = completed[baseline]
     shown = _shown(completed[names[-1]], evaluation.lines, examples)
@@ -258,7 +269,7 @@ def benchmark_completion(
                 exact_match_loss=against[1],
                 rouge_l_loss=against[2],
                 next_token_accuracy=float(said[item.name][0] / max(1, said[item.name][1])),
-                pass_at_1=pass_at_1(problems, functions[item.name]) if problems else None,
+                pass_at_1=passed.get(item.name),
                 examples=tuple(_example(evaluation, at, own[at].text) for at in shown),
             )
         )
