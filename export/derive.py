@@ -91,7 +91,8 @@ def derive(
         said = f"{name}: graph {number + 1} of {len(files)}, {done} forms of it judged"
         report((number + done / most) / len(files), said)
 
-    maker: _Maker = _Onnx(how, int(shape["heads"]), int(shape["hidden_size"]), chain, judged)
+    heads, hidden_size = int(shape["heads"]), int(shape["hidden_size"])
+    maker: _Maker = _Onnx(how, heads, hidden_size, chain, provider, judged)
     if provider == OPENVINO:
         maker = _Ir(how, chain)
     elif provider in (*ENGINES, *TENSORRT_PROVIDERS):
@@ -145,6 +146,7 @@ class _Onnx:
     heads: int
     hidden_size: int
     chain: Chain
+    provider: str
     judged: Judged
     suffix = ".onnx"
 
@@ -188,7 +190,7 @@ class _Onnx:
 
     def built_for(self) -> dict[str, Any]:
         wide = not self.how.reduced_range and self.how.method in (*_AS_THEY_COME, *_FIXED)
-        return {INT8_PRODUCTS: True} if wide else {}
+        return {INT8_PRODUCTS: True} if wide and self.provider == PROVIDER else {}
 
 
 @dataclass

@@ -30,6 +30,7 @@ from urllib.parse import urlencode
 
 from codemill.errors import CodemillError, InputError, MachineError
 from codemill.runtime.engines import WEB
+from codemill.runtime.machine import INT8_PRODUCTS
 from codemill.targets.engine import Engine, ending
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ _FUNCTIONS = 200
 _RUN_THERE = (WEB, "CPUExecutionProvider")
 _PRECISIONS = ("int8", "int4", "fp32", "bf16", "fp16")
 """The best first, both, as in mill.js."""
-_KINDS = ("systems", "architectures")
+_KINDS = ("systems", "architectures", INT8_PRODUCTS)
 """What a variant may be built for that mill.js looks at: a page knows neither of its machine."""
 _MODULES = ("onnxruntime-web", "@huggingface/tokenizers")
 

@@ -62,13 +62,17 @@ def pareto(
     x_of: Callable[[Series], float] = _size_mb if against == "size" else lambda s: _p50(s, shape)
     points = [(x_of(s), _quality(s.engine) or 0.0, s) for s in shown]
     points = [point for point in points if point[0]]
+    if len(points) < 2:
+        return None
     with figure(f"pareto-{against}", *HALF) as (page, svg):
         axes = page.subplots()
         front = front_of([(x, y) for x, y, _ in points])
         axes.plot(*zip(*front, strict=True), color=MUTED, linestyle=(0, (3, 3)), linewidth=1)
         for x, y, s in points:
             axes.scatter([x], [y], s=70, color=s.colour, marker=s.marker, zorder=3)
-            said = (f"{name} {y:.3f}", f"{_size_mb(s):.2f} MB", f"{_short(_p50(s, shape))} ms")
+            # which another report need not have
+            took = [f"{_short(ms)} ms"] if (ms := _p50(s, shape)) else []
+            said = (f"{name} {y:.3f}", f"{_size_mb(s):.2f} MB", *took)
             svg.mark(axes, x, y, s.label, ", ".join(said), *(more if s.number == 0 else ()))
         axes.set_xscale("log")
         axes.margins(y=0.22)

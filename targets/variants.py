@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codemill.errors import BundleError
 from codemill.runtime.machine import unlike
 from codemill.targets.coverage import coverage
 from codemill.targets.profile import Precision, TargetSpec, availability
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["VariantSummary", "variant_rows", "variants_of"]
 
 _MOST_KINDS = 4
-"""Of layers or operators that are named."""
+"""Of layers or operators that are named on a page."""
+_MOST_KEPT = 32
+_LONGEST_NAME = 64
+_MOST_LAYERS = 10**6
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class VariantSummary:
     """A variant of a bundle. `not_run`: why it cannot run on the machine of the report; None: it can.
 
     `covered`: share of its nodes that its provider has an operator for, where the provider publishes a list, and
-    `lacking`: the other nodes, by operator. `layers`: of engines, layers of each kind in their networks.
+    `lacking`: the other nodes, by operator. `layers`: of engines, layers of each kind in their networks. Of both the
+    most frequent kinds, these first.
     """
 
     name: str
@@ -49,7 +55,10 @@ def variants_of(folder: Path, manifest: Manifest) -> tuple[VariantSummary, ...]:
 def _summary(folder: Path, manifest: Manifest, name: str, variant: Variant) -> VariantSummary:
     from codemill.runtime.bundle import TOKENIZER
 
-    found = coverage([folder / path for path in variant.segments], variant.provider)
+    found = None
+    # what was not to be run was not checked either
+    with contextlib.suppress(BundleError):
+        found = coverage([folder / path for path in variant.segments], variant.provider)
     return VariantSummary(
         name=name,
         provider=variant.provider,
@@ -57,7 +66,7 @@ def _summary(folder: Path, manifest: Manifest, name: str, variant: Variant) -> V
         size_bytes=sum(manifest.files[path].size_bytes for path in {TOKENIZER, *variant.files}),
         not_run=_lacking(name, variant),
         covered=None if found is None else found.share,
-        lacking={} if found is None else found.missing,
+        lacking={} if found is None else _first(found.missing),
         layers=_layers_of(variant),
     )
 
@@ -84,9 +93,15 @@ def _layers_of(variant: Variant) -> dict[str, int]:
     each = variant.built_for.get("layers", ())
     for engine in each if isinstance(each, list) else ():
         for kind, count in engine.items() if isinstance(engine, dict) else ():
-            if isinstance(count, int):
+            if isinstance(count, int) and not isinstance(count, bool) and 0 < count < _MOST_LAYERS:
                 found[str(kind)] = found.get(str(kind), 0) + count
-    return found
+    return _first(found)
+
+
+def _first(counts: dict[str, int]) -> dict[str, int]:
+    """The kinds that most are of, by name where as many are: a report is no place for what a bundle made up."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return {name[:_LONGEST_NAME]: count for name, count in ordered[:_MOST_KEPT]}
 
 
 def variant_rows(
@@ -118,6 +133,6 @@ def _notes(item: VariantSummary) -> str:
 
 
 def _most(counts: dict[str, int]) -> str:
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    said = ", ".join(f"{name} x{count}" for name, count in ordered[:_MOST_KINDS])
-    return said + (", ..." if len(ordered) > _MOST_KINDS else "")
+    named = list(counts.items())[:_MOST_KINDS]
+    said = ", ".join(f"{name} x{count}" for name, count in named)
+    return said + (", ..." if len(counts) > _MOST_KINDS else "")

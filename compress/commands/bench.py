@@ -202,6 +202,8 @@ def bench_command(
         from codemill.targets.browser import browser_engine
 
         engines.insert(-1, browser_engine(folder_of(bundle), browser, theirs))
+    # what can be wrong with it is found before anything is measured, too
+    summary = bundle_summary(folder_of(bundle), chosen)
     with shown_stage("measuring") as said:
         found = benchmark(
             engines,
@@ -217,7 +219,7 @@ def bench_command(
         found,
         title=manifest.name,
         task=manifest.task,
-        bundle=bundle_summary(folder_of(bundle), chosen),
+        bundle=summary,
         bundle_engine=engines[-1].name,
         limits=memory_limits(measured_as, peak),
         target=measured_as.said if measured_as else None,

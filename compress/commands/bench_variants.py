@@ -40,8 +40,9 @@ def bench_variants(
     from codemill.compress.progress import shown_stage
     from codemill.export.choose import chosen, measured
     from codemill.runtime.machine import unlike
+    from codemill.runtime.opening import best_variant
     from codemill.runtime.preferred import prefer
-    from codemill.runtime.session import available_providers, choose_variant
+    from codemill.runtime.session import available_providers
     from codemill.targets.profile import Shape
 
     here = available_providers()
@@ -68,7 +69,7 @@ def bench_variants(
             max_loss=_MAX_LOSS,
             say=said,
         )
-    best = chosen(tried, kept=choose_variant(manifest, here)) or tried[0]
+    best = chosen(tried, kept=best_variant(manifest)) or tried[0]
     # of one round nothing says whether times differ by more than chance
     noted = rounds > 1 and prefer(manifest, best.variant)
     if as_json:

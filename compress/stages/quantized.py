@@ -196,7 +196,7 @@ def copy_variant(source: Path, name: str, folder: Path, to: str) -> Variant:
         (folder / copied).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / path, folder / copied)
     segments = tuple(renamed[path] for path in found.segments)
-    return Variant(found.provider, found.precision, segments, tuple(renamed.values()))
+    return replace(found, segments=segments, files=tuple(renamed.values()))
 
 
 def add_trained(candidates: Path, write: Callable[[Path], None]) -> None:

@@ -70,8 +70,10 @@ async function checked(record, path, read) {
   return content;
 }
 
-// Whether a variant is for this kind of machine; a page does not know its own.
+// Whether a variant is for this kind of machine; a page does not know its own, and neither it nor Node whether the
+// processor has what 8-bit weights ask for.
 function fits({ built_for: asked = {} }) {
+  if (asked.int8_products) return false;
   const names = { linux: "linux", win32: "windows", darwin: "macos", x64: "x86_64", arm64: "arm64" };
   const { platform, arch } = globalThis.process ?? {};
   const has = (list, name) => !list?.length || list.includes(names[name]);

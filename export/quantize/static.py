@@ -31,7 +31,7 @@ Feed = Mapping[str, "np.ndarray"]
 Score = Callable[[Any], float]
 """Of an ONNX Runtime session with the graph: the task's metric on validation, more is better."""
 Judged = Callable[[int, int], None]
-"""Told how many forms of a graph were judged, and how many may come at most."""
+"""Told how many forms of a graph were judged, and of how many; never that all were."""
 
 _MOST_RESTORED = 32
 """Rounds of giving a group of products back its precision."""
@@ -147,7 +147,8 @@ def _controlled(
         nonlocal latest, count, most
         # each is tried without its rounding, once, before groups of them go back
         most = most or sum(node.op_type == "QuantizeLinear" for node in found.graph.node)
-        judged(count, most + _MOST_RESTORED + 2)
+        # it ranks them again where giving one back made things worse: then the bar waits
+        judged(min(count, most + _MOST_RESTORED), most + _MOST_RESTORED + 1)
         count += 1
         if latest[0] is not found:
             latest = found, opened(found)

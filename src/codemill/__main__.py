@@ -1,4 +1,4 @@
-"""`compress` as a process: a Ctrl-C from the first moment on ends it with a word, not a traceback.
+"""`compress` as a process: a Ctrl-C, or a polite kill, from the first moment on ends it with a word, not a traceback.
 
 Imports nothing before that is seen to. What the command does is `cli.py`'s, which takes over.
 """
@@ -13,21 +13,26 @@ from types import FrameType
 __all__ = ["main"]
 
 
+_ASKED = (signal.SIGINT, signal.SIGTERM)
+
+
 def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     os.write(2, b"interrupted\n")
-    os._exit(130)
+    os._exit(128 + number)
 
 
 def main() -> int:
     """Run the process's own command line; returns its exit code."""
-    # a process that was started to ignore it (nohup) goes on ignoring it
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _leave)
+    for number in _ASKED:
+        # a process that was started to ignore one (nohup) goes on ignoring it
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
     from codemill.cli import main as run
 
     code = run()
     # all is done: Python takes its handlers away before it ends, and a late one would look like a failure
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _ASKED:
+        signal.signal(number, signal.SIG_IGN)
     return code
 
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from codemill import load
+from codemill.compress.stages.quantized import copy_variant
 from codemill.errors import ModelError
 from codemill.export.candidates import PLAIN, PROVIDER
 from codemill.export.chain import Chain
@@ -293,3 +294,15 @@ def test_eight_bits_are_passed_over_where_they_would_answer_otherwise(
     # a system that does not tell
     monkeypatch.setattr("codemill.runtime.machine._read", lambda _: "")
     assert unlike({INT8_PRODUCTS: True}) is None
+
+
+def test_what_a_form_asks_of_a_processor_goes_with_it_into_the_bundle_that_ships(
+    plain: Path, tmp_path: Path
+) -> None:
+    folder, shipped = tmp_path / "wide", tmp_path / "shipped"
+    shutil.copytree(plain, folder)
+    derive(folder, Quantization(Method.DYNAMIC, reduced_range=False))
+    found = copy_variant(folder, Method.DYNAMIC.value, shipped, "cpu-int8")
+    assert found.built_for == {INT8_PRODUCTS: True}
+    assert found.files == ("variants/cpu-int8/encoder.onnx",)
+    assert (shipped / found.files[0]).is_file()

@@ -219,6 +219,7 @@ CHOICES: tuple[tuple[str | None, dict[str, tuple[Any, ...]]], ...] = (
         {"new": (CPU, "int8", {"instruction_sets": ["avx2"], "systems": []}), "old": (CPU, "int4")},
     ),
     ("z", {"z": (CPU, "int8"), "a": (CPU, "int8")}),
+    ("a", {"wide": (CPU, "int8", {"int8_products": True}), "a": (CPU, "fp32")}),
     (None, {"arm": (CPU, "int8", ARM), "intel": (OPENVINO, "int8")}),
 )
 

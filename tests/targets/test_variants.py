@@ -71,14 +71,27 @@ def test_what_a_manifest_says_oddly_is_no_failure(bundle: Path, tmp_path: Path) 
         made["cpu-fp32"],
         precision="int3",
         provider="Foo",
-        built_for={"compute_capabilities": "8.6", "layers": [{"CAST": "many"}, 3]},
+        built_for={
+            "compute_capabilities": "8.6",
+            "layers": [{"CAST": "many", "GEMM": 10**30, "ADD": True, "MUL": -5, "A" * 99: 1}, 3],
+        },
     )
     made["wide"] = replace(made["cpu-fp32"], built_for={INT8_PRODUCTS: True, "layers": 7})
     update_bundle(folder, variants=made)
     found = {item.name: item for item in bundle_summary(folder, "cpu-fp32").variants}
     assert "Foo" in (found["odd"].not_run or "")
-    assert found["odd"].layers == {}
+    assert found["odd"].layers == {"A" * 64: 1}
     assert found["wide"].not_run == unlike({INT8_PRODUCTS: True})
+
+
+def test_a_graph_that_nobody_can_read_is_not_covered(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(bundle, folder)
+    (path,) = read_manifest(folder).variants["windows"].segments
+    (folder / path).write_bytes(b"\xff" * 40)
+    update_bundle(folder)
+    found = {item.name: item for item in bundle_summary(folder, "cpu-fp32").variants}
+    assert found["windows"].covered is None
 
 
 def test_a_bundle_of_one_variant_has_no_table(tmp_path: Path) -> None:
