@@ -160,13 +160,15 @@ def engine_rows(report: Report, engines: Sequence[EngineResult]) -> Iterator[Row
         yield Row(f"{shape.tokens} tokens, batch {shape.batch}", tuple(cells))
     lengths = sorted({x.tokens for e in engines for x in e.latencies})
     written = " / ".join(map(str, lengths))
+    batches = sorted({x.batch for e in engines for x in e.latencies})
     for name, share in (
         ("its products at the processor's float32 rate", ceiling_cell),
         ("its weights read once from memory", memory_share_cell),
     ):
-        cells = [share(report, e, lengths) for e in engines]
-        if any(cells):
-            yield Row(f"of that, {name}, {written} tokens, batch 1", tuple(cells))
+        for batch in batches:
+            cells = [share(report, e, lengths, batch) for e in engines]
+            if any(cells):
+                yield Row(f"of that, {name}, {written} tokens, batch {batch}", tuple(cells))
     yield row(f"its own tokens for {written}", lambda e: tokens_cell(e, lengths))
     yield Row("Start, memory, throughput, energy")
     yield row("cold start", lambda e: less(start_cell(e), e, "cold_start"))
@@ -418,7 +420,9 @@ def tokens_cell(engine: EngineResult, lengths: Sequence[int]) -> Cell | None:
     return Cell(" / ".join("?" if count is None else f"{count:.0f}" for count in counts))
 
 
-def ceiling_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -> Cell | None:
+def ceiling_cell(
+    report: Report, engine: EngineResult, lengths: Sequence[int], batch: int
+) -> Cell | None:
     """The share of a call's time that its products would take at the rate that was measured; of the bundle alone.
 
     Above 100 % where int8 multiplies faster than float32.
@@ -434,13 +438,15 @@ def ceiling_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -
             return None
         return texts * sum(part.gflops for part in parts) / ceiling.gemm_gflops
 
-    cell = _shares_cell(engine, lengths, seconds, most=_MOST_SHARE)
+    cell = _shares_cell(engine, lengths, batch, seconds, most=_MOST_SHARE)
     whole = {str(report.bundle.architecture.get("layers"))}
     leaves = engine.labelling is not None and engine.labelling.layers_used.keys() != whole
     return _noted(cell, leaves, "of all layers; a text that leaves at an exit takes fewer")
 
 
-def memory_share_cell(report: Report, engine: EngineResult, lengths: Sequence[int]) -> Cell | None:
+def memory_share_cell(
+    report: Report, engine: EngineResult, lengths: Sequence[int], batch: int
+) -> Cell | None:
     """The share of a call's time that reading the variant's files once would take; of the bundle alone.
 
     All of them: of a table of words a call reads some rows only. Above 100 % where the processor's cache keeps them.
@@ -449,9 +455,10 @@ def memory_share_cell(report: Report, engine: EngineResult, lengths: Sequence[in
     held = sum(size for name, size in report.bundle.files.items() if name not in _NO_WEIGHTS)
     if ceiling is None or not held:
         return None
-    took = held / 1e9 / ceiling.read_gb_per_s
-    cell = _shares_cell(engine, lengths, lambda _: took)
-    kept = any(x.batch == 1 and x.latency_ms_p50 / 1e3 < took for x in engine.latencies)
+    # of one function: a call reads them for all of its batch
+    took = held / 1e9 / ceiling.read_gb_per_s / batch
+    cell = _shares_cell(engine, lengths, batch, lambda _: took)
+    kept = any(x.batch == batch and x.latency_ms_p50 / 1e3 < took for x in engine.latencies)
     return _noted(
         cell, kept, "above 100%: kept in the processor's cache, or rows of a table not read"
     )
@@ -473,13 +480,14 @@ def _ceiling_of(report: Report, engine: EngineResult) -> Ceiling | None:
 def _shares_cell(
     engine: EngineResult,
     lengths: Sequence[int],
+    batch: int,
     seconds: Callable[[Latency], float | None],
     most: float = math.inf,
 ) -> Cell | None:
-    """`seconds` of each length's call at batch 1, as shares of it; one above `most` is withheld, and why is said."""
+    """`seconds` a function at each length, as shares of its latency; one above `most` is withheld, and why is said."""
     shares, withheld = [], False
     for tokens in lengths:
-        found = [x for x in engine.latencies if (x.tokens, x.batch) == (tokens, 1)]
+        found = [x for x in engine.latencies if (x.tokens, x.batch) == (tokens, batch)]
         took = seconds(found[0]) if found else None
         share = None if took is None else took / (found[0].latency_ms_p50 / 1e3)
         impossible = share is not None and share > most

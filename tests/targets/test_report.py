@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
@@ -31,7 +32,7 @@ from codemill.targets.figures import Latency
 from codemill.targets.layer_cost import parts_of
 from codemill.targets.metrics import Ratio
 from codemill.targets.report import report_schema
-from codemill.targets.tables import Cell, ceiling_cell, memory_share_cell
+from codemill.targets.tables import Cell, ceiling_cell, memory_share_cell, with_ratio
 
 from . import reports
 
@@ -130,15 +131,15 @@ def test_times_to_be_doubted_and_the_ceiling_are_shown(report: Report, tmp_path:
 def test_shares_of_the_ceiling_are_of_the_processor_and_withheld_where_they_cannot_be(
     report: Report,
 ) -> None:
-    def cells(ceiling: Ceiling, provider: str | None) -> list[Cell | None]:
+    def cells(ceiling: Ceiling, provider: str | None, batch: int = 1) -> list[Cell | None]:
         environment = replace(report.benchmark.environment, ceiling=ceiling)
         files = {"variants/cpu/encoder.onnx": 2_000_000, "tokenizer.json": 10**9}
         bundle = replace(report.bundle, architecture=reports.ENCODER, files=files)
-        x = Latency(8, 1, 8.0, 1.0, 1.0, 1.0, 1000.0, 3, (1.0,))
+        x = Latency(8, batch, 8.0, 1.0, 1.0, 1.0, 1000.0, 3, (1.0,))
         engine = replace(report.student, provider=provider, latencies=(x,))
         benchmark = replace(report.benchmark, environment=environment)
         asked = replace(report, bundle=bundle, benchmark=benchmark)
-        return [cell(asked, engine, [8]) for cell in (ceiling_cell, memory_share_cell)]
+        return [cell(asked, engine, [8], batch) for cell in (ceiling_cell, memory_share_cell)]
 
     gflops = sum(part.gflops for part in parts_of(reports.ENCODER, 8) or ())
     # 1 ms a call: products of 0.5 ms, and 2 MB at 10 GB/s of 0.2 ms
@@ -149,6 +150,9 @@ def test_shares_of_the_ceiling_are_of_the_processor_and_withheld_where_they_cann
     assert (products.main, products.small, products.source) == ("50%", "", "estimate")
     assert (reading.main, reading.small, reading.source) == ("20%", "", "estimate")
     assert cells(plain, "CUDAExecutionProvider") == [None, None]
+    # of four in a call each has its own products, and a fourth of what is read
+    several = [cell and cell.main for cell in cells(plain, None, 4)]
+    assert several == ["50%", "5%"]
     products, reading = cells(Ceiling(gflops / 4.5e-3, 0.4, 1), None)
     assert products is not None
     assert reading is not None
@@ -156,6 +160,34 @@ def test_shares_of_the_ceiling_are_of_the_processor_and_withheld_where_they_cann
     assert "above 400%" in products.small
     # no rate is wrong: what a cache keeps is not read
     assert reading.small == "above 100%: kept in the processor's cache, or rows of a table not read"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said", "tone"),
+    [
+        (Ratio(1.15, 0.08, 16.0, 2), "1.15× [0.08\u2060–\u206016.0]: not told apart", "even"),
+        (Ratio(8.9, 8.5, 9.4, 4), "8.90× faster [8.50\u2060–\u20609.40]", "better"),
+        (Ratio(0.5, 0.4, 0.8, 4), "2.00× slower [1.25\u2060–\u20602.50]", "worse"),
+        (Ratio(1.0, 1.0, 1.0, 1), "1.00× faster", "even"),
+        (Ratio(3.0, None, None, 1), "3.00× faster", "even"),
+    ],
+)
+def test_a_ratio_is_no_gain_where_its_interval_holds_1(ratio: Ratio, said: str, tone: str) -> None:
+    cell = with_ratio(Cell("1 ms"), ratio, "faster")
+    assert (cell.ratio, cell.tone) == (said, tone)
+
+
+def test_reports_side_by_side_are_told_apart(report: Report, tmp_path: Path) -> None:
+    busy = replace(report.benchmark.environment, cpu_busy_share=0.5)
+    doubts = ("The clock fell.", "Rounds differ.")
+    benchmark = replace(report.benchmark, environment=busy, doubts=doubts)
+    other = replace(report, benchmark=benchmark, created_at="2026-11-30T14:22:31+00:00")
+    page = render([report, other], tmp_path / "page.html").read_text()
+    title = html.escape(report.title)
+    for said in (f"1. {title}", f"2. {title}", "2026-11-30 14:22", "3, below"):
+        assert said in page
+    # on paper what is folded away is written out
+    assert '<ul class="printed"><li>The clock fell.</li>' in page
 
 
 def test_names_in_the_json_carry_their_units(report: Report) -> None:
