@@ -376,7 +376,8 @@ def test_the_page_draws_the_furthest_figures_that_are_read(
     file = tmp_path / "report.json"
     file.write_text(json.dumps(data))
     page = render([read_report(file)], tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 7
+    # no time at all has no place on a logarithmic axis, and one point alone is no plot
+    assert page.count("<svg") == (7 if most else 6)
 
 
 def test_a_file_that_is_no_report_is_an_error(tmp_path: Path) -> None:
