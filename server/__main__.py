@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -51,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "codemill-lsp waits for an editor on stdin; see docs/editors.md. Ctrl-D ends it.",
             file=sys.stderr,
         )
-    # the thread that reads stdin would be waited for
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    # the thread that reads stdin would be waited for; and Python looks at a signal between two steps only: one that
+    # comes just before the loop begins to wait would wait with it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     return Server().serve()
 
 
