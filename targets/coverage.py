@@ -7,13 +7,14 @@ of its repository, read in November 2026. What a provider lacks runs on the proc
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from codemill.runtime.graph import graph_operators
 
-__all__ = ["PUBLISHED", "Coverage", "coverage"]
+__all__ = ["PUBLISHED", "Coverage", "counted", "coverage", "covered_said"]
 
 _COREML: Final = frozenset(
     (
@@ -60,6 +61,18 @@ class Coverage:
     def share(self) -> float:
         """Of nodes that it has."""
         return 1 - sum(self.missing.values()) / self.nodes if self.nodes else 1.0
+
+
+def covered_said(share: float, missing: Mapping[str, int], most: int | None = None) -> str:
+    """In words: the share of nodes that a provider has an operator for; the others by operator, the first `most`."""
+    lacking = f"; on the processor: {counted(missing, most)}" if missing else ""
+    return f"{share:.0%} of nodes have an operator there{lacking}"
+
+
+def counted(counts: Mapping[str, int], most: int | None = None) -> str:
+    """As "Gather x11, Where x3, ...": the first `most` kinds, or all."""
+    said = ", ".join(f"{name} x{count}" for name, count in list(counts.items())[:most])
+    return said + (", ..." if most is not None and len(counts) > most else "")
 
 
 def coverage(graphs: list[Path], provider: str) -> Coverage | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from codemill.errors import BundleError
 from codemill.runtime.machine import unlike
-from codemill.targets.coverage import coverage
+from codemill.targets.coverage import counted, coverage, covered_said
 from codemill.targets.profile import Precision, TargetSpec, availability
 
 if TYPE_CHECKING:
@@ -47,13 +47,12 @@ class VariantSummary:
 def variants_of(folder: Path, manifest: Manifest) -> tuple[VariantSummary, ...]:
     """Of the bundle in a folder, by name; looks at this machine, and runs nothing."""
     return tuple(
-        _summary(folder, manifest, name, manifest.variants[name])
-        for name in sorted(manifest.variants)
+        _summary(folder, name, manifest.variants[name]) for name in sorted(manifest.variants)
     )
 
 
-def _summary(folder: Path, manifest: Manifest, name: str, variant: Variant) -> VariantSummary:
-    from codemill.runtime.bundle import TOKENIZER
+def _summary(folder: Path, name: str, variant: Variant) -> VariantSummary:
+    from codemill.runtime.bundle import size_bytes
 
     found = None
     # what was not to be run was not checked either
@@ -63,7 +62,7 @@ def _summary(folder: Path, manifest: Manifest, name: str, variant: Variant) -> V
         name=name,
         provider=variant.provider,
         precision=variant.precision,
-        size_bytes=sum(manifest.files[path].size_bytes for path in {TOKENIZER, *variant.files}),
+        size_bytes=size_bytes(folder, name),
         not_run=_lacking(name, variant),
         covered=None if found is None else found.share,
         lacking={} if found is None else _first(found.missing),
@@ -125,14 +124,8 @@ def variant_rows(
 def _notes(item: VariantSummary) -> str:
     notes = []
     if item.covered is not None:
-        lacking = f"; on the processor: {_most(item.lacking)}" if item.lacking else ""
-        notes.append(f"{item.covered:.0%} of nodes have an operator there{lacking}")
+        notes.append(covered_said(item.covered, item.lacking, _MOST_KINDS))
     if item.layers:
-        notes.append(f"network of {sum(item.layers.values()):,} layers: {_most(item.layers)}")
+        kinds = counted(item.layers, _MOST_KINDS)
+        notes.append(f"network of {sum(item.layers.values()):,} layers: {kinds}")
     return "; ".join(notes)
-
-
-def _most(counts: dict[str, int]) -> str:
-    named = list(counts.items())[:_MOST_KINDS]
-    said = ", ".join(f"{name} x{count}" for name, count in named)
-    return said + (", ..." if len(counts) > _MOST_KINDS else "")

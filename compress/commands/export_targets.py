@@ -319,17 +319,15 @@ def _judged(model: Any, asked: Evaluation | LabelledEvaluation | None) -> Judged
 
 
 def _rows(found: Sequence[Made], against: str) -> list[tuple[str, ...]]:
+    from codemill.targets.coverage import covered_said
+
     rows: list[tuple[str, ...]] = [
         ("variant", "provider", "precision", "ships", f"decides as {against}", "quality lost", "")
     ]
     for item in found:
         notes = [] if item.not_run is None else [f"not run: {item.not_run}"]
         if item.covered is not None:
-            lacking = ", ".join(f"{name} x{count}" for name, count in item.missing.items())
-            notes.append(
-                f"{item.covered:.0%} of nodes have an operator there"
-                + (f"; on the processor: {lacking}" if lacking else "")
-            )
+            notes.append(covered_said(item.covered, item.missing))
         agreed = "" if item.agreement is None else f"{item.agreement:.1%}"
         if item.agreement is not None and item.lost is None:
             notes.append(f"nothing to lose: {against} gets nothing right that is known")
