@@ -640,6 +640,11 @@ class Complete(_Section):
         description="weight of the file's own next token beside the last layer's likeliest ones",
     )
     batch_tokens: int = Field(2048, ge=16, le=_MANY, description="tokens a step of training exits")
+    ngrams: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: what followed the same tokens before in the file counts beside what the model says, weighed "
+        "on held-out files, where more tokens are right so; none: the model alone",
+    )
     stop_right: float | None = Field(
         None,
         gt=0,

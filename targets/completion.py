@@ -158,9 +158,9 @@ def rates_of(model: Completer, prefix: str, tokens: int) -> dict[str, Any]:
     }
 
 
-def said_of(model: Completer, text: str) -> dict[str, Any]:
+def said_of(model: Completer, text: str, ngrams: bool = True) -> dict[str, Any]:
     """Of how many of a text's own tokens the model, shown those before, says the next; and what it says after each."""
-    ids, said = model.predictions(text)
+    ids, said = model.predictions(text, ngrams=ngrams)
     right = int((said[:-1] == ids[1:]).sum())
     return {"right": right, "tokens": len(ids) - 1, "said": said.tolist()}
 

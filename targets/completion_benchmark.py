@@ -60,6 +60,7 @@ __all__ = [
     "completion_schema",
     "fewest_tokens",
     "is_completion_report",
+    "means_of",
     "read_completion_report",
     "write_completion_report",
 ]
@@ -174,6 +175,12 @@ class CompletionReport:
         return next(item for item in self.engines if item.name == name)
 
 
+def means_of(*, exits: bool, ngrams: bool, stops: bool) -> str:
+    """What a bundle completes with, for an engine's name: of `exits, drafts, n-grams, giving up` what is used."""
+    used = {"exits": exits, "drafts": True, "n-grams": ngrams, "giving up": stops}
+    return ", ".join(name for name, is_used in used.items() if is_used)
+
+
 def benchmark_completion(
     engines: Sequence[CompletionEngine],
     evaluation: CompletionEvaluation,
@@ -230,7 +237,8 @@ def benchmark_completion(
         for number, prefix in enumerate(evaluation.prefixes[:_READ]):
             text = prefix + evaluation.lines[number]
             for name in in_turn(names, number):
-                found = running[name].ask({"op": "said", "text": text})
+                counts = asked[name].settings.get("ngrams", True)
+                found = running[name].ask({"op": "said", "text": text, "ngrams": counts})
                 said[name] += np.array([found["right"], found["tokens"]])
         for number, problem in enumerate(problems):
             for name in in_turn(names, number):

@@ -301,7 +301,7 @@ def _complete(model: Completer | None, request: dict[str, Any]) -> dict[str, Any
     if model is None:
         raise ValueError("this engine does not complete")
     if request["op"] == "said":
-        return said_of(model, request["text"])
+        return said_of(model, request["text"], request.get("ngrams", True))
     if request["op"] == "rates":
         return rates_of(model, request["prefix"], request["tokens"])
     if request["op"] == "write":

@@ -107,17 +107,27 @@ def bench_completion(
 def _engines(
     bundle: Path, manifest: Manifest, name: str, variant: str | None, threads: int
 ) -> list[CompletionEngine]:
-    """A bundle at full depth without drafts, and with all that it ships with."""
-    from codemill.targets.completion_benchmark import CompletionEngine
+    """A bundle at full depth without drafts, and with all that it ships with; its model alone where n-grams count."""
+    from codemill.runtime.completion.decoding import decoding_of
+    from codemill.targets.completion_benchmark import CompletionEngine, means_of
     from codemill.targets.engine import bundle_engine
 
     engine = bundle_engine(bundle, variant, threads, name=name)
-    leaves = any(item["exit"] is not None or item["stop"] is not None for item in manifest.exits)
-    what = f"{_SHIPPED}: {'exits, drafts' if leaves else 'drafts'}"
-    return [
-        CompletionEngine(f"{name}, {_FULL}", engine, {"exits": False, "drafts": False}),
-        CompletionEngine(f"{name}, {what}", engine, {"exits": True, "drafts": True}),
+    decoding = decoding_of(manifest)
+    what = means_of(
+        exits=any(item.exit is not None for item in decoding.exits),
+        ngrams=bool(decoding.escapes),
+        stops=any(item.stop is not None for item in decoding.exits),
+    )
+    plain = {"exits": False, "drafts": False}
+    found = [
+        CompletionEngine(f"{name}, {_FULL}", engine, plain),
+        CompletionEngine(f"{name}, {_SHIPPED}: {what}", engine, {"exits": True, "drafts": True}),
     ]
+    if decoding.escapes:
+        alone = CompletionEngine(f"{name}, {_FULL}, no n-grams", engine, plain | {"ngrams": False})
+        found.insert(0, alone)
+    return found
 
 
 def _check_room(name: str, manifest: Manifest, human_eval: bool) -> None:

@@ -56,6 +56,11 @@ _MOST_BYTES = 10_000_000
     help="Look what followed before, and check it at once. [default: --drafts]",
 )
 @click.option(
+    "--ngrams/--no-ngrams",
+    default=True,
+    help="Let what followed the same tokens before count, where the bundle is calibrated for it. [default: --ngrams]",
+)
+@click.option(
     "--speculate",
     is_flag=True,
     help="Exits say what may follow, and the layers above check it at once: the text of full depth.",
@@ -78,6 +83,7 @@ def complete_command(
     seed: int | None,
     exits: bool,
     drafts: bool,
+    ngrams: bool,
     speculate: bool,
     stream: bool,
     variant: str | None,
@@ -113,6 +119,7 @@ def complete_command(
                 seed=seed,
                 exits=exits,
                 drafts=drafts,
+                ngrams=ngrams,
                 speculate=speculate,
             )
         except ValueError as error:

@@ -24,7 +24,7 @@ from codemill.export.decoder.write import (
 from codemill.runtime.bundle import TOKENIZER, Manifest, Variant, write_bundle
 from codemill.runtime.completion.decoding import COMPLETION
 
-__all__ = ["PRECISIONS", "Prompting", "set_bounds", "write_completion"]
+__all__ = ["PRECISIONS", "Prompting", "calibrated", "write_completion"]
 
 PRECISIONS: Mapping[str, int] = {"int4": 4, "int8": 8, "fp32": FULL}
 """Bits of the matrices, by precision."""
@@ -112,23 +112,26 @@ def write_completion(
     )
 
 
-def set_bounds(
-    folder: Path, manifest: Manifest, bounds: Sequence[tuple[float | None, float | None]]
+def calibrated(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    bounds: Sequence[tuple[float | None, float | None]] | None = None,
+    escapes: Sequence[float] | None = None,
 ) -> Manifest:
-    """Write the manifest of a bundle anew with other bounds of its exits; its graphs stay as they are."""
-    fields = (
-        "name",
-        "task",
-        "input",
-        "output",
-        "variants",
-        "license",
-        "architecture",
-        "provenance",
-    )
+    """Write the manifest of a bundle anew with what was found out with its graphs, which stay as they are.
+
+    bounds: of its exits, as in `write_completion`; escapes: of n-grams (`runtime/completion/ngrams.py`), empty: they do
+    not count; None: as before.
+    """
+    fields = ("name", "task", "input", "variants", "license", "architecture", "provenance")
     given: dict[str, Any] = {name: getattr(manifest, name) for name in fields}
-    after = [item["layer"] for item in manifest.exits]
-    return write_bundle(folder, **given, exits=_exits(after, bounds))
+    exits, output = list(manifest.exits), dict(manifest.output)
+    if bounds is not None:
+        exits = _exits([item["layer"] for item in exits], bounds)
+    if escapes is not None:
+        output["ngrams"] = {"escapes": list(escapes)} if escapes else None
+    return write_bundle(folder, **given, output=output, exits=exits)
 
 
 def _exits(

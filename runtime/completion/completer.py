@@ -18,7 +18,8 @@ from codemill.runtime.completion.decoding import COMPLETION, Decoding, Exit, dec
 from codemill.runtime.completion.document import KEPT_END, Document
 from codemill.runtime.completion.ending import Growing, Mode
 from codemill.runtime.completion.lookup import Costs, Drafts
-from codemill.runtime.completion.loop import Cancel, Ended, Settings, Taken, generate, likeliest
+from codemill.runtime.completion.loop import Cancel, Ended, Settings, Taken, generate, logits_of
+from codemill.runtime.completion.ngrams import Nearby, mixed
 from codemill.runtime.completion.parts import Backend, open_parts
 from codemill.runtime.completion.sampling import Sampler
 from codemill.runtime.completion.speculation import Speculation
@@ -152,6 +153,7 @@ class Completer(LoadedModel):
         seed: int | None = None,
         exits: bool | Sequence[tuple[float | None, float | None]] = True,
         drafts: bool = True,
+        ngrams: bool = True,
         speculate: bool = False,
         buffers: Sequence[str] = (),
         cancel: Cancel | None = None,
@@ -164,9 +166,10 @@ class Completer(LoadedModel):
         `top_p` and `seed` say how one is drawn. exits: whether tokens may leave early, and what is uncertain be given
         up; or, for each exit, bounds in the place of the bundle's: from which probabilities on it is left, and given
         up, None: never. drafts: whether tokens are looked up in the prompt and in `buffers` (texts of other open files,
-        the nearest first). speculate: exits say what may follow, and the layers above check it at once: the text of
-        full depth, and nothing leaves early; it pays in fp32, where it does. cancel: a threading.Event; it takes effect
-        within a token.
+        the nearest first), and checked several at once. ngrams: whether what followed the same tokens there counts
+        beside what the model says, where the bundle was calibrated for that. speculate: exits say what may follow, and
+        the layers above check it at once: the text of full depth, and nothing leaves early; it pays in fp32, where it
+        does. cancel: a threading.Event; it takes effect within a token.
 
         Raises ValueError for values out of range, for a suffix where the bundle does not fill, and for speculate where
         it has no exits; BundleError where a graph fails; RuntimeError once closed.
@@ -183,6 +186,7 @@ class Completer(LoadedModel):
             seed=seed,
             exits=exits,
             drafts=drafts,
+            ngrams=ngrams,
             speculate=speculate,
             buffers=buffers,
             cancel=cancel,
@@ -206,6 +210,7 @@ class Completer(LoadedModel):
         seed: int | None = None,
         exits: bool | Sequence[tuple[float | None, float | None]] = True,
         drafts: bool = True,
+        ngrams: bool = True,
         speculate: bool = False,
         buffers: Sequence[str] = (),
         cancel: Cancel | None = None,
@@ -230,32 +235,52 @@ class Completer(LoadedModel):
         if speculate and not decoding.exits:
             raise ValueError(f"speculate is by exits, and bundle {self.manifest.name!r} has none")
         prompt, truncated = self._prompt(prefix, suffix, read)
+        escapes = decoding.escapes if ngrams else ()
         settings = Settings(
             choose=Sampler(temperature, top_p, seed),
             max_tokens=max_tokens,
             exits=() if speculate else bounds,
             drafts=Drafts(self._costs) if drafts else None,
             costs=self._costs,
+            escapes=escapes,
             speculation=self._speculation if speculate else None,
-            others=[self._buffer(text) for text in buffers[:_BUFFERS]] if drafts else (),
+            others=[self._buffer(text) for text in buffers[:_BUFFERS]] if drafts or escapes else (),
             cancel=cancel,
         )
         growing = Growing(self._tokenizer, prompt, prefix, stop, mode)
         document = self._take(backend, prompt)
         return Stream(self, backend, document, prompt, truncated, settings, growing)
 
-    def predictions(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def predictions(
+        self, text: str, *, ngrams: bool = True
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids of a text's tokens, and after each the one that all layers find likeliest: int64 [n] both.
 
-        What the bundle begins a prompt with comes first; of a text that is too long, its end is read. Nothing is kept.
-        Raises RuntimeError once closed.
+        What the bundle begins a prompt with comes first; of a text that is too long, its end is read. ngrams: as in
+        `complete`. Nothing is kept. Raises RuntimeError once closed.
+        """
+        ids, parts = self.logits(text)
+        escapes = self._decoding.escapes if ngrams else ()
+        nearby = Nearby(ids[:0], len(escapes))
+        found = []
+        for row, token in zip((row for part in parts for row in part), ids, strict=True):
+            if escapes:
+                nearby.add(int(token))
+                row = mixed(row, nearby.followers(), escapes)
+            found.append(row.argmax())
+        return ids, np.array(found, np.int64)
+
+    def logits(self, text: str) -> tuple[NDArray[np.int64], Iterator[NDArray[np.float32]]]:
+        """Ids [n] of a text's tokens, read as `predictions` does; and what the model says behind them, [n, vocab].
+
+        In parts, of so many rows together, for all of them may take much memory. Raises RuntimeError once closed.
         """
         backend = self._open_backend()
         if not isinstance(text, str):
             raise TypeError(f"text should be str, found {type(text).__name__}")
         ids, _ = self._prompt(text, "", self._decoding.max_tokens)
         whole = np.asarray(ids, dtype=np.int64)
-        return whole, likeliest(backend, whole)
+        return whole, logits_of(backend, whole)
 
     def forget(self) -> None:
         """Free the keys and values of all texts that no completion is using now."""

@@ -50,6 +50,9 @@ _MOST_IDS = 100
 _EXIT_KEYS = {"layer", "exit", "stop"}
 _FILL_KEYS = {"prefix", "suffix", "middle"}
 _ROTARY_KEYS = {"frequencies", "interleaved"}
+_NGRAM_KEYS = {"escapes"}
+_MOST_ORDERS = 16
+_LARGEST_ESCAPE = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Rotary:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """A decoder's shape, as far as running it asks for."""
+    """A decoder's shape, as far as running it asks for; and how n-grams weigh beside it (`ngrams.py`)."""
 
     vocab_size: int
     layers: int
@@ -96,6 +99,7 @@ class Decoding:
     fill: Fill | None
     rotary: Rotary | None
     exits: tuple[Exit, ...]
+    escapes: tuple[float, ...] = ()
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -150,6 +154,7 @@ def _decoding(
         fill=_fill(output.get("fill"), vocab_size),
         rotary=_rotary(architecture.get("rotary"), head_size),
         exits=_exits(exits, layers),
+        escapes=_escapes(output.get("ngrams")),
     )
 
 
@@ -198,6 +203,20 @@ def _rotary(value: object, head_size: int) -> Rotary | None:
             f"'{where}.interleaved' should be true or false, found {value['interleaved']!r}"
         )
     return Rotary(frequencies, value["interleaved"])
+
+
+def _escapes(value: object) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, dict) or value.keys() != _NGRAM_KEYS:
+        raise ValueError("'output.ngrams' should have escapes only, or be null")
+    found = value["escapes"]
+    if not isinstance(found, list) or not 1 <= len(found) <= _MOST_ORDERS:
+        raise ValueError(f"'output.ngrams.escapes' should be a list of 1 to {_MOST_ORDERS} numbers")
+    return tuple(
+        check_number({"escapes": item}, "escapes", "output.ngrams", _LARGEST_ESCAPE)
+        for item in found
+    )
 
 
 def _exits(values: Sequence[Any], layers: int) -> tuple[Exit, ...]:

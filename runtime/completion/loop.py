@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from codemill.runtime.completion import lookup
 from codemill.runtime.completion.decoding import AT_ONCE, Exit
 from codemill.runtime.completion.document import Document, Left
+from codemill.runtime.completion.ngrams import Nearby, mixed
 from codemill.runtime.completion.speculation import Speculation
 
 if TYPE_CHECKING:
     from codemill.runtime.completion.parts import Backend
 
-__all__ = ["Cancel", "Ended", "Settings", "Taken", "generate", "likeliest"]
+__all__ = ["Cancel", "Ended", "Settings", "Taken", "generate", "logits_of"]
 
 _FEWEST = 32
 """Tokens of a prompt that are run at once, at least."""
@@ -55,8 +56,9 @@ class Taken:
 class Settings:
     """How to go on. choose: a token of logits [vocab]; exits: bounds of each exit, empty: none is used.
 
-    move: ends of a changed text are moved, not computed again. drafts: None: none are looked for. speculation: None:
-    exits draft nothing; else there are exits in the backend, and `exits` is empty.
+    move: ends of a changed text are moved, not computed again. drafts: None: none are looked for. escapes: of
+    `ngrams.mixed`; empty: the model alone says what follows. speculation: None: exits draft nothing; else there are
+    exits in the backend, and `exits` is empty. others: texts in which drafts and n-grams are looked up.
     """
 
     choose: Callable[[Row], int]
@@ -65,6 +67,7 @@ class Settings:
     move: bool = True
     drafts: lookup.Drafts | None = None
     costs: lookup.Costs | None = None
+    escapes: Sequence[float] = ()
     speculation: Speculation | None = None
     others: Sequence[NDArray[np.int64]] = ()
     cancel: Cancel | None = None
@@ -84,7 +87,7 @@ def generate(
         if state is None:
             yield "cancelled"
             return
-        token = settings.choose(backend.logits(state)[0])
+        token = steps.choose(backend.logits(state)[0])
         layers, drafted = backend.decoding.layers, 0
         count = 0
         while True:
@@ -113,17 +116,15 @@ def generate(
         steps.settle()
 
 
-def likeliest(backend: Backend, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """After each of a text's tokens, the one that all layers find likeliest: int64 [n]."""
+def logits_of(backend: Backend, ids: NDArray[np.int64]) -> Iterator[Row]:
+    """After each of a text's tokens, what all layers say, in parts [n, vocab] that together are as long as the text."""
     cache = backend.cache()
     cache.grow(len(ids))
-    found = []
     for start, end in _chunks(0, len(ids)):
         states: NDArray[np.int64] | Row = ids[start:end]
         for number in range(len(backend.decoding.ends)):
             states = backend.segment(number, states, cache, start)
-        found.append(backend.logits(states).argmax(-1))  # type: ignore[arg-type]
-    return np.concatenate(found).astype(np.int64)
+        yield backend.logits(states)  # type: ignore[arg-type]
 
 
 def _chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -142,11 +143,14 @@ class _Steps:
         self._document = document
         self._settings = settings
         self._checked: list[int] = []
+        self._nearby: Nearby | None = None
         self._whole = True
 
     def read(self, prompt: Sequence[int]) -> Row | None:
         """What the head takes for the last token of the prompt, [1, width]; None where it was cancelled."""
-        backend, document = self._backend, self._document
+        backend, document, settings = self._backend, self._document, self._settings
+        if settings.escapes:
+            self._nearby = Nearby(prompt, len(settings.escapes), settings.others)
         self._whole = False
         spans = document.reuse(prompt, backend, self._settings.move)
         document.cache.grow(len(prompt))
@@ -184,7 +188,7 @@ class _Steps:
             return None
         state, layers = found
         document.tokens.append(token)
-        chosen = settings.choose(self._backend.logits(state)[0])
+        chosen = self.choose(self._backend.logits(state)[0])
         if layers == self._backend.decoding.layers:
             seconds = time.perf_counter() - started
             if settings.costs is not None:
@@ -192,6 +196,15 @@ class _Steps:
             if settings.speculation is not None:
                 settings.speculation.saw_one(seconds)
         return chosen, layers, 0
+
+    def choose(self, logits: Row) -> int:
+        """The token that follows what was chosen up to now, by the model's logits [vocab] and what is nearby."""
+        nearby, settings = self._nearby, self._settings
+        if nearby is None:
+            return settings.choose(logits)
+        chosen = settings.choose(mixed(logits, nearby.followers(), settings.escapes))
+        nearby.add(chosen)
+        return chosen
 
     def next_checked(self) -> int:
         """The next token that a draft was right about, or the one behind it."""
@@ -249,10 +262,10 @@ class _Steps:
 
     def _take(self, token: int, draft: Sequence[int], logits: Row) -> tuple[int, int, int]:
         """What a draft is right about, by the logits [1 + draft, vocab] of the token and the draft."""
-        document, settings = self._document, self._settings
+        document = self._document
         chosen: list[int] = []
         for row, drafted in zip(logits, [*draft, None], strict=True):
-            chosen.append(settings.choose(row))
+            chosen.append(self.choose(row))
             if chosen[-1] != drafted:
                 break
         right = len(chosen) - 1

@@ -20,7 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import codemill
 from codemill.cli import main
 from codemill.errors import BundleError, IntegrityError
-from codemill.runtime import Completer, verify_bundle
+from codemill.export.decoder.bundle import calibrated
+from codemill.runtime import Completer, read_manifest, verify_bundle
 
 Compress = Callable[..., Any]
 MARKS = ("<|endoftext|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>")
@@ -417,6 +418,43 @@ def test_the_command_completes_at_a_place(
     assert compress("complete", bundle, "--line", 1, *options).document["text"] == wanted.text
 
 
+def test_ngrams_count_where_a_bundle_is_calibrated_for_them(
+    bundle: Path,
+    tmp_path: Path,
+    compress: Compress,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    # a model without sense is outvoted
+    before = calibrated(copy, read_manifest(copy), escapes=[0.01] * 4)
+    assert before.output["ngrams"] == {"escapes": [0.01] * 4}
+    verify_bundle(copy)
+    text = "one = 1\ntwo = 2\none = 1\ntwo = 2\none = 1\ntwo"
+    with codemill.load(bundle) as model, codemill.load(copy) as counting:
+        assert isinstance(model, Completer)
+        assert isinstance(counting, Completer)
+        found = counting.complete(text, max_tokens=12)
+        assert found.text == " = 2\none = 1"
+        for drafts in (False, True):
+            assert counting.complete(text, max_tokens=12, drafts=drafts).text == found.text
+        alone = model.complete(text, max_tokens=12)
+        assert alone.text != found.text
+        assert counting.complete(text, max_tokens=12, ngrams=False).text == alone.text
+        # as in a completion, so of a text's own tokens
+        ids, said = counting.predictions(text)
+        assert (said[-9:-1] == ids[-8:]).all()
+        assert (counting.predictions(text, ngrams=False)[1] == model.predictions(text)[1]).all()
+        # and of another open file
+        elsewhere = counting.complete("three", max_tokens=4, buffers=["three = 3\n"])
+        assert elsewhere.text == " = 3"
+    for option, wanted in ((), found.text), (("--no-ngrams",), alone.text):
+        stdin(monkeypatch, text.encode())
+        ended = compress("complete", copy, "--mode", "all", "--max-tokens", 12, "--json", *option)
+        assert ended.document["text"] == wanted
+    assert calibrated(copy, before, escapes=[]).output["ngrams"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -496,6 +534,10 @@ def test_a_changed_weight_is_found(bundle: Path, tmp_path: Path) -> None:
             lambda m: m["architecture"].update(rotary={"frequencies": []}),
             "frequencies and interleaved",
         ),
+        (lambda m: m["output"].update(ngrams=[1.0]), "should have escapes only"),
+        (lambda m: m["output"].update(ngrams={"escapes": []}), "a list of 1 to 16 numbers"),
+        (lambda m: m["output"].update(ngrams={"escapes": [0]}), "a number above 0"),
+        (lambda m: m["output"].update(ngrams={"escapes": [1, float("nan")]}), "NaN|above 0"),
         (lambda m: m.update(exits=[{"layer": 1, "exit": 0.5, "stop": None}]), "should be 5 graphs"),
         (lambda m: m["architecture"].update(layers=3), "takes"),
         (

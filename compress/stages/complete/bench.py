@@ -1,7 +1,7 @@
 """Stage `benchmark` of completion: the bundle and the unmodified teacher complete the test's lines; report.json, .html.
 
-Engines: the teacher at full depth, and the bundle at full depth, with exits, and with exits and look-up drafts; where
-tokens may be given up, that too. Each is a process of its own.
+Engines: the teacher at full depth, and the bundle at full depth (without n-grams as well, where they count), with
+exits, and as it ships; where tokens may be given up, with that and without. Each is a process of its own.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from codemill.compress.stages.complete.labels import (
     rounding_of,
 )
 from codemill.runtime import read_manifest, size_bytes, verify_bundle
+from codemill.runtime.completion.decoding import decoding_of
 from codemill.targets.completion_benchmark import (
     CompletionEngine,
     CompletionReport,
     ExitFacts,
     ThresholdPoint,
     benchmark_completion,
+    means_of,
     write_completion_report,
 )
 from codemill.targets.completion_page import render_completion
@@ -42,14 +44,14 @@ from codemill.targets.report import Limit, TrainingPoint, bundle_summary, limit
 
 __all__ = ["VERSION", "stage"]
 
-VERSION = 3
+VERSION = 4
 _TEACHER_SHARE = 0.2
 """Of the stage's time, about: rounding the teacher."""
 TEACHER = "teacher, full depth"
+ALONE = "bundle, full depth, no n-grams"
 FULL = "bundle, full depth"
 EXITS = "bundle, exits"
-BOTH = "bundle, exits and drafts"
-STOPS = "bundle, exits, drafts, giving up"
+SHIPPED = "as it ships: "
 
 
 def stage(recipe: Recipe, threads: int, machine: str, earlier: Sequence[str]) -> Stage:
@@ -76,21 +78,26 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     own = bundle_engine(bundle, variant, threads, name="bundle")
     plain = {"exits": False, "drafts": False}
     point = next((x for x in thresholds["curve"] if x["rate"] == thresholds["chosen"]), None)
+    ngrams = bool(decoding_of(read_manifest(bundle)).escapes)
     engines = [CompletionEngine(FULL, own, plain)]
+    if ngrams:
+        engines.insert(0, CompletionEngine(ALONE, own, plain | {"ngrams": False}))
+    leave: list[tuple[float | None, None]] = []
     if point is not None:
         leave = [(item, None) for item in point["bounds"]]
         engines.append(CompletionEngine(EXITS, own, {"exits": leave, "drafts": False}))
-    else:
-        leave = []
-    both = {"exits": leave or False, "drafts": True}
-    engines.append(CompletionEngine(BOTH, own, both))
-    if any(item is not None for item in thresholds["stop"] or ()):
-        leaves = [item for item, _ in leave] or [None] * len(thresholds["stop"])
-        pairs = list(zip(leaves, thresholds["stop"], strict=True))
-        engines.append(CompletionEngine(STOPS, own, {"exits": pairs, "drafts": True}))
+    stop = thresholds["stop"] or ()
+    gives_up = any(item is not None for item in stop)
     # what ships: with stops only where the recipe wants them
-    stops = recipe.complete.stop_right is not None and engines[-1].name == STOPS
-    headline = STOPS if stops else BOTH
+    ships = gives_up and recipe.complete.stop_right is not None
+    names = []
+    for stops in (False, True)[: 1 + gives_up]:
+        what = means_of(exits=bool(leave), ngrams=ngrams, stops=stops)
+        names.append(f"bundle, {SHIPPED if stops is ships else ''}{what}")
+        leaves = [item for item, _ in leave] or [None] * len(stop)
+        bounds = list(zip(leaves, stop, strict=True)) if stops else leave
+        engines.append(CompletionEngine(names[-1], own, {"exits": bounds or False, "drafts": True}))
+    headline = names[ships]
     baseline, begun = FULL, 0.0
     if decoder_from(recipe):
         report(0.0, "writing the teacher's graphs")

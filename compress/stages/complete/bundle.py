@@ -1,8 +1,9 @@
-"""Stage `bundle` of completion: the decoder with its exits as files, thresholds chosen on them, one bundle folder.
+"""Stage `bundle` of completion: the decoder with its exits as files, what is calibrated on them, one bundle folder.
 
-Thresholds come from held-out files: for several rates of changed tokens, what leaves early is known from the tokens;
+N-grams first: how much what followed the same tokens nearby weighs beside the model. Thresholds of exits come after
+them. Both come from held-out files: for several rates of changed tokens, what leaves early is known from the tokens;
 what that costs is measured on completed lines. The fastest whose loss is within `exits.max_loss` ships; where none is,
-exits ship unused. Writes bundle/ and thresholds.json.
+exits ship unused. Writes bundle/, thresholds.json and ngrams.json.
 """
 
 from __future__ import annotations
@@ -30,12 +31,19 @@ from codemill.compress.stages.complete.labels import (
 from codemill.runtime import load_completer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from codemill.targets.completion import CompletionFigures
 
 __all__ = ["THRESHOLDS", "VERSION", "evaluation_of", "stage", "variant_of"]
 
-VERSION = 2
+VERSION = 3
 THRESHOLDS = "thresholds.json"
+_NGRAMS = "ngrams.json"
+_FITTED = 100
+"""Places that n-grams are fitted on."""
+_NGRAM_SHARE = 0.3
+"""Of the stage's time, about."""
 _RATES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 Bounds = list[tuple[float | None, float | None]]
 
@@ -49,6 +57,7 @@ def stage(recipe: Recipe, threads: int, machine: str, keys: dict[str, str]) -> S
         "max_loss": recipe.exits.max_loss,
         "max_tokens": recipe.student.max_tokens,
         "complete": [complete.precision, complete.max_new_tokens, complete.stop_right],
+        "ngrams": complete.ngrams,
         "threads": threads,
     }
 
@@ -77,6 +86,18 @@ def evaluation_of(recipe: Recipe, corpus: Path, name: str) -> Any:
 
 
 def _findings(folder: Path) -> str:
+    return "; ".join((*_said_of_ngrams(folder), _said_of_exits(folder)))
+
+
+def _said_of_ngrams(folder: Path) -> list[str]:
+    found = json.loads((folder / _NGRAMS).read_text())
+    if found is None:
+        return []
+    what = f"{found['right_alone']:.1%} of held-out tokens right, {found['right']:.1%} with n-grams"
+    return [what if found["escapes"] else f"{what}, which ship unused"]
+
+
+def _said_of_exits(folder: Path) -> str:
     found = json.loads((folder / THRESHOLDS).read_text())
     chosen = found["chosen"]
     if found["full"] is None:
@@ -98,7 +119,7 @@ def _bundle(
     folder: Path,
     report: Report,
 ) -> None:
-    from codemill.export.decoder.bundle import set_bounds, write_completion
+    from codemill.export.decoder.bundle import calibrated, write_completion
     from codemill.export.decoder.rounding import read_rounding
     from codemill.targets.completion import write_completion_evaluation
 
@@ -124,19 +145,45 @@ def _bundle(
         license=recipe.license,
         provenance=_provenance(recipe, keys) | {"eight_bits": list(rounding.eight)},
     )
+    ngrams = None
+    if complete.ngrams == "auto":
+        ngrams = _fitted(
+            threads, inputs, bundle, lambda share: report(_NGRAM_SHARE * share, "weighing n-grams")
+        )
+        manifest = calibrated(bundle, manifest, escapes=ngrams["escapes"])
+    (folder / _NGRAMS).write_text(json.dumps(ngrams, indent=1))
     found: dict[str, Any] = {"full": None, "curve": [], "chosen": None, "stop": None}
     if count:
-        found = _chosen(recipe, threads, inputs, bundle, report)
+        found = _chosen(
+            recipe,
+            threads,
+            inputs,
+            bundle,
+            lambda share, what: report(_NGRAM_SHARE + (1 - _NGRAM_SHARE) * share, what),
+        )
         if found["chosen"] is not None or found["stop"] is not None:
             point = next((x for x in found["curve"] if x["rate"] == found["chosen"]), None)
             leave = [None] * count if point is None else point["bounds"]
             stop = found["stop"] if complete.stop_right is not None else [None] * count
-            set_bounds(bundle, manifest, list(zip(leave, stop or [None] * count, strict=True)))
+            bounds = list(zip(leave, stop or [None] * count, strict=True))
+            calibrated(bundle, manifest, bounds=bounds)
     write_completion_evaluation(
         bundle / EVALUATION, evaluation_of(recipe, inputs["corpus"], "test")
     )
     check_size(recipe, bundle, variant_of(recipe))
     (folder / THRESHOLDS).write_text(json.dumps(found, indent=1))
+
+
+def _fitted(
+    threads: int, inputs: Folders, bundle: Path, report: Callable[[float], None]
+) -> dict[str, Any]:
+    """Escapes of n-grams, empty where they make no more tokens right; and what was measured."""
+    from codemill.compress.ngrams import fit_ngrams
+
+    places = read_places(inputs["corpus"], "calibration")[:_FITTED]
+    with load_completer(bundle, threads=threads) as model:
+        found = fit_ngrams(model, [place.prefix + place.line for place in places], report)
+    return asdict(found) | {"escapes": found.escapes if found.helps else ()}
 
 
 def _chosen(

@@ -16,7 +16,7 @@ from codemill.compress.recipe import Recipe
 from codemill.compress.run import RunResult, plan, run, stages_of
 from codemill.errors import RecipeError, RefusedError
 from codemill.export.decoder import mixed
-from codemill.export.decoder.bundle import set_bounds
+from codemill.export.decoder.bundle import calibrated
 from codemill.runtime import load_completer, read_manifest, verify_bundle
 from codemill.targets.completion_benchmark import CompletionReport, read_completion_report
 
@@ -66,16 +66,21 @@ def test_a_whole_model_gets_exits_and_a_bundle(whole: tuple[Recipe, Path, RunRes
         # every bound at 0: whatever the controllers find likeliest is done
         model.complete("import os\n", max_tokens=4, exits=[(0.0, None), (0.0, None)])
     report = read_completion_report(result.report_json)
-    assert {item.name for item in report.engines} >= {
-        "bundle, full depth",
-        "bundle, exits and drafts",
-    }
+    assert report.bundle_engine.startswith("bundle, as it ships: ")
+    assert "drafts, n-grams" in report.bundle_engine
     assert report.engine("bundle, full depth").figures.layers == {"4": 1.0}
+    fitted = json.loads((next(whole[1].glob("bundle-*")) / "ngrams.json").read_text())
+    assert fitted["tokens"] > 100
+    # a model without sense: counting what is there says more
+    assert fitted["right"] > fitted["right_alone"]
+    assert manifest.output["ngrams"] == {"escapes": fitted["escapes"]}
+    alone = report.engine("bundle, full depth, no n-grams")
+    assert alone.next_token_accuracy < report.engine("bundle, full depth").next_token_accuracy
     page = result.report_html.read_text()
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     text = json.dumps(result.to_json())
-    assert "bundle, exits and drafts" in text
+    assert report.bundle_engine in text
 
 
 @pytest.mark.slow
@@ -86,7 +91,7 @@ def test_bounds_are_set_without_touching_the_graphs(
     folder = tmp_path / "copy"
     shutil.copytree(made, folder, ignore=shutil.ignore_patterns("evaluation*"))
     before = read_manifest(folder)
-    set_bounds(folder, before, [(0.5, None), (0.75, 0.9)])
+    calibrated(folder, before, bounds=[(0.5, None), (0.75, 0.9)])
     verify_bundle(folder)
     after = read_manifest(folder)
     assert [(item["exit"], item["stop"]) for item in after.exits] == [(0.5, None), (0.75, 0.9)]

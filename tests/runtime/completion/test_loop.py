@@ -411,3 +411,36 @@ def test_what_was_seen_cold_is_forgotten() -> None:
     # a run that waited for another program says little
     mean.saw(1000.0)
     assert mean.seconds < 1.2
+
+
+def test_what_followed_nearby_counts_beside_the_model() -> None:
+    # the model says that 4 follows 3; in the text 7 did, again and again
+    prompt = [3, 7, 5, 3, 7, 5, 3, 7, 5, 3]
+    alone, _, _ = run(Counting(decoding()), prompt)
+    assert alone[0].id == 4
+    sure, _, document = run(Counting(decoding()), prompt, escapes=(0.01, 0.01))
+    # what was taken counts as well, and the model's own tokens are those of the text
+    assert [item.id for item in sure] == [7, 5, 3, 7, 5]
+    assert document.tokens == [*prompt, 7, 5, 3, 7]
+    unsure, _, _ = run(Counting(decoding()), prompt, escapes=(1e6, 1e6))
+    assert [item.id for item in unsure] == [item.id for item in alone]
+
+
+def test_drafts_change_nothing_where_ngrams_count() -> None:
+    prompt = [3, 4, 5, 9, 3, 4, 5, 9, 3, 4]
+    for escapes in ((0.05, 0.05, 0.05), (2.0, 1.0)):
+        plain, _, one = run(Counting(decoding()), prompt, max_tokens=20, escapes=escapes)
+        drafts = Drafts(Costs())
+        drafted, _, other = run(
+            Counting(decoding()), prompt, max_tokens=20, escapes=escapes, drafts=drafts
+        )
+        assert [item.id for item in drafted] == [item.id for item in plain]
+        assert any(item.drafted for item in drafted)
+        assert one.tokens == other.tokens
+
+
+def test_ngrams_of_other_texts_count() -> None:
+    taken, _, _ = run(
+        Counting(decoding()), [1, 20], escapes=(0.01,), others=[np.array([20, 30, 31])]
+    )
+    assert [item.id for item in taken][:2] == [30, 31]
