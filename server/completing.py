@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Completing", "first_read"]
 
 _BUFFERS = 8
-"""Other open texts in which drafts are looked up."""
+"""Other open texts in which drafts are looked up, and whose n-grams count."""
 
 
 _STEPS = 4

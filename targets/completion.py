@@ -141,13 +141,13 @@ def read_prompt(model: Completer, prefix: str, max_tokens: int) -> None:
         next(stream, None)
 
 
-def rates_of(model: Completer, prefix: str, tokens: int) -> dict[str, Any]:
+def rates_of(model: Completer, prefix: str, tokens: int, ngrams: bool = True) -> dict[str, Any]:
     """Seconds to read a prompt from nothing and give its first token, and of each of so many tokens behind it."""
     model.forget()
     started = time.perf_counter()
     read_prompt(model, prefix, tokens)
     read = time.perf_counter()
-    made = model.complete(prefix, max_tokens=tokens, exits=False, drafts=False)
+    made = model.complete(prefix, max_tokens=tokens, exits=False, drafts=False, ngrams=ngrams)
     decoded = time.perf_counter() - read
     model.forget()
     return {
@@ -159,7 +159,7 @@ def rates_of(model: Completer, prefix: str, tokens: int) -> dict[str, Any]:
 
 
 def said_of(model: Completer, text: str, ngrams: bool = True) -> dict[str, Any]:
-    """Of how many of a text's own tokens the model, shown those before, says the next; and what it says after each."""
+    """Of how many of a text's own tokens a model, shown those before, says the next; and what it says after each."""
     ids, said = model.predictions(text, ngrams=ngrams)
     right = int((said[:-1] == ids[1:]).sum())
     return {"right": right, "tokens": len(ids) - 1, "said": said.tolist()}

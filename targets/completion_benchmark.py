@@ -1,7 +1,7 @@
 """Completing lines, engine against engine: each in a process of its own, taking turns at each place; report.json.
 
-An engine is a bundle with settings: full depth, with exits, with look-up drafts. Of two engines the ratio of times is
-of all places together, with a bootstrap interval over places; so are the losses of quality.
+An engine is a bundle with settings: full depth, with exits, with look-up drafts, with n-grams. Of two engines the ratio
+of times is of all places together, with a bootstrap interval over places; so are the losses of quality.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class CompletionExample:
 class CompletionResult:
     """What was measured of one engine. Against the baseline: how many times as fast, and losses as shares of its own.
 
-    prefill and decode: tokens a second, the median of some prompts, without exits and drafts. next_token_accuracy: of
-    the last layer, over some of the files' own tokens. pass_at_1: of HumanEval, where it was asked for.
+    prefill and decode: tokens a second, the median of some prompts, without exits and drafts. next_token_accuracy: at
+    full depth, over some of the files' own tokens. pass_at_1: of HumanEval, where it was asked for.
     examples: the same places of all engines, some that the last engine says right, then some that it does not.
     """
 
@@ -206,6 +206,7 @@ def benchmark_completion(
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     functions: dict[str, list[str]] = {name: [] for name in names}
     said = {name: np.zeros(2, int) for name in names}
+    ngrams = {item.name: item.settings.get("ngrams", True) for item in engines}
     with contextlib.ExitStack() as stack:
         running = {item.name: stack.enter_context(EngineProcess(item.engine)) for item in engines}
         places = len(evaluation.prefixes)
@@ -224,7 +225,14 @@ def benchmark_completion(
                 completed[name].append(from_json(Completed, answer))
             if number < _RATED:
                 for name in in_turn(names, number):
-                    found = running[name].ask({"op": "rates", "prefix": prefix, "tokens": _DECODED})
+                    found = running[name].ask(
+                        {
+                            "op": "rates",
+                            "prefix": prefix,
+                            "tokens": _DECODED,
+                            "ngrams": ngrams[name],
+                        }
+                    )
                     rates[name].append(
                         (
                             found["prompt_tokens"] / found["prefill_s"],
@@ -237,8 +245,7 @@ def benchmark_completion(
         for number, prefix in enumerate(evaluation.prefixes[:_READ]):
             text = prefix + evaluation.lines[number]
             for name in in_turn(names, number):
-                counts = asked[name].settings.get("ngrams", True)
-                found = running[name].ask({"op": "said", "text": text, "ngrams": counts})
+                found = running[name].ask({"op": "said", "text": text, "ngrams": ngrams[name]})
                 said[name] += np.array([found["right"], found["tokens"]])
         for number, problem in enumerate(problems):
             for name in in_turn(names, number):

@@ -303,7 +303,7 @@ def _complete(model: Completer | None, request: dict[str, Any]) -> dict[str, Any
     if request["op"] == "said":
         return said_of(model, request["text"], request.get("ngrams", True))
     if request["op"] == "rates":
-        return rates_of(model, request["prefix"], request["tokens"])
+        return rates_of(model, request["prefix"], request["tokens"], request.get("ngrams", True))
     if request["op"] == "write":
         found = model.complete(
             request["prefix"], max_tokens=request["max_tokens"], **request["settings"]

@@ -61,8 +61,10 @@ def bench_completion(
     engines = _engines(bundle, manifest, "bundle", variant, threads)
     own, baseline = engines[-1], engines[0].name
     if against is not None:
-        engines = [*_reference(against, threads, human_eval), *engines]
-        baseline = engines[0].name
+        reference = _reference(against, threads, human_eval)
+        # at full depth, with all that counts for what it says
+        baseline = reference[-2].name
+        engines = [*reference, *engines]
     with shown_stage("measuring") as said:
         results = benchmark_completion(
             engines, asked, baseline, _NEW_TOKENS, said, human_eval, examples
@@ -107,7 +109,7 @@ def bench_completion(
 def _engines(
     bundle: Path, manifest: Manifest, name: str, variant: str | None, threads: int
 ) -> list[CompletionEngine]:
-    """A bundle at full depth without drafts, and with all that it ships with; its model alone where n-grams count."""
+    """A bundle's model at full depth, with n-grams where they count, and with all that it ships with."""
     from codemill.runtime.completion.decoding import decoding_of
     from codemill.targets.completion_benchmark import CompletionEngine, means_of
     from codemill.targets.engine import bundle_engine
@@ -119,15 +121,12 @@ def _engines(
         ngrams=bool(decoding.escapes),
         stops=any(item.stop is not None for item in decoding.exits),
     )
-    plain = {"exits": False, "drafts": False}
-    found = [
-        CompletionEngine(f"{name}, {_FULL}", engine, plain),
-        CompletionEngine(f"{name}, {_SHIPPED}: {what}", engine, {"exits": True, "drafts": True}),
-    ]
+    full = {"exits": False, "drafts": False}
+    found = [CompletionEngine(f"{name}, {_FULL}", engine, full | {"ngrams": False})]
     if decoding.escapes:
-        alone = CompletionEngine(f"{name}, {_FULL}, no n-grams", engine, plain | {"ngrams": False})
-        found.insert(0, alone)
-    return found
+        found.append(CompletionEngine(f"{name}, {_FULL}, n-grams", engine, full))
+    shipped = {"exits": True, "drafts": True}
+    return [*found, CompletionEngine(f"{name}, {_SHIPPED}: {what}", engine, shipped)]
 
 
 def _check_room(name: str, manifest: Manifest, human_eval: bool) -> None:

@@ -97,6 +97,11 @@ class Place:
     prefix: str
     line: str
 
+    @property
+    def file(self) -> str:
+        """The file that the place is in."""
+        return self.origin.rpartition(":")[0]
+
     def as_json(self) -> dict[str, str]:
         """As a row of a file."""
         return {"origin": self.origin, "prefix": self.prefix, "line": self.line}

@@ -72,7 +72,7 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Complete:
-    """A question: what comes between two texts; an empty prefix only loads. others: code to look drafts up in."""
+    """A question: what comes between two texts; an empty prefix only loads. others: code to look in."""
 
     model: Model[Completer]
     prefix: str

@@ -254,19 +254,20 @@ class Completer(LoadedModel):
     def predictions(
         self, text: str, *, ngrams: bool = True
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids of a text's tokens, and after each the one that all layers find likeliest: int64 [n] both.
+        """Ids of a text's tokens, and after each the one that is found likeliest at full depth: int64 [n] both.
 
         What the bundle begins a prompt with comes first; of a text that is too long, its end is read. ngrams: as in
         `complete`. Nothing is kept. Raises RuntimeError once closed.
         """
         ids, parts = self.logits(text)
-        escapes = self._decoding.escapes if ngrams else ()
-        nearby = Nearby(ids[:0], len(escapes))
+        decoding = self._decoding
+        escapes = decoding.escapes if ngrams else ()
+        nearby = Nearby((), len(escapes))
         found = []
-        for row, token in zip((row for part in parts for row in part), ids, strict=True):
-            if escapes:
-                nearby.add(int(token))
-                row = mixed(row, nearby.followers(), escapes)
+        for at, row in enumerate(row for part in parts for row in part):
+            if escapes and at >= len(decoding.begin):
+                nearby.read(int(ids[at]))
+                row = mixed(row, nearby.followers(), escapes, decoding.end)
             found.append(row.argmax())
         return ids, np.array(found, np.int64)
 
@@ -280,7 +281,13 @@ class Completer(LoadedModel):
             raise TypeError(f"text should be str, found {type(text).__name__}")
         ids, _ = self._prompt(text, "", self._decoding.max_tokens)
         whole = np.asarray(ids, dtype=np.int64)
-        return whole, logits_of(backend, whole)
+
+        def parts() -> Iterator[NDArray[np.float32]]:
+            for part in logits_of(backend, whole):
+                yield part
+                self._open_backend()
+
+        return whole, parts()
 
     def forget(self) -> None:
         """Free the keys and values of all texts that no completion is using now."""

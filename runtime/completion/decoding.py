@@ -3,7 +3,9 @@
     task          "completion"
     input         max_tokens: of prompt and completion together; begin: ids that every prompt begins with
     output        kind "tokens"; vocab_size; end: ids after which nothing follows;
-                  fill: {"prefix", "suffix", "middle"}, ids that ask for what is between two texts, or null
+                  fill: {"prefix", "suffix", "middle"}, ids that ask for what is between two texts, or null;
+                  ngrams: {"escapes": one for each length of match}, how what followed the same tokens nearby weighs
+                  beside the model (`ngrams.py`), or null
     architecture  layers, hidden_size, kv_heads, head_size;
                   rotary: {"frequencies": one for each pair of columns that is turned, "interleaved"}, or null
     exits         for each exit {"layer", "exit", "stop"}, the lowest layer first: the probabilities from which on

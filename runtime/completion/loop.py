@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from codemill.runtime.completion import lookup
 from codemill.runtime.completion.decoding import AT_ONCE, Exit
 from codemill.runtime.completion.document import Document, Left
-from codemill.runtime.completion.ngrams import Nearby, mixed
+from codemill.runtime.completion.ngrams import Nearby, mixed, parts_of
 from codemill.runtime.completion.speculation import Speculation
 
 if TYPE_CHECKING:
@@ -124,7 +124,9 @@ def logits_of(backend: Backend, ids: NDArray[np.int64]) -> Iterator[Row]:
         states: NDArray[np.int64] | Row = ids[start:end]
         for number in range(len(backend.decoding.ends)):
             states = backend.segment(number, states, cache, start)
-        yield backend.logits(states)  # type: ignore[arg-type]
+        found = backend.logits(states)  # type: ignore[arg-type]
+        # of one token it is valid until the next call only
+        yield found.copy() if len(found) == 1 else found
 
 
 def _chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -150,7 +152,8 @@ class _Steps:
         """What the head takes for the last token of the prompt, [1, width]; None where it was cancelled."""
         backend, document, settings = self._backend, self._document, self._settings
         if settings.escapes:
-            self._nearby = Nearby(prompt, len(settings.escapes), settings.others)
+            text, behind = parts_of(prompt, backend.decoding)
+            self._nearby = Nearby(text, len(settings.escapes), [behind, *settings.others])
         self._whole = False
         spans = document.reuse(prompt, backend, self._settings.move)
         document.cache.grow(len(prompt))
@@ -188,9 +191,10 @@ class _Steps:
             return None
         state, layers = found
         document.tokens.append(token)
-        chosen = self.choose(self._backend.logits(state)[0])
+        logits = self._backend.logits(state)[0]
+        seconds = time.perf_counter() - started
+        chosen = self.choose(logits)
         if layers == self._backend.decoding.layers:
-            seconds = time.perf_counter() - started
             if settings.costs is not None:
                 settings.costs.saw(1, seconds)
             if settings.speculation is not None:
@@ -202,8 +206,9 @@ class _Steps:
         nearby, settings = self._nearby, self._settings
         if nearby is None:
             return settings.choose(logits)
-        chosen = settings.choose(mixed(logits, nearby.followers(), settings.escapes))
-        nearby.add(chosen)
+        end = self._backend.decoding.end
+        chosen = settings.choose(mixed(logits, nearby.followers(), settings.escapes, end))
+        nearby.say(chosen)
         return chosen
 
     def next_checked(self) -> int:

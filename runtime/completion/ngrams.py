@@ -4,82 +4,102 @@ Code says again what it said a little before (Tu, Su, Devanbu 2014, "On the loca
 repeats it less surely than counting does (Grave, Joulin, Usunier 2016 mix both by one weight). Here the model is the
 lowest order of a prediction by partial matching (Cleary, Witten 1984; the escapes of method C, each scaled by what
 held-out files ask for): for one last token, two, ... what followed them in the text counts, the rest is left to the
-order below. No training, no file, and nothing to keep: the text itself is the table.
+order below. The text itself is the table.
+
+Marks are no text: what ends a completion is as likely as the model says, and what stands between the parts of a prompt
+that is filled follows nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Followers", "Nearby", "mixed", "weighed"]
+from codemill.runtime.completion.decoding import Decoding
+
+__all__ = ["Followers", "Nearby", "mixed", "parts_of", "weighed"]
 
 Row = NDArray[np.float32]
+Tokens = Sequence[int] | NDArray[np.int64]
 _APART = -1
 """Between two texts; no token's id."""
+_NEAREST = 64
+"""Matches of a length that count, at most: what is far away says less, and its number must not outweigh the model."""
 _LEAST = 1e-300
 """A chance whose logarithm is still finite."""
 
 
+@dataclass(frozen=True, slots=True)
 class Followers:
     """Of a place in a text: which tokens followed its last one before, and how often behind each longer match.
 
     ids: int64 [n]; counts: float64 [orders, n], of matches of 1, 2, ... tokens; fewer orders where nothing matched.
     """
 
-    __slots__ = ("counts", "ids")
-
-    def __init__(self, ids: NDArray[np.int64], counts: NDArray[np.float64]) -> None:
-        self.ids = ids
-        self.counts = counts
+    ids: NDArray[np.int64]
+    counts: NDArray[np.float64]
 
 
 class Nearby:
-    """A text that grows, and other texts to look in. tokens: its first ones; orders: the longest match that counts."""
+    """A text that is continued, and others to look in, the nearest first. orders: the longest match that counts."""
 
-    def __init__(
-        self,
-        tokens: Sequence[int] | NDArray[np.int64],
-        orders: int,
-        others: Sequence[NDArray[np.int64]] = (),
-    ) -> None:
+    def __init__(self, tokens: Tokens, orders: int, others: Sequence[Tokens] = ()) -> None:
         self._orders = orders
-        parts = [part for text in others for part in (text, [_APART])]
-        before = sum(map(len, parts))
+        parts = [np.asarray(text, np.int64) for text in (*reversed(others), tokens)]
+        apart = np.array([_APART], np.int64)
+        known = np.concatenate([part for text in parts for part in (apart, text)])
+        self._begin = len(known) - len(tokens)
+        self._end = self._known = len(known)
         # room to grow, so that a token costs no copy
-        self._ids = np.full(before + 2 * len(tokens) + 64, _APART, np.int64)
-        self._ids[: before + len(tokens)] = np.concatenate([*parts, np.asarray(tokens, np.int64)])
-        self._begin = before
-        self._end = before + len(tokens)
+        self._ids = np.concatenate([known, np.empty(len(tokens) + 64, np.int64)])
 
-    def add(self, token: int) -> None:
-        """The text's next token."""
+    def read(self, token: int) -> None:
+        """The text's next token; it counts from now on."""
+        self.say(token)
+        self._known = self._end
+
+    def say(self, token: int) -> None:
+        """A token that continues the text. It is no evidence of what follows what, or a model would convince itself."""
         if self._end == len(self._ids):
-            self._ids = np.concatenate([self._ids, np.full(len(self._ids), _APART, np.int64)])
+            self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
         self._ids[self._end] = token
         self._end += 1
 
     def followers(self) -> Followers | None:
-        """What followed the text's last tokens before; None: its last one is new."""
+        """What followed the last tokens before; None: the last one is new."""
         ids, end = self._ids, self._end
         if end == self._begin:
             return None
-        at = np.flatnonzero(ids[: end - 1] == ids[end - 1])
+        at = np.flatnonzero(ids[: self._known - 1] == ids[end - 1])
         # what ends another text has nothing behind it
         at = at[ids[at + 1] != _APART]
-        if not len(at):
-            return None
-        found, which = np.unique(ids[at + 1], return_inverse=True)
-        counts = [np.bincount(which, minlength=len(found))]
-        for order in range(1, min(self._orders, end - self._begin)):
-            alike = (at >= order) & (ids[at - order] == ids[end - 1 - order])
-            at, which = at[alike], which[alike]
+        behind: list[NDArray[np.int64]] = []
+        for order in range(min(self._orders, end - self._begin)):
+            if order:
+                at = at[ids[at - order] == ids[end - 1 - order]]
             if not len(at):
                 break
-            counts.append(np.bincount(which, minlength=len(found)))
-        return Followers(found, np.array(counts, np.float64))
+            behind.append(ids[at[-_NEAREST:] + 1])
+        if not behind:
+            return None
+        found, which = np.unique(np.concatenate(behind), return_inverse=True)
+        counts = np.zeros((len(behind), len(found)))
+        rows = np.repeat(np.arange(len(behind)), [len(part) for part in behind])
+        np.add.at(counts, (rows, which), 1)
+        return Followers(found, counts)
+
+
+def parts_of(prompt: Sequence[int], decoding: Decoding) -> tuple[Sequence[int], Sequence[int]]:
+    """Of what a model is asked with, the text that is continued and, where a gap is filled, the one behind it."""
+    text, fill = prompt[len(decoding.begin) :], decoding.fill
+    if fill is None or not text or text[-1] != fill.middle or fill.suffix not in text:
+        return text, ()
+    # marks in a text are read as text, so that these are the only ones
+    at = list(text).index(fill.suffix)
+    return text[1:at], text[at + 1 : -1]
 
 
 def weighed(
@@ -99,16 +119,24 @@ def weighed(
     return chances, left
 
 
-def mixed(logits: Row, followers: Followers | None, escapes: Sequence[float]) -> Row:
-    """Logits [vocab] of the model and of what followed nearby together; those of tokens that did not follow stay."""
+def mixed(
+    logits: Row, followers: Followers | None, escapes: Sequence[float], end: Sequence[int] = ()
+) -> Row:
+    """Logits [vocab] of the model and of what followed nearby together; those of tokens that did not follow stay.
+
+    end: ids whose chances stay the model's.
+    """
     if followers is None:
         return logits
+    ids, ends = followers.ids, list(end)
     highest = float(logits.max())
-    total = highest + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
-    ids = followers.ids
-    own = np.exp(logits[ids].astype(np.float64) - total)
-    chances, left = weighed(followers.counts, own, escapes)
+    powers = np.exp(logits - highest)
+    # of all but the ends
+    whole = max(_LEAST, float(powers.sum(dtype=np.float64)) - float(powers[ends].sum()))
+    chances, left = weighed(followers.counts, powers[ids] / whole, escapes)
+    left = max(left, _LEAST)
     found = logits.copy()
-    # relative to the tokens that did not follow
-    found[ids] = np.log(np.maximum(chances, _LEAST)) - np.log(max(left, _LEAST)) + total
+    # all relative to the tokens that did not follow, which stay
+    found[ids] = np.log(np.maximum(chances, _LEAST)) + (np.log(whole) - np.log(left) + highest)
+    found[ends] = logits[ends] - np.log(left)
     return found

@@ -26,13 +26,14 @@ Answer = dict[str, Any]
 
 
 class _Codemill:
-    """Through the public interface. option exits=0, drafts=0: without them."""
+    """Through the public interface. option exits=0, drafts=0, ngrams=0: without them."""
 
     def __init__(self, model: str, threads: int, options: dict[str, str]) -> None:
         import codemill
 
         self._model: Any = codemill.load(model, threads=threads)
-        self._asked = {name: options.get(name, "1") == "1" for name in ("exits", "drafts")}
+        names = ("exits", "drafts", "ngrams")
+        self._asked = {name: options.get(name, "1") == "1" for name in names}
 
     def prefill(self, request: Answer) -> Answer:
         self._model.forget()

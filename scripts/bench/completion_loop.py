@@ -61,7 +61,8 @@ def identity(asked: argparse.Namespace) -> dict[str, Any]:
         start = text.find("\n", drawn.randrange(len(text) - _CONTEXT)) + 1
         prompt = text[start : start + drawn.randrange(200, _CONTEXT)]
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-        found = ours.complete(prompt, max_tokens=asked.tokens, exits=False, drafts=False).tokens
+        alone: dict[str, Any] = {"exits": False, "drafts": False, "ngrams": False}
+        found = ours.complete(prompt, max_tokens=asked.tokens, **alone).tokens
         ours.forget()
         with torch.inference_mode():
             made = theirs.generate(

@@ -184,7 +184,9 @@ def answers(process: EngineProcess, asked: Asked) -> Answers:
 
 def next_tokens(process: EngineProcess, asked: CompletionEvaluation) -> np.ndarray:
     """What is said after each token of some beginnings."""
-    found = [process.ask({"op": "said", "text": text}) for text in asked.prefixes[:_READ]]
+    # of the model alone: n-grams say the same whatever the engine
+    requests = [{"op": "said", "text": text, "ngrams": False} for text in asked.prefixes[:_READ]]
+    found = [process.ask(request) for request in requests]
     return np.concatenate([np.array(item["said"], np.int64) for item in found])
 
 

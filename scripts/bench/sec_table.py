@@ -106,7 +106,8 @@ def generated(model: Any, texts: list[list[int]]) -> list[dict[str, Any]]:
         for name in in_turn(list(settings), number):
             model.complete(prefix, max_tokens=1, exits=False, drafts=False)
             started = time.perf_counter()
-            made = model.complete(prefix, max_tokens=_NEW, exits=settings[name], drafts=False)
+            leave: Any = settings[name]
+            made = model.complete(prefix, max_tokens=_NEW, exits=leave, drafts=False, ngrams=False)
             seconds = time.perf_counter() - started
             done[name].append(
                 Completed(made.text, seconds, seconds, made.layers_used, 0, made.finish_reason)

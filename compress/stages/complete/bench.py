@@ -1,7 +1,7 @@
 """Stage `benchmark` of completion: the bundle and the unmodified teacher complete the test's lines; report.json, .html.
 
-Engines: the teacher at full depth, and the bundle at full depth (without n-grams as well, where they count), with
-exits, and as it ships; where tokens may be given up, with that and without. Each is a process of its own.
+Engines: the teacher at full depth, and the bundle at full depth, with n-grams where they count, with exits, and as it
+ships; where tokens may be given up, with that and without. Each is a process of its own.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ VERSION = 4
 _TEACHER_SHARE = 0.2
 """Of the stage's time, about: rounding the teacher."""
 TEACHER = "teacher, full depth"
-ALONE = "bundle, full depth, no n-grams"
 FULL = "bundle, full depth"
+NGRAMS = "bundle, full depth, n-grams"
 EXITS = "bundle, exits"
 SHIPPED = "as it ships: "
 
@@ -76,12 +76,13 @@ def _measure(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report
     thresholds = json.loads((inputs["bundle"] / THRESHOLDS).read_text())
     environment = this_environment()
     own = bundle_engine(bundle, variant, threads, name="bundle")
-    plain = {"exits": False, "drafts": False}
+    full = {"exits": False, "drafts": False}
+    plain = full | {"ngrams": False}
     point = next((x for x in thresholds["curve"] if x["rate"] == thresholds["chosen"]), None)
     ngrams = bool(decoding_of(read_manifest(bundle)).escapes)
     engines = [CompletionEngine(FULL, own, plain)]
     if ngrams:
-        engines.insert(0, CompletionEngine(ALONE, own, plain | {"ngrams": False}))
+        engines.append(CompletionEngine(NGRAMS, own, full))
     leave: list[tuple[float | None, None]] = []
     if point is not None:
         leave = [(item, None) for item in point["bounds"]]

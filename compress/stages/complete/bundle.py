@@ -94,7 +94,7 @@ def _said_of_ngrams(folder: Path) -> list[str]:
     if found is None:
         return []
     what = f"{found['right_alone']:.1%} of held-out tokens right, {found['right']:.1%} with n-grams"
-    return [what if found["escapes"] else f"{what}, which ship unused"]
+    return [what if found["ships"] else f"{what}, which ship unused"]
 
 
 def _said_of_exits(folder: Path) -> str:
@@ -150,7 +150,8 @@ def _bundle(
         ngrams = _fitted(
             threads, inputs, bundle, lambda share: report(_NGRAM_SHARE * share, "weighing n-grams")
         )
-        manifest = calibrated(bundle, manifest, escapes=ngrams["escapes"])
+        if ngrams is not None and ngrams["ships"]:
+            manifest = calibrated(bundle, manifest, escapes=ngrams["escapes"])
     (folder / _NGRAMS).write_text(json.dumps(ngrams, indent=1))
     found: dict[str, Any] = {"full": None, "curve": [], "chosen": None, "stop": None}
     if count:
@@ -176,14 +177,16 @@ def _bundle(
 
 def _fitted(
     threads: int, inputs: Folders, bundle: Path, report: Callable[[float], None]
-) -> dict[str, Any]:
-    """Escapes of n-grams, empty where they make no more tokens right; and what was measured."""
+) -> dict[str, Any] | None:
+    """Escapes of n-grams, what was measured, and whether they ship; None where there is too little text to tell."""
     from codemill.compress.ngrams import fit_ngrams
 
-    places = read_places(inputs["corpus"], "calibration")[:_FITTED]
+    # of each file one: what is fitted on must not be near to what it is judged by
+    files = {place.file: place for place in read_places(inputs["corpus"], "calibration")}
+    texts = [place.prefix + place.line for place in list(files.values())[:_FITTED]]
     with load_completer(bundle, threads=threads) as model:
-        found = fit_ngrams(model, [place.prefix + place.line for place in places], report)
-    return asdict(found) | {"escapes": found.escapes if found.helps else ()}
+        found = fit_ngrams(model, texts, report)
+    return None if found is None else asdict(found) | {"ships": found.helps}
 
 
 def _chosen(

@@ -444,3 +444,22 @@ def test_ngrams_of_other_texts_count() -> None:
         Counting(decoding()), [1, 20], escapes=(0.01,), others=[np.array([20, 30, 31])]
     )
     assert [item.id for item in taken][:2] == [30, 31]
+
+
+def test_ngrams_count_behind_exits_and_behind_what_exits_drafted() -> None:
+    # the model says that 20 follows 19; in the text 4 did
+    prompt = [19, 4, 5, 19, 4, 6, 19, 4, 7, 19]
+    plain, _, _ = run(Counting(decoding()), prompt, max_tokens=6, escapes=(0.05, 0.05))
+    wanted = [item.id for item in plain]
+    assert wanted[0] == 4
+    leaving = Counting(decoding([Exit(2, 0.5, 0.5)]), [EXIT, GO_ON, EXIT, EXIT, EXIT])
+    taken, _, document = run(leaving, prompt, max_tokens=6, escapes=(0.05, 0.05))
+    assert [item.id for item in taken] == wanted
+    assert {item.layers for item in taken} == {2, 6}
+    assert document.tokens == [*prompt, *wanted[:-1]]
+    backend, plan = speculating([3, 1, 2])
+    taken, _, document = run(
+        backend, prompt, max_tokens=6, exits=(), speculation=plan, escapes=(0.05, 0.05)
+    )
+    assert [item.id for item in taken] == wanted
+    assert document.tokens == [*prompt, *wanted[:-1]]

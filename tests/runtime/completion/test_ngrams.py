@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codemill.runtime.completion.ngrams import Nearby, mixed, weighed
+from codemill.runtime.completion.decoding import Decoding, Fill
+from codemill.runtime.completion.ngrams import Nearby, mixed, parts_of
 
 VOCAB = 12
 
@@ -63,7 +64,7 @@ def test_a_text_that_grows_is_the_text_as_a_whole() -> None:
     text = np.random.default_rng(1).integers(0, 3, 200).tolist()
     growing = Nearby(text[:1], 5)
     for number, token in enumerate(text[1:], start=2):
-        growing.add(token)
+        growing.read(token)
         whole = Nearby(text[:number], 5).followers()
         found = growing.followers()
         assert (whole is None) == (found is None)
@@ -98,6 +99,77 @@ def test_numbers_at_the_edge_stay_finite() -> None:
     for escape in (1e-320, 1e6):
         found = mixed(logits, Nearby([1, 2, 1], 8).followers(), [escape] * 8)
         assert np.isfinite(found).all()
-    chances, left = weighed(np.ones((1, 1)), np.zeros(1), [1e-320])
-    assert np.isfinite(chances).all()
-    assert left >= 0
+    found = mixed(logits, Nearby([1, 2, 1], 8).followers(), [1e-320] * 8, end=[3])
+    assert np.isfinite(found).all()
+
+
+def test_what_ends_a_completion_is_as_likely_as_the_model_says() -> None:
+    draw = np.random.default_rng(3)
+    for _ in range(50):
+        logits = draw.normal(0, 3, VOCAB).astype(np.float32)
+        near = Nearby(draw.integers(0, 4, 40).tolist(), 5)
+        found = chances_of(mixed(logits, near.followers(), [0.1] * 5, end=[10, 11]))
+        own = chances_of(logits)
+        assert found[[10, 11]] == pytest.approx(own[[10, 11]], rel=1e-4)
+        # and the rest is what it is among itself without the ends
+        rest = np.where(np.isin(np.arange(VOCAB), [10, 11]), -np.inf, logits)
+        wanted = chances_of(mixed(rest, near.followers(), [0.1] * 5)) * (1 - own[[10, 11]].sum())
+        assert found[:10] == pytest.approx(wanted[:10], rel=1e-4)
+
+
+def test_what_was_said_is_no_evidence_but_goes_on_from_there() -> None:
+    near = Nearby([1, 2, 3, 4, 1], 4)
+    near.say(2)
+    near.say(7)
+    near.say(1)
+    found = near.followers()
+    assert found is not None
+    # 2 followed 1 in the text, once; what was said is not counted
+    assert found.ids.tolist() == [2]
+    assert found.counts.tolist() == [[1]]
+    near.say(2)
+    found = near.followers()
+    assert found is not None
+    assert found.ids.tolist() == [3]
+    # `1 2` stands in the text
+    assert found.counts.tolist() == [[1], [1]]
+
+
+def test_only_the_nearest_matches_count_of_each_length() -> None:
+    # long ago 5 followed `3 1`, then 6 followed 1 a hundred times
+    text = [3, 1, 5, *[2, 1, 6] * 100, 3, 1]
+    found = Nearby(text, 2).followers()
+    assert found is not None
+    assert found.ids.tolist() == [5, 6]
+    assert found.counts.tolist() == [[0, 64], [1, 0]]
+    # of other texts the first is the nearest
+    near, far = np.array([1, 7] * 60), np.array([1, 8] * 60)
+    found = Nearby([1], 1, [near, far]).followers()
+    assert found is not None
+    assert found.ids.tolist() == [7, 8]
+    assert found.counts.tolist() == [[60, 4]]
+
+
+def test_marks_of_a_gap_are_no_text() -> None:
+    shape = Decoding(
+        vocab_size=VOCAB,
+        layers=1,
+        width=1,
+        kv_heads=1,
+        head_size=2,
+        max_tokens=100,
+        begin=(9,),
+        end=(),
+        fill=Fill(prefix=6, suffix=7, middle=8),
+        rotary=None,
+        exits=(),
+    )
+    assert parts_of([9, 6, 1, 2, 7, 3, 4, 8], shape) == ([1, 2], [3, 4])
+    assert parts_of([9, 6, 7, 3, 8], shape) == ([], [3])
+    assert parts_of([9, 1, 2], shape) == ([1, 2], ())
+    # the place before the gap is what is continued, and what is behind it is another text
+    text, behind = parts_of([9, 6, 1, 2, 5, 1, 2, 7, 3, 1, 8], shape)
+    found = Nearby(text, 4, [behind]).followers()
+    assert found is not None
+    assert found.ids.tolist() == [5]
+    assert found.counts.tolist() == [[1], [1]]
