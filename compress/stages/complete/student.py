@@ -127,12 +127,20 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     label = _by_teacher(teacher.to(compute.device), tokens.ids, likeliest, above, compute)
     labels = {}
     width = architecture.hidden_size
+    total = sum(map(len, (*pieces["train"], *pieces["validation"])))
+    done = 0
     for name, found in reversed(pieces.items()):
+        count = sum(map(len, found))
+
+        def said(share: float, what: str, done: int = done, count: int = count) -> None:
+            report(_LABEL_SHARE * (done + share * count) / total, what)
+
+        done += count
         labels[name] = label_pieces(
             label,
             found,
             folder / "labels" / name,
-            lambda share, what: report(_LABEL_SHARE * share, what),
+            said,
             likeliest=likeliest,
             exits=int(above > 0),
             width=width,
