@@ -587,6 +587,11 @@ class Complete(_Section):
         description="weights that share a scale at int4 and int8: more are faster and smaller, and rounded more "
         "coarsely",
     )
+    ranges: Literal["asymmetric", "symmetric"] = Field(
+        "asymmetric",
+        description="of weights that share a scale at int4; symmetric ones have no zero points: faster where 8-bit "
+        "products have no instruction of their own (AVX2 alone), and rounded more coarsely",
+    )
     rounding_loss: float | None = Field(
         None,
         ge=0,
@@ -659,6 +664,11 @@ class Complete(_Section):
     )
     test_places: int = Field(500, ge=10, le=_MANY, description="lines of the test to complete")
     max_new_tokens: int = Field(32, ge=1, le=10_000, description="of a completed line, at most")
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether weights at int4 have no zero points."""
+        return self.ranges == "symmetric"
 
 
 class Quantize(_Section):
@@ -1010,6 +1020,11 @@ class Recipe(_Section):
         for key, why in instead.items():
             if getattr(self.complete, key) is not None and self.student.init != "whole":
                 raise ValueError(f"complete.{key} is of student.init: whole; {why}")
+        if self.complete.symmetric and self.complete.precision != "int4":
+            raise ValueError(
+                "complete.ranges: symmetric is of int4, and complete.precision is "
+                f"{self.complete.precision}; leave it out"
+            )
         if self.complete.rounding_loss is not None and self.complete.precision != "int4":
             raise ValueError(
                 f"complete.rounding_loss is of int4, and complete.precision is {self.complete.precision}; leave it out"

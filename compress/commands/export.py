@@ -74,6 +74,11 @@ _MOST_CONTEXT, _LEAST_CONTEXT = 8192, 32
     "coarsely. [default: 64]",
 )
 @click.option(
+    "--symmetric",
+    is_flag=True,
+    help="Of complete at int4: no zero points; faster on processors with AVX2 alone, and rounded more coarsely.",
+)
+@click.option(
     "--rounding-loss",
     metavar="SHARE",
     help="Of complete at int4: by which perplexity on other such code may be above that at int8; matrices stay at 8 "
@@ -116,6 +121,7 @@ def export_command(
     max_tokens: int | None,
     calibration: str | None,
     block: str | None,
+    symmetric: bool,
     rounding_loss: str | None,
     targets: tuple[str, ...],
     evaluation: Path | None,
@@ -161,6 +167,8 @@ def export_command(
     for option, value in (("--calibration", calibration), ("--rounding-loss", rounding_loss)):
         if value is not None and not rounds:
             raise click.UsageError(f"{option} is of --task complete at --precision int4")
+    if symmetric and not rounds:
+        raise click.UsageError("--symmetric is of --task complete at --precision int4")
     if block is not None and (task != "complete" or precision == "fp32"):
         raise click.UsageError("--block is of --task complete at --precision int4 or int8")
     if calibration is not None and not calibration.strip():
@@ -185,6 +193,7 @@ def export_command(
                 code,
                 lost,
                 BLOCK if block is None else int(block),
+                symmetric,
             )
         else:
             precision = precision or "fp32"
@@ -315,6 +324,7 @@ def _export_decoder(
     calibration: str,
     rounding_loss: float | None,
     block: int,
+    symmetric: bool,
 ) -> None:
     from codemill.compress.data.code import pieces_from
     from codemill.compress.models.causal import open_causal, pieces_of
@@ -360,6 +370,7 @@ def _export_decoder(
             block,
             folder.parent,
             report=report,
+            symmetric=symmetric,
         )
         write_completion(
             opened.weights,

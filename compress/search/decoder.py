@@ -39,6 +39,8 @@ __all__ = [
 
 _OVERHEAD = {32: (2_050, 4_080), 8: (3_080, 6_395), 4: (3_080, 6_395)}
 """By bits: bytes of the graphs of a decoder without exits (a segment, the head, the whole), and of a layer in them."""
+_POINTS = 340, 930
+"""Of these, what zero points take."""
 
 
 def parameters(architecture: Architecture, tied: bool = True) -> int:
@@ -95,13 +97,15 @@ def kv_bytes_per_token(architecture: Architecture, bytes_per_value: int = 4) -> 
     return 2 * architecture.layers * _kv_size(architecture) * bytes_per_value
 
 
-def graph_bytes(architecture: Architecture, tied: bool = True, size: int = BLOCK) -> int:
+def graph_bytes(
+    architecture: Architecture, tied: bool = True, size: int = BLOCK, symmetric: bool = False
+) -> int:
     """Bytes of a variant's files that `export/decoder` writes without exits, at 4, 8 (weights in blocks) or 32 bits.
 
     A matrix [N, K] at 32 bits takes 4 N K. In blocks of `size`, of which a row has B = ceil(K / size):
         values          N B size bits / 8
         scales          4 N B
-        zero points     N ceil(B bits / 8)
+        zero points     N ceil(B bits / 8), none where 4 bits are symmetric
     The small factors of a factorised embedding, R H each (two of them where the head is tied), stay at 32 bits, and so
     do norms, 4 (2 L + 1) H, and the table of angles, 4 D for each of max_tokens places.
     """
@@ -112,12 +116,15 @@ def graph_bytes(architecture: Architecture, tied: bool = True, size: int = BLOCK
         architecture.intermediate_size,
     )
 
+    pointless = symmetric and architecture.bits == 4
+
     def matrix(rows: int, columns: int) -> int:
         bits = architecture.bits
         if bits == 32:
             return 4 * rows * columns
         blocks = -(-columns // size)
-        return rows * (blocks * (size * bits // 8 + 4) + -(-blocks * bits // 8))
+        points = 0 if pointless else -(-blocks * bits // 8)
+        return rows * (blocks * (size * bits // 8 + 4) + points)
 
     layer = (
         matrix(attention + 2 * kv, h)
@@ -133,6 +140,8 @@ def graph_bytes(architecture: Architecture, tied: bool = True, size: int = BLOCK
     norms = 4 * (2 * architecture.layers + 1) * h
     angles = 4 * architecture.head_size * architecture.max_tokens
     base, each = _OVERHEAD[architecture.bits]
+    if pointless:
+        base, each = base - _POINTS[0], each - _POINTS[1]
     return base + words + norms + angles + architecture.layers * (layer + each)
 
 

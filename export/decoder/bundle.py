@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from codemill.export.candidates import PROVIDER
-from codemill.export.decoder.rounding import Rounding
+from codemill.export.decoder.rounding import FULL, Rounding
 from codemill.export.decoder.shape import DecoderShape, DecoderWeights, Exits, Rotary
-from codemill.export.decoder.weights import FULL
 from codemill.export.decoder.write import (
     HEAD,
     WEIGHTS,
@@ -71,15 +70,7 @@ def write_completion(
         variant = f"cpu-{precision}"
         inside = f"variants/{variant}"
         rounding = (roundings or {}).get(precision) or Rounding(PRECISIONS[precision])
-        write_decoder(
-            weights,
-            folder / inside,
-            rounding.bits_of,
-            exits or (),
-            longest,
-            rounding.usable(),
-            rounding.block,
-        )
+        write_decoder(weights, folder / inside, rounding, exits or (), longest)
         names: list[str] = []
         for number in range(len(after)):
             names += [segment_file(number), exit_file(number), project_file(number)]

@@ -16,8 +16,8 @@ from typing import Any
 from codemill.errors import ModelError
 from codemill.export.candidates import PROVIDER
 from codemill.export.decoder.bundle import PRECISIONS
+from codemill.export.decoder.rounding import FULL
 from codemill.export.decoder.standard import write_standard
-from codemill.export.decoder.weights import FULL
 from codemill.export.openvino import write_ir
 from codemill.export.quantize.settings import Method, Quantization
 from codemill.export.tensorrt import Profile, build_engine, said_of_engines

@@ -14,8 +14,9 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from codemill.export.decoder.rounding import FULL
 from codemill.export.decoder.shape import Activation, DecoderShape, Rotary
-from codemill.export.decoder.weights import FULL, Matrix, WeightFile
+from codemill.export.decoder.weights import Matrix, WeightFile
 
 __all__ = [
     "Stored",
@@ -128,8 +129,7 @@ class _Graph:
             self.microsoft("FusedMatMul", [x, weight], product, transB=1)
         else:
             parts = [
-                self.weight(f"{key}/{part}", f"{key}/{part}{at}", rows)
-                for part in ("values", "scales", "zero_points")
+                self.weight(f"{key}/{part}", f"{key}/{part}{at}", rows) for part in matrix.parts
             ]
             self.microsoft(
                 "MatMulNBits",
@@ -155,7 +155,7 @@ class _Graph:
         values = self.weight(
             f"{key}/values", f"{key}/values/rows", shape=(matrix.rows, bytes_a_row)
         )
-        inputs = [values, ids, self.weight(f"{key}/scales"), self.weight(f"{key}/zero_points")]
+        inputs = [values, ids, *(self.weight(f"{key}/{part}") for part in matrix.parts[1:])]
         padded = blocks * matrix.block != matrix.columns
         found = self.microsoft(
             "GatherBlockQuantized",

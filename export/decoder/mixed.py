@@ -15,10 +15,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from codemill.export.decoder.rounding import SCRATCH, Rounding, rounded_by_text
+from codemill.export.decoder.by_text import SCRATCH, rounded_by_text
+from codemill.export.decoder.rounding import FULL, Rounding
 from codemill.export.decoder.running import text_loss
 from codemill.export.decoder.shape import DecoderShape, DecoderWeights
-from codemill.export.decoder.weights import FULL
 from codemill.export.decoder.write import write_decoder
 from codemill.export.quantize.blocks import BLOCK
 
@@ -43,12 +43,14 @@ def round_decoder(
     threads: int | None = None,
     report: Callable[[float, str], None] = lambda _, __: None,
     room: int | None = None,
+    symmetric: bool = False,
 ) -> Rounding:
     """Round at `bits` by `pieces` (each as it is where there are none), ids [tokens] as of `held_out`.
 
     most_loss: at 4 bits, the share by which perplexity on `held_out` may be above that at 8 bits. Kinds are kept at 8
     bits, that which wins most a byte first, until it is met, or nothing more fits into `room`, bytes beyond what all
-    take at 4 bits (None: all that is needed). most_loss None: none are. Takes disk for the decoder in float32.
+    take at 4 bits (None: all that is needed). most_loss None: none are. symmetric: at 4 bits without zero points.
+    Takes disk for the decoder in float32.
     Raises ValueError where there is nothing to measure a loss on.
     """
     if bits == FULL:
@@ -56,17 +58,16 @@ def round_decoder(
     chooses = bits == 4 and most_loss is not None
     if chooses and not held_out:
         raise ValueError("what rounding loses is measured on held-out pieces, and there are none")
-    rounding = Rounding(bits, block=block)
+    rounding = Rounding(bits, block=block, symmetric=symmetric)
     if pieces:
         share = _ROUNDED_BY if chooses else 1.0
         blocks = rounded_by_text(
             weights,
-            rounding.bits_of,
+            rounding,
             pieces,
             folder,
             threads,
             lambda done: report(share * done, "rounding matrices by what they are multiplied with"),
-            block,
         )
         rounding = replace(rounding, blocks=blocks)
     if not chooses:
@@ -91,15 +92,7 @@ class _Losses:
         after = range(1, shape.layers)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=SCRATCH) as scratch:
             graphs = Path(scratch)
-            write_decoder(
-                self._weights,
-                graphs,
-                rounding.bits_of,
-                after,
-                longest,
-                rounded=rounding.usable(),
-                block=rounding.block,
-            )
+            write_decoder(self._weights, graphs, rounding, after, longest)
             return text_loss(graphs, shape, after, self._held_out, self._threads)
 
 
@@ -111,9 +104,10 @@ def _mixed(
     room: int | None,
     report: Callable[[float, str], None],
 ) -> Rounding:
-    sizes, more = _elements(shape), 0.5 + 0.5 / rounding.block
+    # bytes of a weight and its part of a zero point, at 8 bits beyond 4
+    more = 0.5 + (1.0 if rounding.symmetric else 0.5) / rounding.block
+    sizes = _elements(shape)
     left_over = math.inf if room is None else room
-    # more: bytes of a weight and its part of a zero point, at 8 bits beyond 4
     # all at 4 bits, all at 8, each kind, and each but the first again beside those that are chosen
     steps, done = 2 * len(sizes) + 1, 0
 

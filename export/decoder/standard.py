@@ -210,27 +210,20 @@ class _Rewriting:
         return self._store(f"{self._key(found)} matrix", name, lambda: self._read(found))
 
     def _rounded(self, names: Sequence[str], rows: int, columns: int, bits: int, block: int) -> str:
-        """A matrix that was rounded in blocks, by its values, scales and zero points: in full, or as it is."""
+        """A matrix that was rounded in blocks, by its values, scales and any zero points: in full, or as it is."""
         if self._blocks and columns % block == 0:
             return self._once(
                 f"{names[0]}/in blocks",
                 lambda to: self._in_blocks(names, rows, columns, bits, block, to),
             )
-        values, scales, zeros = names
+        values, scales, *zeros = names
         count = -(-columns // block)
         shape = rows, count, block * bits // 8
 
         def made() -> NDArray[np.float32]:
-            read = [self._read(name) for name in (values, scales, zeros)]
-            return restore(
-                Blocks(
-                    read[0].reshape(shape),
-                    read[1].reshape(rows, count),
-                    read[2].reshape(rows, -1),
-                    bits,
-                    columns,
-                )
-            )
+            points = self._read(zeros[0]).reshape(rows, -1) if zeros else None
+            scale = self._read(scales).reshape(rows, count)
+            return restore(Blocks(self._read(values).reshape(shape), scale, points, bits, columns))
 
         return self._store(f"{self._key(self._given[values])} {columns}", values, made)
 
@@ -240,13 +233,13 @@ class _Rewriting:
         """The same, as the standard operator takes it: values [rows, columns], the others [rows, blocks]."""
         count = columns // block
         kind = TensorProto.UINT4 if bits == 4 else TensorProto.UINT8
-        for name, size in zip(names, (columns, count, count), strict=True):
+        for name, size in zip(names, (columns, count, count), strict=False):
             if name in self._initializers:
                 continue
             key = self._key(self._given[name])
             if not self._weights.has(key):
                 read = self._read(name)
-                if name == names[2] and bits == 4 and count % 2:
+                if name == names[-1] and len(names) == 3 and bits == 4 and count % 2:
                     # each row was filled up to whole bytes
                     zeros = unpacked(read.reshape(rows, -1), bits)[:, :count]
                     read = packed(zeros.reshape(-1).astype(np.float32), bits)
@@ -255,7 +248,21 @@ class _Rewriting:
             if name != names[1]:
                 tensor.data_type = kind
             self._initializers[name] = tensor
-        return self._node_of("DequantizeLinear", list(names), to, axis=1, block_size=block)
+        points = names[2] if len(names) == 3 else self._middles(rows, count, bits, kind)
+        inputs = [*names[:2], points]
+        return self._node_of("DequantizeLinear", inputs, to, axis=1, block_size=block)
+
+    def _middles(self, rows: int, count: int, bits: int, kind: int) -> str:
+        """Zero points [rows, count] of a symmetric matrix, which has none of its own."""
+        name = f"middles/{rows}x{count}/{bits}"
+        if name not in self._initializers:
+            if not self._weights.has(name):
+                numbers = np.full(rows * count, 2 ** (bits - 1), np.float32)
+                self._weights.array(name, packed(numbers, bits))
+            tensor = self._weights.tensor(name, name, shape=(rows, count))
+            tensor.data_type = kind
+            self._initializers[name] = tensor
+        return name
 
     def _product(self, x: str, matrix: str, to: str) -> str:
         """x [.., columns] by a matrix [rows, columns] as it lies."""
@@ -314,14 +321,15 @@ class _Rewriting:
         # of the rows that are looked up alone: a table is large
         count = columns // block
         found = []
-        for name, width in ((table, columns), (parts[0], count), (parts[1], count)):
+        for name, width in ((table, columns), *((part, count) for part in parts)):
             rounded = name != parts[0]
             stored = self._bytes(name, rows, width) if rounded and bits == 4 else self._value(name)
             row = self._node_of("Gather", [stored, ids], f"{to}/{name}", axis=0)
             number = self._cast(row, f"{row}/float", _FLOAT) if rounded else row
             apart = self._numbers(1, -1, count, width // count)
             found.append(self._node_of("Reshape", [number, apart], f"{row}/blocks"))
-        value, scale, zero = found
+        value, scale, *zeros = found
+        zero = zeros[0] if zeros else self._number(2 ** (bits - 1))
         moved = self._node_of("Sub", [value, zero], f"{to}/moved")
         scaled = self._node_of("Mul", [moved, scale], f"{to}/scaled")
         self._node_of("Reshape", [scaled, self._numbers(1, -1, columns)], to)

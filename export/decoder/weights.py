@@ -15,26 +15,35 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from codemill.export.decoder.rounding import FULL, Rounding
 from codemill.export.decoder.shape import Linear
-from codemill.export.quantize.blocks import BLOCK, Blocks, quantize_blocks
+from codemill.export.quantize.blocks import quantize_blocks
 
-__all__ = ["FULL", "Matrix", "WeightFile"]
+__all__ = ["Matrix", "WeightFile"]
 
-FULL = 32
-"""Bits of a matrix that is kept in float32."""
 _ALIGNMENT = 64
+_IN_FULL = Rounding(FULL)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix in the file: [rows, columns] at `bits`, in blocks of `block` unless in full, with a bias or without."""
+    """A matrix in the file: [rows, columns] at `bits`, in blocks of `block` unless in full.
+
+    symmetric: without zero points; biased: with a bias.
+    """
 
     key: str
     rows: int
     columns: int
     bits: int
     block: int
+    symmetric: bool
     biased: bool
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What lies under its key, of a matrix in blocks, as operators take it."""
+        return ("values", "scales") if self.symmetric else ("values", "scales", "zero_points")
 
 
 @dataclass(frozen=True)
@@ -66,32 +75,34 @@ class WeightFile:
         self._file.close()
 
     def matrix(
-        self,
-        key: str,
-        linear: Linear,
-        bits: int,
-        rounded: Blocks | None = None,
-        block: int = BLOCK,
+        self, key: str, linear: Linear, rounding: Rounding = _IN_FULL, name: str = ""
     ) -> Matrix:
-        """Write a matrix, or what it was rounded to before; what is there under this key is not written again."""
+        """Write a matrix as `rounding` says of its name; what is there under this key is not written again."""
         if key in self._matrices:
             return self._matrices[key]
         rows, columns = linear.weight.shape
+        bits, block = rounding.bits_of(name), rounding.block
+        symmetric = rounding.is_symmetric(bits)
         if bits == FULL:
             self.array(f"{key}/weight", linear.weight)
         else:
-            blocks = rounded or quantize_blocks(linear.weight, bits, block)
-            found = (blocks.bits, blocks.block, blocks.columns, len(blocks.values))
-            if found != (bits, block, columns, rows):
+            blocks = rounding.rounded(name)
+            if blocks is None:
+                blocks = quantize_blocks(linear.weight, bits, block, symmetric)
+            found = (blocks.block, blocks.columns, len(blocks.values), blocks.zero_points is None)
+            if found != (block, columns, rows, symmetric):
                 raise ValueError(
-                    f"{key} was rounded as another matrix, or to other bits and blocks than {bits} and {block}"
+                    f"{key} was rounded as another matrix, or in other blocks than "
+                    f"{'symmetric ones ' * symmetric}of {block}"
                 )
             self.array(f"{key}/values", blocks.values)
             self.array(f"{key}/scales", blocks.scales)
-            self.array(f"{key}/zero_points", blocks.zero_points)
+            if blocks.zero_points is not None:
+                self.array(f"{key}/zero_points", blocks.zero_points)
         if linear.bias is not None:
             self.array(f"{key}/bias", linear.bias)
-        self._matrices[key] = Matrix(key, rows, columns, bits, block, linear.bias is not None)
+        biased = linear.bias is not None
+        self._matrices[key] = Matrix(key, rows, columns, bits, block, symmetric, biased)
         return self._matrices[key]
 
     def has(self, key: str) -> bool:

@@ -5,7 +5,7 @@ A layer is read, quantized and written before the next one is, so that memory ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from codemill.export.decoder.graph import (
@@ -18,18 +18,16 @@ from codemill.export.decoder.graph import (
     write_segment,
     write_whole,
 )
+from codemill.export.decoder.rounding import Rounding
 from codemill.export.decoder.shape import Adapter, DecoderWeights, Exits, Linear, Norm
-from codemill.export.decoder.weights import FULL, WeightFile
-from codemill.export.quantize.blocks import BLOCK, Blocks
+from codemill.export.decoder.weights import WeightFile
 
 __all__ = [
     "HEAD",
     "WEIGHTS",
     "WHOLE",
-    "Bits",
     "exit_file",
     "project_file",
-    "same_bits",
     "segment_file",
     "write_decoder",
 ]
@@ -37,14 +35,6 @@ __all__ = [
 WEIGHTS = "weights.bin"
 HEAD = "head.onnx"
 WHOLE = "model.onnx"
-Bits = Callable[[str], int]
-"""Bits, 4, 8 or 32, of a matrix: `words`, `head`; `N/qkv`, `N/out`, `N/up`, `N/down` of layer N; of the exit behind it
-`exit/N/up` and `exit/N/down`."""
-
-
-def same_bits(bits: int) -> Bits:
-    """All matrices at as many bits."""
-    return lambda _: bits
 
 
 def segment_file(number: int) -> str:
@@ -65,18 +55,14 @@ def project_file(number: int) -> str:
 def write_decoder(
     weights: DecoderWeights,
     folder: Path,
-    bits: Bits,
+    rounding: Rounding,
     exits: Sequence[int] | Exits = (),
     max_tokens: int | None = None,
-    rounded: Mapping[str, Blocks] | None = None,
-    block: int = BLOCK,
 ) -> Stored:
     """Write all graphs and their weights into `folder`; exits: after so many layers, in increasing order.
 
     Exits that are only named have no graph of their own: their segments and projections are there to train them with.
     max_tokens: longest text that will be run, the model's own by default; tables of positions end there.
-    rounded: matrices that were rounded before (`rounding.py`), by name; the others are rounded as they are. block:
-    weights that share a scale.
     """
     shape = weights.shape
     after = exits.layers if isinstance(exits, Exits) else tuple(exits)
@@ -86,11 +72,11 @@ def write_decoder(
         )
     folder.mkdir(parents=True, exist_ok=True)
     with WeightFile(folder / WEIGHTS) as file:
-        stored = _stored(weights, file, bits, max_tokens, rounded or {}, block)
+        stored = _stored(weights, file, rounding, max_tokens)
         heads, controller = [], None
         if isinstance(exits, Exits):
-            heads = [_adapter(file, item, bits, block) for item in exits.adapters]
-            controller = file.matrix("controller", exits.controller, FULL)
+            heads = [_adapter(file, item, rounding) for item in exits.adapters]
+            controller = file.matrix("controller", exits.controller)
     ends = [*after, shape.layers]
     for number, (start, end) in enumerate(zip([0, *after], ends, strict=True)):
         write_segment(stored, folder / segment_file(number), start, end)
@@ -105,24 +91,17 @@ def write_decoder(
 
 
 def _stored(
-    weights: DecoderWeights,
-    file: WeightFile,
-    bits: Bits,
-    max_tokens: int | None,
-    rounded: Mapping[str, Blocks],
-    block: int,
+    weights: DecoderWeights, file: WeightFile, rounding: Rounding, max_tokens: int | None
 ) -> Stored:
     shape = weights.shape
-    words = file.matrix(
-        "words", Linear(weights.words()), bits("words"), rounded.get("words"), block
-    )
+    words = file.matrix("words", Linear(weights.words()), rounding, "words")
     widen = narrow = None
     if shape.rank is not None:
         up = weights.widen()
         # small, and between the words and everything else
-        widen = file.matrix("widen", Linear(up), FULL)
+        widen = file.matrix("widen", Linear(up))
         if shape.tied:
-            narrow = file.matrix("narrow", Linear(up.T), FULL)
+            narrow = file.matrix("narrow", Linear(up.T))
     if shape.positions:
         file.array("positions/weight", weights.positions()[:max_tokens])
     rotary = weights.rotary
@@ -137,36 +116,23 @@ def _stored(
         if layer.mlp_norm is not None:
             _norm(file, f"{key}/mlp_norm", layer.mlp_norm)
         matrices = {
-            name: file.matrix(
-                f"{key}/{name}",
-                getattr(layer, name),
-                bits(f"{number}/{name}"),
-                rounded.get(f"{number}/{name}"),
-                block,
-            )
+            name: file.matrix(f"{key}/{name}", getattr(layer, name), rounding, f"{number}/{name}")
             for name in ("qkv", "out", "up", "down")
         }
         layers.append(StoredLayer(key, **matrices))
     _norm(file, "last_norm", weights.last_norm())
-    head = (
-        words
-        if shape.tied
-        else file.matrix("head", weights.head(), bits("head"), rounded.get("head"), block)
-    )
+    head = words if shape.tied else file.matrix("head", weights.head(), rounding, "head")
     return Stored(shape, file, words, widen, narrow, tuple(layers), head, rotary)
 
 
-def _adapter(file: WeightFile, adapter: Adapter, bits: Bits, block: int) -> StoredExit:
+def _adapter(file: WeightFile, adapter: Adapter, rounding: Rounding) -> StoredExit:
     key = f"exit.{adapter.layer}"
     file.array(f"{key}/scale", adapter.scale)
     file.array(f"{key}/shift", adapter.shift)
     _norm(file, f"{key}/norm", adapter.norm)
     matrices = {
         name: file.matrix(
-            f"{key}/{name}",
-            getattr(adapter, name),
-            bits(f"exit/{adapter.layer}/{name}"),
-            block=block,
+            f"{key}/{name}", getattr(adapter, name), rounding, f"exit/{adapter.layer}/{name}"
         )
         for name in ("up", "down")
     }

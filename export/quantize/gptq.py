@@ -21,7 +21,9 @@ _DAMPED = 0.01
 _ROWS_AT_ONCE = 8192
 
 
-def gptq_blocks(weight: Floats, moments: Floats, bits: int, block: int = BLOCK) -> Blocks:
+def gptq_blocks(
+    weight: Floats, moments: Floats, bits: int, block: int = BLOCK, symmetric: bool = False
+) -> Blocks:
     """The blocks of `weight` [rows, columns] at 4 or 8 bits; moments: X.T @ X of inputs X, [columns, columns].
 
     Raises ValueError for other bits or blocks, or moments of another shape.
@@ -32,11 +34,12 @@ def gptq_blocks(weight: Floats, moments: Floats, bits: int, block: int = BLOCK) 
         raise ValueError(f"moments should be [{columns}, {columns}], found {list(moments.shape)}")
     factor = _factor(moments.astype(np.float64))
     parts = [
-        _rounded(weight[start : start + _ROWS_AT_ONCE], factor, bits, block)
+        _rounded(weight[start : start + _ROWS_AT_ONCE], factor, bits, block, symmetric)
         for start in range(0, rows, _ROWS_AT_ONCE)
     ]
     values, scales, zeros = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Blocks(packed(values, bits), scales, packed(zeros, bits), bits, columns)
+    points = None if symmetric else packed(zeros, bits)
+    return Blocks(packed(values, bits), scales, points, bits, columns)
 
 
 def _factor(moments: NDArray[np.float64]) -> Floats:
@@ -50,7 +53,9 @@ def _factor(moments: NDArray[np.float64]) -> Floats:
     return found
 
 
-def _rounded(weight: Floats, factor: Floats, bits: int, size: int) -> tuple[Floats, Floats, Floats]:
+def _rounded(
+    weight: Floats, factor: Floats, bits: int, size: int, symmetric: bool
+) -> tuple[Floats, Floats, Floats]:
     """values [rows, blocks, size], scales [rows, blocks], zero points [rows, blocks]."""
     rows, columns = weight.shape
     blocks, top = -(-columns // size), 2**bits - 1
@@ -61,7 +66,7 @@ def _rounded(weight: Floats, factor: Floats, bits: int, size: int) -> tuple[Floa
         start, end = block * size, min(columns, (block + 1) * size)
         part = left[:, start:end]
         own = factor[start:end, start:end]
-        scale, zero = ranges(part, bits, _SHRINKS, 1 / np.diag(own) ** 2)
+        scale, zero = ranges(part, bits, _SHRINKS, 1 / np.diag(own) ** 2, symmetric)
         lost = np.empty_like(part)
         for at in range(end - start):
             value = np.clip(np.rint(part[:, at] / scale) + zero, 0, top)

@@ -34,6 +34,7 @@ def quantize_weights(fused: Path, quantized: Path, bits: int, block: int) -> Non
             continue
         # [inputs, outputs] as ONNX has it; a scale is shared by inputs of one output
         found = quantize_blocks(numpy_helper.to_array(weight).T, bits, block)
+        assert found.zero_points is not None
         name = weight.name
         if not any(item.name == f"{name}/values" for item in graph.initializer):
             graph.initializer.extend(

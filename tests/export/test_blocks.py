@@ -18,6 +18,7 @@ def test_what_is_restored_is_near(bits: int, columns: int, block: int) -> None:
     assert blocks.block == block
     assert blocks.values.shape == (5000, count, block * bits // 8)
     assert blocks.scales.shape == (5000, count)
+    assert blocks.zero_points is not None
     assert blocks.zero_points.shape == (5000, -(-count * bits // 8))
     error = np.abs(restore(blocks) - weight)
     assert (
@@ -37,6 +38,26 @@ def test_zeros_equal_rows_and_single_signs_are_kept() -> None:
         np.testing.assert_array_equal(found[0], 0)
         np.testing.assert_allclose(found[1], 2.5, rtol=1e-6)
         assert found[2, 0] == 0
+
+
+@pytest.mark.parametrize("columns", [64, 20, 192])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_symmetric_blocks_have_no_zero_points_and_are_nearly_as_near(
+    bits: int, columns: int
+) -> None:
+    weight = np.random.default_rng(0).normal(size=(2000, columns)).astype(np.float32)
+    blocks = quantize_blocks(weight, bits, symmetric=True)
+    assert blocks.zero_points is None
+    found, plain = restore(blocks), restore(quantize_blocks(weight, bits))
+    error, own = (np.sqrt(np.square(made - weight).mean()) for made in (found, plain))
+    assert error < 1.1 * own
+    # what is largest in a block is kept, on whichever side it is
+    wide = np.array([[-8.0, *range(8), *[0.0] * 55], [8.0, *range(0, -8, -1), *[0.0] * 55]])
+    made = restore(quantize_blocks(wide.astype(np.float32), 4, symmetric=True))
+    np.testing.assert_allclose(made, wide, atol=1e-5)
+    np.testing.assert_array_equal(
+        restore(quantize_blocks(np.zeros((2, columns), np.float32), bits, symmetric=True)), 0
+    )
 
 
 def test_a_narrower_range_is_better_where_one_weight_stands_out() -> None:

@@ -32,6 +32,8 @@ def test_products_with_seen_inputs_lose_less(columns: int, block: int) -> None:
     like = quantize_blocks(weight, 4, block)
     assert made.block == block
     assert made.values.shape == like.values.shape
+    assert made.zero_points is not None
+    assert like.zero_points is not None
     assert made.zero_points.shape == like.zero_points.shape
     assert made.scales.dtype == np.float32
 

@@ -359,19 +359,21 @@ def test_rounded_weights_take_less_room_and_complete(
     decoder: Path, bundle: Path, compress: Compress
 ) -> None:
     sizes = {}
-    for precision in ("int4", "int8"):
+    forms = {"symmetric": ("int4", "--symmetric"), "int4": ("int4",), "int8": ("int8",)}
+    for name, options in forms.items():
         ended = compress(
-            *("export", decoder, "--task", "complete", "--precision", precision),
-            *("--out", precision, "--json"),
+            *("export", decoder, "--task", "complete", "--precision", *options),
+            *("--out", name, "--json"),
         )
         assert ended.code == 0
-        sizes[precision] = ended.document["size_bytes"]
-        verify_bundle(precision)
-        with codemill.load(precision) as model:
+        sizes[name] = ended.document["size_bytes"]
+        verify_bundle(name)
+        with codemill.load(name) as model:
             assert isinstance(model, Completer)
             assert model.complete(SOURCE, max_tokens=5).prompt_tokens == len(SOURCE)
     assert (
-        sizes["int4"]
+        sizes["symmetric"]
+        < sizes["int4"]
         < sizes["int8"]
         < sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file())
     )
@@ -488,6 +490,11 @@ def test_mistakes_are_told(
             ("--task", "complete", "--precision", "int8", "--rounding-loss", "0.1"),
             2,
             "at --precision int4",
+        ),
+        (
+            ("--task", "complete", "--precision", "int8", "--symmetric"),
+            2,
+            "--symmetric is of --task complete at --precision int4",
         ),
         (("--task", "complete", "--calibration", "nowhere"), 1, "there is no nowhere"),
         (("--task", "complete", "--calibration", "."), 1, ". has no code"),

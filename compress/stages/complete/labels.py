@@ -59,7 +59,10 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "after": recipe.exits.after,
         "tokens": complete.piece_tokens,
         "likeliest": complete.likeliest,
-        "rounding": [complete.rounding_pieces, complete.rounding_loss, complete.block],
+        "rounding": [
+            *(complete.rounding_pieces, complete.rounding_loss, complete.block),
+            *(["symmetric"] * complete.symmetric),
+        ],
         "budget": None if recipe.student.init == "whole" else recipe.budget.size_bytes,
         "threads": compute.threads,
     }
@@ -175,6 +178,7 @@ def rounding_of(
         threads,
         report,
         room,
+        complete.symmetric,
     )
 
 
@@ -189,7 +193,8 @@ def _room(recipe: Recipe, inputs: Folders) -> int | None:
 def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: Report) -> None:
     from codemill.compress.distill.token_labels import by_graphs, label_pieces
     from codemill.compress.models.causal import pieces_of
-    from codemill.export.decoder.rounding import SCRATCH, read_rounding, write_rounding
+    from codemill.export.decoder.by_text import SCRATCH
+    from codemill.export.decoder.rounding import read_rounding, write_rounding
     from codemill.export.decoder.running import open_graphs
     from codemill.export.decoder.write import write_decoder
     from codemill.runtime.atomic import write_atomically
@@ -234,15 +239,7 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
     rounding = read_rounding(folder / ROUNDED)
     report(0.1, "writing the decoder's graphs")
     shutil.rmtree(graphs, ignore_errors=True)
-    write_decoder(
-        model.weights,
-        graphs,
-        rounding.bits_of,
-        after,
-        longest,
-        rounding.usable(),
-        rounding.block,
-    )
+    write_decoder(model.weights, graphs, rounding, after, longest)
     parts = open_graphs(graphs, shape, after, threads)
     likeliest = min(complete.likeliest, shape.vocab_size)
     label = by_graphs(parts, longest, likeliest)

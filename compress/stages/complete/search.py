@@ -49,7 +49,10 @@ def stage(recipe: Recipe) -> Stage:
         "vocab_sizes": search.vocab_sizes,
         "layers": search.layers,
         "intermediate_sizes": search.intermediate_sizes,
-        "precision": [recipe.complete.precision, recipe.complete.block],
+        "precision": [
+            *(recipe.complete.precision, recipe.complete.block),
+            *(["symmetric"] * recipe.complete.symmetric),
+        ],
         "adapter_size": recipe.complete.adapter_size,
         "exits": recipe.exits.after,
         "max_tokens": recipe.student.max_tokens,
@@ -83,6 +86,7 @@ class _Costs:
     adapters: int
     tied: bool
     block: int
+    symmetric: bool
     latency_ms: Callable[[Architecture], float] | None = field(default=None)
 
     def gflops(self, architecture: Architecture) -> float:
@@ -99,7 +103,10 @@ class _Costs:
         sizes: Any = architecture.vocab_size
         tokenizer: Any = np.vectorize(self.tokenizer_bytes)(sizes)
         found: int = (
-            graph_bytes(architecture, self.tied, self.block) + tokenizer + self.adapters + _BESIDE
+            graph_bytes(architecture, self.tied, self.block, self.symmetric)
+            + tokenizer
+            + self.adapters
+            + _BESIDE
         )
         return found
 
@@ -154,6 +161,7 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
         int(exits * 3 * adapter * shape.width * _weight_bytes(recipe)),
         shape.tied,
         recipe.complete.block,
+        recipe.complete.symmetric,
     )
     result = search(space, Budget(size_bytes=recipe.budget.size_bytes), costs, recipe.seed)
     best = result.best
@@ -174,7 +182,8 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
 def _weight_bytes(recipe: Recipe) -> float:
     """Of a weight, with its part of scale and zero point."""
     bits = _BITS[recipe.complete.precision]
-    return bits / 8 + (0 if bits == 32 else (4 + bits / 8) / recipe.complete.block)
+    points = 0 if recipe.complete.symmetric and bits == 4 else bits / 8
+    return bits / 8 + (0 if bits == 32 else (4 + points) / recipe.complete.block)
 
 
 def _with_layers(architecture: Architecture, choices: Any, of: int) -> Architecture:

@@ -223,6 +223,7 @@ def test_layers_that_cannot_learn_are_said_before_anything_is_done(
         ("student.init=teacher; complete.vocab_size=300", "student's tokens are searched"),
         ("student.init=teacher; complete.tune_above=2", "layers learn"),
         ("complete.precision=int8; complete.rounding_loss=0.1", "rounding_loss is of int4"),
+        ("complete.precision=int8; complete.ranges=symmetric", "symmetric is of int4"),
         ("student.max_tokens=100", "needs 128 or more"),
         ("complete.stop_right=2", "less than or equal to 1"),
     ],

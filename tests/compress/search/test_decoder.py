@@ -27,7 +27,8 @@ from codemill.compress.search.decoder import (
 )
 from codemill.errors import RecipeError
 from codemill.export.decoder.families import of_module
-from codemill.export.decoder.write import same_bits, write_decoder
+from codemill.export.decoder.rounding import Rounding
+from codemill.export.decoder.write import write_decoder
 
 SHAPES = [
     # vocabulary, hidden, layers, heads, head size, intermediate, rank, kv heads
@@ -85,10 +86,11 @@ def test_predicted_sizes_are_within_two_percent_of_exported_files(
     architecture: Architecture, tied: bool, tmp_path: Path
 ) -> None:
     weights = of_module(fresh_decoder(architecture, 0, tied))
-    for bits in (4, 8, 32):
-        write_decoder(weights, tmp_path / str(bits), same_bits(bits))
-        size = sum(file.stat().st_size for file in (tmp_path / str(bits)).iterdir())
-        predicted = graph_bytes(replace(architecture, bits=bits), tied)
+    for bits, symmetric in ((4, False), (4, True), (8, False), (32, False)):
+        folder = tmp_path / f"{bits}{symmetric}"
+        write_decoder(weights, folder, Rounding(bits, symmetric=symmetric))
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        predicted = graph_bytes(replace(architecture, bits=bits), tied, symmetric=symmetric)
         assert predicted == pytest.approx(size, rel=0.02)
 
 

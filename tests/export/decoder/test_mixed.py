@@ -13,7 +13,7 @@ from codemill.export.decoder.families import of_module
 from codemill.export.decoder.mixed import round_decoder
 from codemill.export.decoder.rounding import Rounding
 from codemill.export.decoder.running import text_loss
-from codemill.export.decoder.write import same_bits, write_decoder
+from codemill.export.decoder.write import write_decoder
 
 from .test_rounding import pieces
 
@@ -26,7 +26,7 @@ def test_the_loss_of_graphs_is_that_of_transformers(
 
     weights = of_module(decoder)
     after = range(1, segments)
-    write_decoder(weights, tmp_path, same_bits(32), after, max_tokens=24)
+    write_decoder(weights, tmp_path, Rounding(32), after, max_tokens=24)
     found = text_loss(tmp_path, weights.shape, after, pieces(), 1)
     ids = torch.tensor(np.stack(pieces()))
     with torch.inference_mode():
@@ -49,7 +49,7 @@ def test_a_real_decoder_gets_what_it_asks_for(decoder: PreTrainedModel, tmp_path
     )
     assert found.eight == ()
     assert found.bits == 4
-    assert found.usable()
+    assert found.blocks
     assert said[-1].endswith("4 bits")
     assert not list(tmp_path.iterdir())
     assert round_decoder(weights, 32, pieces()) == Rounding(32)

@@ -7,14 +7,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from codemill.export.decoder.by_text import rounded_by_text
 from codemill.export.decoder.families import of_module
-from codemill.export.decoder.rounding import (
-    Rounding,
-    read_rounding,
-    rounded_by_text,
-    write_rounding,
-)
-from codemill.export.decoder.write import WEIGHTS, same_bits, write_decoder
+from codemill.export.decoder.rounding import Rounding, read_rounding, write_rounding
+from codemill.export.decoder.write import WEIGHTS, write_decoder
 
 from .test_write import whole
 
@@ -26,7 +22,7 @@ def pieces() -> list[np.ndarray]:
 
 def test_all_matrices_of_every_family_are_rounded(decoder: PreTrainedModel, tmp_path: Path) -> None:
     weights = of_module(decoder)
-    rounded = rounded_by_text(weights, same_bits(4), pieces(), tmp_path, 1)
+    rounded = rounded_by_text(weights, Rounding(4), pieces(), tmp_path, 1)
     layers = {
         f"{n}/{name}" for n in range(weights.shape.layers) for name in ("qkv", "out", "up", "down")
     }
@@ -36,7 +32,8 @@ def test_all_matrices_of_every_family_are_rounded(decoder: PreTrainedModel, tmp_
     write_rounding(tmp_path / "rounded.safetensors", rounding)
     read = read_rounding(tmp_path / "rounded.safetensors")
     assert (read.bits, read.eight) == (4, ("down", "words"))
-    assert set(read.usable()) == {name for name in rounded if not name.endswith("/down")}
+    usable = {name for name in rounded if read.rounded(name) is not None}
+    assert usable == {name for name in rounded if not name.endswith("/down")}
     assert [read.bits_of(name) for name in ("0/down", "exit/0/down", "words", "0/up")] == [
         8,
         4,
@@ -45,11 +42,11 @@ def test_all_matrices_of_every_family_are_rounded(decoder: PreTrainedModel, tmp_
     ]
     again = read.blocks
     assert set(again) == set(rounded)
-    write_decoder(weights, tmp_path / "a", same_bits(4), rounded=rounded)
-    write_decoder(weights, tmp_path / "b", same_bits(4), rounded=again)
+    write_decoder(weights, tmp_path / "a", Rounding(4, blocks=rounded))
+    write_decoder(weights, tmp_path / "b", Rounding(4, blocks=again))
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
-    write_decoder(weights, tmp_path / "plain", same_bits(4))
-    write_decoder(weights, tmp_path / "exact", same_bits(32))
+    write_decoder(weights, tmp_path / "plain", Rounding(4))
+    write_decoder(weights, tmp_path / "exact", Rounding(32))
     exact, found, plain = (
         whole(tmp_path / name, weights.shape).ravel() for name in ("exact", "a", "plain")
     )

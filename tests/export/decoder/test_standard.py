@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from codemill.errors import ModelError
 from codemill.export.decoder.families import of_module
+from codemill.export.decoder.rounding import Rounding
 from codemill.export.decoder.standard import write_standard
 from codemill.export.decoder.write import (
     HEAD,
     WEIGHTS,
     project_file,
-    same_bits,
     segment_file,
     write_decoder,
 )
@@ -68,7 +68,7 @@ def logits_of(folder: Path, shape: Any, kind: type = np.float32) -> np.ndarray:
 
 def test_logits_are_those_of_the_graphs_that_ship(decoder: PreTrainedModel, tmp_path: Path) -> None:
     weights = of_module(decoder)
-    write_decoder(weights, tmp_path / "ships", same_bits(32), EXITS)
+    write_decoder(weights, tmp_path / "ships", Rounding(32), EXITS)
     paths = write_standard(tmp_path / "ships", NAMES, tmp_path / "standard")
     assert [path.name for path in paths] == NAMES
     found = logits_of(tmp_path / "standard", weights.shape)
@@ -87,7 +87,7 @@ def test_projections_give_the_same_keys_and_values(
     decoder: PreTrainedModel, tmp_path: Path
 ) -> None:
     weights = of_module(decoder)
-    write_decoder(weights, tmp_path / "ships", same_bits(32), EXITS)
+    write_decoder(weights, tmp_path / "ships", Rounding(32), EXITS)
     write_standard(tmp_path / "ships", NAMES, tmp_path / "standard")
     hidden = np.random.default_rng(0).normal(size=(1, 7, weights.shape.width)).astype(np.float32)
     for number in range(len(EXITS)):
@@ -103,15 +103,19 @@ def test_projections_give_the_same_keys_and_values(
             np.testing.assert_allclose(found[1][name], wanted, atol=2e-5)
 
 
-@pytest.mark.parametrize(("bits", "block"), [(4, 64), (4, 32), (8, 32)])
+@pytest.mark.parametrize(
+    ("bits", "block", "symmetric"),
+    [(4, 64, False), (4, 32, False), (4, 64, True), (4, 32, True), (8, 32, False)],
+)
 @pytest.mark.parametrize("name", ["llama", "llama-untied-scaled", "gpt2"])
 def test_rounded_weights_are_the_numbers_they_stand_for(
-    tmp_path: Path, name: str, bits: int, block: int
+    tmp_path: Path, name: str, bits: int, block: int, symmetric: bool
 ) -> None:
     weights: Any = of_module(small_decoder(name))
-    restored: Any = _Restored(weights, bits, block)
-    write_decoder(weights, tmp_path / "ships", same_bits(bits), EXITS, block=block)
-    write_decoder(restored, tmp_path / "restored", same_bits(32), EXITS)
+    rounding = Rounding(bits, block=block, symmetric=symmetric)
+    restored: Any = _Restored(weights, rounding)
+    write_decoder(weights, tmp_path / "ships", rounding, EXITS)
+    write_decoder(restored, tmp_path / "restored", Rounding(32), EXITS)
     wanted = in_segments(tmp_path / "restored", weights.shape)[0]
     sizes = []
     for folder, blocks in (("full", False), ("blocks", True)):
@@ -125,7 +129,7 @@ def test_rounded_weights_are_the_numbers_they_stand_for(
 @pytest.mark.parametrize("name", ["llama", "gpt2", "codegen"])
 def test_half_precision_is_near(tmp_path: Path, name: str) -> None:
     weights = of_module(small_decoder(name))
-    write_decoder(weights, tmp_path / "ships", same_bits(32), EXITS)
+    write_decoder(weights, tmp_path / "ships", Rounding(32), EXITS)
     write_standard(tmp_path / "ships", NAMES, tmp_path / "half", half=True)
     found = logits_of(tmp_path / "half", weights.shape, np.float16)
     wanted = expected(small_decoder(name))
@@ -138,7 +142,7 @@ def test_half_precision_is_near(tmp_path: Path, name: str) -> None:
 
 
 def test_an_operator_that_no_decoder_is_written_with_is_named(tmp_path: Path) -> None:
-    write_decoder(of_module(small_decoder("llama")), tmp_path, same_bits(32), EXITS)
+    write_decoder(of_module(small_decoder("llama")), tmp_path, Rounding(32), EXITS)
     model = onnx.load(str(tmp_path / HEAD), load_external_data=False)
     model.graph.node[0].op_type = "Attention"
     (tmp_path / HEAD).write_bytes(model.SerializeToString())

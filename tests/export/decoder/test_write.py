@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 
 from codemill.errors import ModelError
 from codemill.export.decoder.families import of_module, weights_of
+from codemill.export.decoder.rounding import Rounding
 from codemill.export.decoder.shape import DecoderShape, DecoderWeights, Linear
 from codemill.export.decoder.write import (
     HEAD,
     WEIGHTS,
     WHOLE,
     project_file,
-    same_bits,
     segment_file,
     write_decoder,
 )
@@ -109,7 +109,7 @@ def in_segments(folder: Path, shape: DecoderShape) -> tuple[np.ndarray, list[np.
 
 def test_logits_are_those_of_transformers(decoder: PreTrainedModel, tmp_path: Path) -> None:
     weights = of_module(decoder)
-    write_decoder(weights, tmp_path, same_bits(32), EXITS)
+    write_decoder(weights, tmp_path, Rounding(32), EXITS)
     wanted = expected(decoder)
     np.testing.assert_allclose(whole(tmp_path, weights.shape), wanted, atol=2e-5)
     np.testing.assert_allclose(in_segments(tmp_path, weights.shape)[0], wanted, atol=2e-5)
@@ -119,7 +119,7 @@ def test_a_projection_gives_the_keys_and_values_of_the_layer_it_begins_with(
     decoder: PreTrainedModel, tmp_path: Path
 ) -> None:
     shape = of_module(decoder).shape
-    write_decoder(of_module(decoder), tmp_path, same_bits(32), EXITS)
+    write_decoder(of_module(decoder), tmp_path, Rounding(32), EXITS)
     hidden = in_segments(tmp_path, shape)[1][0]
     opened = session(tmp_path / project_file(0))
     count = hidden.shape[1]
@@ -145,8 +145,8 @@ def test_a_projection_gives_the_keys_and_values_of_the_layer_it_begins_with(
 class _Restored:
     """A decoder's weights as they are after rounding."""
 
-    def __init__(self, weights: DecoderWeights, bits: int, block: int) -> None:
-        self._weights, self._bits, self._block = weights, bits, block
+    def __init__(self, weights: DecoderWeights, rounding: Rounding) -> None:
+        self._weights, self._rounding = weights, rounding
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._weights, name)
@@ -156,21 +156,29 @@ class _Restored:
 
     def _rounded(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
-            return restore(quantize_blocks(value, self._bits, self._block))
+            how = self._rounding
+            return restore(quantize_blocks(value, how.bits, how.block, how.symmetric))
         if isinstance(value, Linear):
             return replace(value, weight=self._rounded(value.weight))
         parts = {name: self._rounded(getattr(value, name)) for name in ("qkv", "out", "up", "down")}
         return replace(value, **parts)
 
 
-@pytest.mark.parametrize(("bits", "block"), [(4, 32), (4, 64), (4, 128), (8, 32), (8, 128)])
+@pytest.mark.parametrize(
+    ("bits", "block", "symmetric"),
+    [
+        *((4, block, symmetric) for block in (32, 64, 128) for symmetric in (False, True)),
+        *((8, block, False) for block in (32, 128)),
+    ],
+)
 def test_rounded_weights_are_multiplied_as_they_were_rounded(
-    decoder: PreTrainedModel, tmp_path: Path, bits: int, block: int
+    decoder: PreTrainedModel, tmp_path: Path, bits: int, block: int, symmetric: bool
 ) -> None:
     weights = of_module(decoder)
-    write_decoder(weights, tmp_path / "rounded", same_bits(bits), EXITS, block=block)
-    restored: Any = _Restored(weights, bits, block)
-    write_decoder(restored, tmp_path / "restored", same_bits(32))
+    rounding = Rounding(bits, block=block, symmetric=symmetric)
+    write_decoder(weights, tmp_path / "rounded", rounding, EXITS)
+    restored: Any = _Restored(weights, rounding)
+    write_decoder(restored, tmp_path / "restored", Rounding(32))
     wanted = whole(tmp_path / "restored", weights.shape).ravel()
     found = whole(tmp_path / "rounded", weights.shape).ravel()
     # what is left is the rounding of the other side, to 8 bits
@@ -185,7 +193,7 @@ def test_every_weight_is_stored_once_and_every_graph_may_be_in_a_bundle(
     decoder: PreTrainedModel, tmp_path: Path
 ) -> None:
     weights = of_module(decoder)
-    write_decoder(weights, tmp_path, same_bits(32), EXITS)
+    write_decoder(weights, tmp_path, Rounding(32), EXITS)
     stored = sum(value.nbytes for value in _distinct(decoder))
     angles = 0 if weights.rotary is None else 2 * weights.rotary.cos.nbytes
     size = (tmp_path / WEIGHTS).stat().st_size
@@ -209,15 +217,16 @@ def test_layers_may_have_bits_of_their_own(tmp_path: Path) -> None:
 
     weights = of_module(small_decoder("llama"))
     sizes = {}
-    for name, bits in (
-        ("four", same_bits(4)),
-        ("mixed", lambda matrix: 8 if matrix.startswith("0/") else 4),
-        ("eight", same_bits(8)),
+    for name, rounding in (
+        ("symmetric", Rounding(4, symmetric=True)),
+        ("four", Rounding(4)),
+        ("mixed", Rounding(4, ("down",))),
+        ("eight", Rounding(8)),
     ):
-        write_decoder(weights, tmp_path / name, bits)
+        write_decoder(weights, tmp_path / name, rounding)
         sizes[name] = (tmp_path / name / WEIGHTS).stat().st_size
         assert np.isfinite(whole(tmp_path / name, weights.shape)).all()
-    assert sizes["four"] < sizes["mixed"] < sizes["eight"]
+    assert sizes["symmetric"] < sizes["four"] < sizes["mixed"] < sizes["eight"]
 
 
 @pytest.mark.parametrize("exits", [(0,), (3,), (2, 1), (1, 1)])
@@ -225,7 +234,7 @@ def test_exits_out_of_place_are_refused(tmp_path: Path, exits: tuple[int, ...]) 
     from .conftest import small_decoder
 
     with pytest.raises(ValueError, match="increasing numbers from 1 to 2"):
-        write_decoder(of_module(small_decoder("llama")), tmp_path, same_bits(4), exits)
+        write_decoder(of_module(small_decoder("llama")), tmp_path, Rounding(4), exits)
 
 
 @pytest.mark.parametrize(
@@ -251,4 +260,4 @@ def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
     from .conftest import CONFIGS
 
     with pytest.raises(ModelError, match=r"lack 'model.embed_tokens.weight'"):
-        write_decoder(weights_of(CONFIGS["llama"], lambda _: None), tmp_path, same_bits(4))
+        write_decoder(weights_of(CONFIGS["llama"], lambda _: None), tmp_path, Rounding(4))
