@@ -49,7 +49,7 @@ def test_a_real_decoder_gets_what_it_asks_for(decoder: PreTrainedModel, tmp_path
     )
     assert found.eight == ()
     assert found.bits == 4
-    assert found.blocks
+    assert any(found.rounded(name) for name in found.blocks)
     assert said[-1].endswith("4 bits")
     assert not list(tmp_path.iterdir())
     assert round_decoder(weights, 32, pieces()) == Rounding(32)

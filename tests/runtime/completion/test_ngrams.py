@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from codemill.runtime.completion.decoding import Decoding, Fill
+from codemill.runtime.completion.decoding import Fill
 from codemill.runtime.completion.ngrams import Nearby, mixed, parts_of
+
+from .test_loop import decoding
 
 VOCAB = 12
 
@@ -151,19 +155,7 @@ def test_only_the_nearest_matches_count_of_each_length() -> None:
 
 
 def test_marks_of_a_gap_are_no_text() -> None:
-    shape = Decoding(
-        vocab_size=VOCAB,
-        layers=1,
-        width=1,
-        kv_heads=1,
-        head_size=2,
-        max_tokens=100,
-        begin=(9,),
-        end=(),
-        fill=Fill(prefix=6, suffix=7, middle=8),
-        rotary=None,
-        exits=(),
-    )
+    shape = replace(decoding(), begin=(9,), fill=Fill(prefix=6, suffix=7, middle=8))
     assert parts_of([9, 6, 1, 2, 7, 3, 4, 8], shape) == ([1, 2], [3, 4])
     assert parts_of([9, 6, 7, 3, 8], shape) == ([], [3])
     assert parts_of([9, 1, 2], shape) == ([1, 2], ())
