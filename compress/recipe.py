@@ -333,7 +333,8 @@ class Search(_Section):
     hidden_sizes: tuple[int, ...] | None = Field(None, description="widths of a fresh student")
     layers: tuple[tuple[int, ...], ...] | tuple[int, ...] | None = Field(
         None,
-        description="which teacher layers to copy, counted from 0; of a fresh student, how many layers",
+        description="which teacher layers to copy, counted from 0; of a fresh student, how many layers, and so of one "
+        "that completes, where which ones is chosen by what each changes",
     )
     heads: tuple[int, ...] | None = Field(None, description="attention heads kept in each layer")
     head_sizes: tuple[int, ...] | None = Field(
@@ -616,6 +617,14 @@ class Complete(_Section):
     )
     tokens: int = Field(
         500_000, ge=1000, le=10**12, description="of code to learn from, each labelled once"
+    )
+    block_tokens: int = Field(
+        200_000,
+        ge=0,
+        le=10**12,
+        description="of these, so many, the first ones, that each layer of a student that stands for several of the "
+        "teacher's learns from by itself, to do what these do, before all learn together; a state is kept of each, 2 "
+        "bytes times the width for each such layer; 0: none",
     )
     piece_tokens: int = Field(
         256, ge=16, le=_LONGEST, description="tokens of a piece of a file that is read at once"
@@ -1077,6 +1086,9 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _layers_to_copy_or_how_many(self) -> Recipe:
         for choice in self.search.layers or ():
+            if isinstance(choice, int) and self.task == "completion":
+                # which ones is measured
+                continue
             if isinstance(choice, int) is (self.student.init != "fresh"):
                 said = (
                     "how many layers, such as [2, 4]: it copies none"

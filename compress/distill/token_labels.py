@@ -10,8 +10,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +22,10 @@ from codemill.runtime.atomic import write_atomically
 from codemill.runtime.completion.cache import Cache
 from codemill.runtime.completion.parts import OnnxParts
 
-__all__ = ["Labeller", "TokenLabels", "by_graphs", "label_pieces", "read_token_labels"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Labelled", "Labeller", "TokenLabels", "by_graphs", "label_pieces", "read_token_labels"]
 
 _NOTE_EVERY_S = 10.0
 _KINDS: dict[str, Any] = {
@@ -36,13 +40,39 @@ _KINDS: dict[str, Any] = {
 class TokenLabels:
     """One row for each token: hidden [n, exits, width]; likeliest, logits [n, k], the first is the last layer's choice.
 
-    gold [n]: the token that the file has next, -1 behind the end of a piece.
+    gold [n]: the token that the file has next, -1 behind the end of a piece. `hidden` may be of the first tokens only.
     """
 
     hidden: np.ndarray
     likeliest: np.ndarray
     logits: np.ndarray
     gold: np.ndarray
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pieces int [tokens], and the labels of their tokens, one piece after the other."""
+
+    pieces: Sequence[np.ndarray]
+    labels: TokenLabels
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each piece's rows begin, and the end: int64 [pieces + 1]."""
+        return np.cumsum([0, *map(len, self.pieces)])
+
+    def batch(self, numbers: Sequence[int], device: Any) -> tuple[np.ndarray, Tensor, Tensor]:
+        """Of these pieces: the labels' rows [n], ids int64 [pieces, longest], and where one is, bool, n times true."""
+        import torch
+
+        starts = self.starts
+        rows = np.concatenate([np.arange(starts[at], starts[at + 1]) for at in numbers])
+        found = [torch.from_numpy(self.pieces[at].astype(np.int64)) for at in numbers]
+        ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+        real = torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(item), dtype=torch.bool) for item in found], batch_first=True
+        )
+        return rows, ids.to(device), real.to(device)
 
 
 Labeller = Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]]
@@ -59,15 +89,18 @@ def label_pieces(
     exits: int = 0,
     width: int = 0,
     at_once: int = 1,
+    with_hidden: int | None = None,
 ) -> TokenLabels:
     """Label pieces int [tokens] into files in `folder`, so many at once, or go on with it there.
 
-    Raises DataError where a hidden state is beyond what 16 bits hold.
+    with_hidden: of so many pieces, the first ones, hidden states are kept; None: of all. Raises DataError where a
+    hidden state is beyond what 16 bits hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(map(len, pieces))
+    hidden = sum(map(len, pieces[:with_hidden]))
     shapes = {
-        "hidden": (total, exits, width),
+        "hidden": (hidden, exits, width),
         "likeliest": (total, likeliest),
         "logits": (total, likeliest),
         "gold": (total,),
@@ -87,7 +120,9 @@ def label_pieces(
                 raise DataError(
                     f"the {name} states of this decoder are beyond what 16 bits hold, in which they are kept"
                 )
-            file[at:end] = values
+            # those of states end earlier
+            room = file[at:end]
+            room[:] = values[: len(room)]
         at = end
         if time.monotonic() - last_note > _NOTE_EVERY_S or number + at_once >= len(pieces):
             for file in files.values():

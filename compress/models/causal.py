@@ -62,7 +62,7 @@ def open_causal(folder: Path) -> CausalModel:
     if packed is not None:
         check_gguf(packed)
         tokenizer = read_gguf_tokenizer(packed)
-        model = load_whole(packed.parent, gguf_file=packed.name)
+        model = load_whole(folder)
         prompting = prompting_of(tokenizer.json, tokenizer.begin, tokenizer.end)
         return CausalModel(of_module(model), tokenizer.json, prompting)
     from tokenizers import Tokenizer

@@ -115,9 +115,13 @@ def check_gguf(path: Path) -> None:
         )
 
 
-def load_whole(folder: Path, **options: Any) -> PreTrainedModel:
-    """A decoder with its head, a ...ForCausalLM in float32; ModelError for missing or damaged files."""
-    return _loaded(folder, with_head=True, **options)
+def load_whole(folder: Path) -> PreTrainedModel:
+    """A decoder with its head, a ...ForCausalLM in float32; takes and raises what `load_decoder` does."""
+    packed = gguf_in(folder)
+    if packed is None:
+        return _loaded(folder, with_head=True)
+    check_gguf(packed)
+    return _loaded(folder, with_head=True, gguf_file=packed.name)
 
 
 def resolve_decoder(model: str) -> Path:

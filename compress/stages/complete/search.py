@@ -1,8 +1,9 @@
 """Stage `search` of completion: the student's shape and tokens, the most operations in its layers that fit the budget.
 
 Layers, vocabulary and intermediate size are searched; width and heads stay the teacher's, so that its layers can be
-copied. The head's products are not counted: a large vocabulary would win by them, and says nothing that a smaller one
-cannot say in a few more tokens. Of shapes with equal layers the largest vocabulary that fits is taken.
+copied: those that change most of what passes through them, and for each run of others one (distill/blocks.py). The
+head's products are not counted: a large vocabulary would win by them, and says nothing that a smaller one cannot say
+in a few more tokens. Of shapes with equal layers the largest vocabulary that fits is taken.
 Writes architecture.json, tokenizer.json and tokens.json (the teacher's id of each token).
 """
 
@@ -24,13 +25,13 @@ from codemill.compress.stages.complete.labels import model_identity, open_decode
 from codemill.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from codemill.compress.models.fewer_tokens import KeptTokens
 
 __all__ = ["VERSION", "read_shape", "stage"]
 
-VERSION = 2
+VERSION = 3
 _VOCABULARIES = (6144, 8192, 12_288, 16_384, 24_576, 32_768)
 _CONTEXT = 256
 """Tokens that a token attends to when operations are counted."""
@@ -38,6 +39,8 @@ _BESIDE = 40_000
 """Bytes of the manifest, and of graphs of exits and projections."""
 _BITS = {"int4": 4, "int8": 8, "fp32": 32}
 _AUTO_EXITS = 3
+_READ = 16
+"""Held-out pieces that tell what each layer of the teacher changes."""
 
 
 def stage(recipe: Recipe) -> Stage:
@@ -55,6 +58,7 @@ def stage(recipe: Recipe) -> Stage:
         ],
         "adapter_size": recipe.complete.adapter_size,
         "exits": recipe.exits.after,
+        "piece_tokens": recipe.complete.piece_tokens,
         "max_tokens": recipe.student.max_tokens,
         "seed": recipe.seed,
     }
@@ -63,7 +67,13 @@ def stage(recipe: Recipe) -> Stage:
         _search(recipe, inputs["corpus"], folder, report)
 
     return Stage(
-        "search", VERSION, ("corpus",), settings, ("tokenizers", "pygad"), work, findings=_findings
+        "search",
+        VERSION,
+        ("corpus",),
+        settings,
+        ("tokenizers", "pygad", "torch", "transformers"),
+        work,
+        findings=_findings,
     )
 
 
@@ -140,6 +150,7 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
             f"{size:,} tokens: texts {made[size][1]:.2f} times as long",
         )
     layers = recipe.search.layers or tuple(range(2, shape.layers + 1))
+    _check_layers(layers, shape.layers)
     inner = shape.intermediate_size
     space = DecoderSpace(
         vocab_sizes=sizes,
@@ -165,7 +176,10 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
     )
     result = search(space, Budget(size_bytes=recipe.budget.size_bytes), costs, recipe.seed)
     best = result.best
-    chosen = _with_layers(best.architecture, layers, shape.layers)
+    chosen = best.architecture
+    listed = [item for item in layers if not isinstance(item, int) and len(item) == chosen.layers]
+    copied = listed[0] if listed else _layers_of(recipe, tokenizer_json, held_out, chosen.layers)
+    chosen = replace(chosen, copied_layers=tuple(copied))
     kept = vocabulary.at(chosen.vocab_size)
     write_tokens(folder, replace(kept, tokenizer_json=_beginning(kept)))
     facts = {
@@ -186,14 +200,46 @@ def _weight_bytes(recipe: Recipe) -> float:
     return bits / 8 + (0 if bits == 32 else (4 + points) / recipe.complete.block)
 
 
-def _with_layers(architecture: Architecture, choices: Any, of: int) -> Architecture:
-    """Which layers are copied: those that were listed, or as many, evenly, the first and the last among them."""
-    listed = [
-        item for item in choices if not isinstance(item, int) and len(item) == architecture.layers
-    ]
-    even = np.linspace(0, of - 1, architecture.layers).round().astype(int).tolist()
-    copied = tuple(listed[0]) if listed else tuple(even)
-    return Architecture(**{**architecture.to_json(), "copied_layers": copied})
+def _check_layers(choices: Sequence[int | tuple[int, ...]], layers: int) -> None:
+    """Raise RecipeError for layers that the teacher does not have, or has in another order."""
+    for choice in choices:
+        if isinstance(choice, int):
+            wrong = None if 1 <= choice <= layers else f"{choice} of them"
+        else:
+            wrong = next((f"layer {at}" for at in choice if not 0 <= at < layers), None)
+            if list(choice) != sorted(set(choice)):
+                raise RecipeError(
+                    f"search.layers lists {list(choice)}; a decoder's layers are copied in their order, each once"
+                )
+        if wrong:
+            raise RecipeError(
+                f"search.layers asks for {wrong}; the teacher has {layers} layers, counted from 0"
+            )
+
+
+def _layers_of(
+    recipe: Recipe, tokenizer_json: str, texts: Sequence[str], count: int
+) -> tuple[int, ...]:
+    """So many layers of the teacher, chosen by what each changes of held-out code."""
+    import torch
+
+    from codemill.compress.distill.blocks import choose_layers, state_changes
+    from codemill.compress.models.causal import pieces_of
+    from codemill.compress.models.decoders import load_whole, resolve_decoder
+
+    teacher: Any = load_whole(resolve_decoder(recipe.model))
+    stack = teacher.model
+    last: list[torch.Tensor] = []
+    stack.norm.register_forward_pre_hook(lambda _, given: last.append(given[0][0]))
+    states = []
+    with torch.inference_mode():
+        for piece in pieces_of(texts, tokenizer_json, recipe.complete.piece_tokens)[:_READ]:
+            ids = torch.from_numpy(piece.astype(np.int64))[None]
+            given = stack(input_ids=ids, use_cache=False, output_hidden_states=True)
+            states.append(
+                torch.stack([*(found[0] for found in given.hidden_states[:-1]), last[-1]])
+            )
+    return choose_layers(state_changes(torch.cat(states, 1).transpose(0, 1)), count)
 
 
 def _beginning(kept: KeptTokens) -> str:

@@ -1,17 +1,18 @@
 """Stage `student` of completion: cut out of the teacher, distilled on its likeliest tokens, its exits with it.
 
-Or the teacher itself, whose upper layers learn so (`complete.tune_above`): what its lower ones give is kept with the
-labels, and training starts from there. The teacher reads the student's own tokens, which are some of its own, and
-labels each of them once. Exits learn together with the layers, so that leaving early is natural to them (LITE,
-2310.18581; GREEN-CODE, 2501.11006). Writes student/ (a Llama of transformers with its tokenizer), exits.safetensors and
-student.json.
+Where a layer stands for several of the teacher's, it learns to do what these do first, by itself (blocks.py), from
+states that are kept with the first labels. Or the teacher itself, whose upper layers learn so (`complete.tune_above`):
+what its lower ones give is kept with the labels, and training starts from there. The teacher reads the student's own
+tokens, which are some of its own, and labels each of them once. Exits learn together with the layers, so that leaving
+early is natural to them (LITE, 2310.18581; GREEN-CODE, 2501.11006). Writes student/ (a Llama of transformers with its
+tokenizer), exits.safetensors and student.json.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +29,18 @@ from codemill.compress.stages.complete.search import read_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import LlamaConfig
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from codemill.compress.architecture import Architecture
-    from codemill.compress.distill.token_labels import Labeller, TokenLabels
+    from codemill.compress.distill.blocks import BlockLessons
+    from codemill.compress.distill.loop import Schedule
+    from codemill.compress.distill.team import Team
+    from codemill.compress.distill.token_labels import Labelled, Labeller, TokenLabels
+    from codemill.compress.models.fewer_tokens import KeptTokens
 
 __all__ = ["VERSION", "stage"]
 
-VERSION = 3
+VERSION = 4
 _FACTS = "student.json"
 _AT_ONCE = 16
 """Pieces that the teacher reads at once."""
@@ -46,6 +51,11 @@ _EXIT_SHARE = 0.25
 _LABEL_SHARE = 0.35
 """Of the stage's time, about."""
 _VALIDATED = 32
+_HALF = 65504.0
+"""The largest number of 16 bits."""
+_BLOCKS = "blocks"
+_BLOCK_RATE = 2
+"""The learning rate of layers that learn alone, in those of a whole student."""
 _DISTIL = ("epochs", "learning_rate", "warmup", "validations", "patience")
 
 
@@ -58,7 +68,12 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "distill": {name: getattr(recipe.distill, name) for name in _DISTIL},
         "complete": [
             *(complete.adapter_size, complete.gold, complete.batch_tokens),
-            *(complete.piece_tokens, complete.likeliest, complete.tune_above),
+            *(
+                complete.piece_tokens,
+                complete.likeliest,
+                complete.tune_above,
+                complete.block_tokens,
+            ),
         ],
         "seed": recipe.seed,
         "compute": asdict(compute),
@@ -87,10 +102,8 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
 
     from codemill.compress.distill.loop import Schedule, fit
     from codemill.compress.distill.team import Team
-    from codemill.compress.distill.token_labels import label_pieces
     from codemill.compress.exits.decoder import DecoderExits, LastHead, shared_loss
-    from codemill.compress.models.causal import pieces_of
-    from codemill.compress.models.decoders import gguf_in, load_whole, resolve_decoder
+    from codemill.compress.models.decoders import load_whole, resolve_decoder
     from codemill.compress.models.fewer_tokens import read_tokens
     from codemill.compress.models.llama import cut_decoder
     from codemill.runtime.atomic import write_atomically
@@ -98,55 +111,31 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
     complete = recipe.complete
     if (folder / _FACTS).is_file():
         # all is there but for the end of a run that was killed
-        shutil.rmtree(folder / "labels", ignore_errors=True)
+        _clear(folder)
         return
     above = complete.tune_above or 0
     tokens = read_tokens(inputs["tokens" if above else "search"])
-    path = resolve_decoder(recipe.model)
-    packed = gguf_in(path)
-    teacher: Any = (
-        load_whole(path) if packed is None else load_whole(packed.parent, gguf_file=packed.name)
-    )
+    teacher: Any = load_whole(resolve_decoder(recipe.model))
     architecture = (
         _whole(teacher.config, len(tokens.ids)) if above else read_shape(inputs["search"])
     )
     after = after_of(recipe, architecture.layers)
     student: Any = cut_decoder(teacher, architecture, tokens.ids)
     student.config.eos_token_id = list(tokens.prompting.end)
-    pieces = {
-        name: pieces_of(
-            read_texts(inputs["corpus"], name),
-            tokens.tokenizer_json,
-            complete.piece_tokens,
-            tokens.prompting.begin,
-        )
-        for name in ("train", "validation")
-    }
-    pieces["validation"] = pieces["validation"][:_VALIDATED]
-    likeliest = min(complete.likeliest, len(tokens.ids))
-    label = _by_teacher(teacher.to(compute.device), tokens.ids, likeliest, above, compute)
-    labels = {}
+    lessons = _lessons(student, teacher, architecture, compute) if complete.block_tokens else None
+    if lessons is not None and not lessons.places:
+        lessons = None
+    given = _labelled(
+        *(recipe, compute, inputs["corpus"], folder / "labels", teacher, tokens),
+        (above,) if above else () if lessons is None else lessons.places,
+        lambda share, what: report(_LABEL_SHARE * share, what),
+    )
+    del teacher
+    train, validation = given["train"], given["validation"]
+    lengths = [len(piece) for piece in train.pieces]
+    batches = _batches(lengths, complete.batch_tokens, recipe.distill.epochs, recipe.seed)
+    every = range(len(validation.pieces))
     width = architecture.hidden_size
-    total = sum(map(len, (*pieces["train"], *pieces["validation"])))
-    done = 0
-    for name, found in reversed(pieces.items()):
-        count = sum(map(len, found))
-
-        def said(share: float, what: str, done: int = done, count: int = count) -> None:
-            report(_LABEL_SHARE * (done + share * count) / total, what)
-
-        done += count
-        labels[name] = label_pieces(
-            label,
-            found,
-            folder / "labels" / name,
-            said,
-            likeliest=likeliest,
-            exits=int(above > 0),
-            width=width,
-            at_once=_AT_ONCE,
-        )
-    del teacher, label
     head = student.lm_head.weight
     last = LastHead(student.model.norm.weight, None, head, None, student.config.rms_norm_eps, "rms")
     exits = DecoderExits(last, after, complete.adapter_size or width, recipe.seed)
@@ -156,21 +145,15 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         for part in (student.model.embed_tokens, *student.model.layers[:above]):
             part.requires_grad_(False)
     both = torch.nn.ModuleDict({"student": student, "exits": exits}).to(compute.device)
-    starts = {name: np.cumsum([0, *map(len, found)]) for name, found in pieces.items()}
     generator = torch.Generator()
 
-    def hidden(name: str, batch: Sequence[int]) -> tuple[Tensor, list[Tensor], np.ndarray]:
+    def hidden(of: Labelled, batch: Sequence[int]) -> tuple[Tensor, list[Tensor], np.ndarray]:
         """What the head takes, what is there at each exit, [tokens, width], and the labels' rows of these tokens."""
-        rows = np.concatenate([np.arange(starts[name][at], starts[name][at + 1]) for at in batch])
-        found = [torch.from_numpy(pieces[name][at].astype(np.int64)) for at in batch]
-        ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True).to(head.device)
-        real = torch.nn.utils.rnn.pad_sequence(
-            [torch.ones(len(item), dtype=torch.bool) for item in found], batch_first=True
-        ).to(head.device)
+        rows, ids, real = of.batch(batch, head.device)
         # padding is behind, where causal attention never looks
         if above:
             x = torch.zeros(*ids.shape, width, device=ids.device)
-            x[real] = torch.from_numpy(labels[name].hidden[rows, 0].astype(np.float32)).to(x.device)
+            x[real] = torch.from_numpy(of.labels.hidden[rows, 0].astype(np.float32)).to(x.device)
         else:
             x = student.model.embed_tokens(ids)
         angles = student.model.rotary_emb(x, torch.arange(ids.shape[1], device=ids.device)[None])
@@ -185,8 +168,8 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         generator.manual_seed(recipe.seed + int(batch[0]) * 31 + int(batch[-1]))
         kind = head.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=compute.bf16):
-            state, at_exits, rows = hidden("train", batch.tolist())
-            known = labels["train"]
+            state, at_exits, rows = hidden(train, batch.tolist())
+            known = train.labels
             likely, gold = (
                 torch.from_numpy(found[rows].astype(np.int64)).to(head.device)
                 for found in (known.likeliest, known.gold)
@@ -206,45 +189,158 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
             early = [exits.state(number, x[some]) for number, x in enumerate(at_exits)]
             return (found + _EXIT_WEIGHT * lost(early, some)) / (1 + _EXIT_WEIGHT)
 
-    every = list(range(len(pieces["validation"])))
-
     @torch.inference_mode()
     def validate() -> float:
         right = total = 0
-        for start in range(0, len(every), _AT_ONCE):
+        for start in every[::_AT_ONCE]:
             with torch.autocast(head.device.type, torch.bfloat16, enabled=compute.bf16):
-                state, _, rows = hidden("validation", every[start : start + _AT_ONCE])
+                state, _, rows = hidden(validation, every[start : start + _AT_ONCE])
                 said = last.logits(state).argmax(-1).cpu().numpy()
-            gold = labels["validation"].gold[rows]
+            gold = validation.labels.gold[rows]
             right += int((said == gold).sum())
             total += int((gold >= 0).sum())
         return right / total
 
-    before = validate()
+    facts: dict[str, Any] = {"cut": validate()}
+    schedule, team = Schedule.of(recipe.distill, compute.bf16), Team(device=compute.device)
+    begun = _LABEL_SHARE
+    if lessons is not None:
+        kept = len(train.labels.hidden)
+        part = (1 - begun) * kept / (kept + sum(lengths) * recipe.distill.epochs)
+
+        def alone(share: float, what: str, begun: float = begun, part: float = part) -> None:
+            report(begun + part * share, f"layer by layer: {what}")
+
+        facts["blocks"] = _by_block(lessons, given, recipe, schedule, team, folder / _BLOCKS, alone)
+        both.to(compute.device)
+        begun += part
+    facts["before"] = validate()
     points = fit(
-        both,
-        _batches([len(item) for item in pieces["train"]], complete.batch_tokens, recipe),
-        loss_of,
-        Schedule.of(recipe.distill, compute.bf16),
-        validate,
-        folder,
-        lambda share, what: report(_LABEL_SHARE + (1 - _LABEL_SHARE) * share, what),
-        Team(device=compute.device),
+        *(both, batches, loss_of, schedule, validate, folder),
+        lambda share, what: report(begun + (1 - begun) * share, what),
+        team,
     )
     student.save_pretrained(folder / STUDENT)
     (folder / STUDENT / "tokenizer.json").write_text(tokens.tokenizer_json, encoding="utf-8")
     write_exits(exits, folder)
-    facts = {
+    facts |= {
         "parameters": sum(value.numel() for value in student.parameters()),
-        "tokens": int(starts["train"][-1]),
+        "tokens": sum(lengths),
         "epochs": recipe.distill.epochs,
-        "before": before,
-        "teacher": _right(labels["validation"]),
+        "teacher": _right(validation.labels),
         "points": [asdict(point) for point in points],
     }
     text = json.dumps(facts, indent=1).encode()
     write_atomically(folder / _FACTS, lambda file: file.write(text))
-    shutil.rmtree(folder / "labels")
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    for name in ("labels", _BLOCKS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _lessons(
+    student: LlamaForCausalLM,
+    teacher: LlamaForCausalLM,
+    architecture: Architecture,
+    compute: Compute,
+) -> BlockLessons:
+    """What each of the student's layers learns alone."""
+    from codemill.compress.distill.blocks import BlockLessons, blocks_of
+
+    layers = teacher.model.layers
+    blocks = blocks_of(architecture.copied_layers, len(layers))
+    norms = [layer.input_layernorm.weight for layer in layers] + [teacher.model.norm.weight]
+    heard = [norms[end].detach().clone() for _, end in blocks]
+    return BlockLessons(student, blocks, heard, compute.bf16)
+
+
+def _by_block(
+    lessons: BlockLessons,
+    given: Mapping[str, Labelled],
+    recipe: Recipe,
+    schedule: Schedule,
+    team: Team,
+    folder: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Let layers that stand for a block learn it, once through all tokens whose states were kept; what came of it."""
+    from codemill.compress.distill.loop import fit
+
+    folder.mkdir(exist_ok=True)
+    lengths = [len(piece) for piece in given["train"].pieces]
+    ends = np.cumsum(lengths)
+    kept = int(np.searchsorted(ends, len(given["train"].labels.hidden))) + 1
+    model = lessons.student.model
+    model.to(team.device)
+    points = fit(
+        lessons.trained(),
+        _batches(lengths[:kept], recipe.complete.batch_tokens, 1, recipe.seed),
+        lambda batch: lessons.errors(given["train"], batch.tolist())[0],
+        replace(schedule, learning_rate=_BLOCK_RATE * schedule.learning_rate),
+        lambda: lessons.learned(given["validation"], _AT_ONCE),
+        *(folder, report, team),
+    )
+    return {
+        "layers": lessons.numbers,
+        "blocks": list(lessons.blocks),
+        "tokens": int(ends[kept - 1]),
+        "points": [asdict(point) for point in points],
+    }
+
+
+def _labelled(
+    recipe: Recipe,
+    compute: Compute,
+    corpus: Path,
+    folder: Path,
+    teacher: LlamaForCausalLM,
+    tokens: KeptTokens,
+    places: tuple[int, ...],
+    report: Report,
+) -> dict[str, Labelled]:
+    """Pieces of `train` and `validation` and what the teacher says of them, with its states at `places`."""
+    from codemill.compress.distill.token_labels import Labelled, label_pieces
+    from codemill.compress.models.causal import pieces_of
+
+    complete = recipe.complete
+    pieces = {
+        name: pieces_of(
+            read_texts(corpus, name),
+            tokens.tokenizer_json,
+            complete.piece_tokens,
+            tokens.prompting.begin,
+        )
+        for name in ("train", "validation")
+    }
+    pieces["validation"] = pieces["validation"][:_VALIDATED]
+    aims = complete.tune_above is None
+    with_hidden = None
+    if aims:
+        ends = np.cumsum([len(piece) for piece in pieces["train"]])
+        with_hidden = int(np.searchsorted(ends, complete.block_tokens)) + 1
+    likeliest = min(complete.likeliest, len(tokens.ids))
+    label = _by_teacher(teacher.to(compute.device), tokens.ids, likeliest, places, aims, compute)
+    total = sum(map(len, (*pieces["train"], *pieces["validation"])))
+    done, given = 0, {}
+    for name, found in reversed(pieces.items()):
+        count = sum(map(len, found))
+
+        def said(share: float, what: str, done: int = done, count: int = count) -> None:
+            report((done + share * count) / total, what)
+
+        done += count
+        labels = label_pieces(
+            *(label, found, folder / name, said),
+            likeliest=likeliest,
+            exits=len(places),
+            width=teacher.config.hidden_size,
+            at_once=_AT_ONCE,
+            with_hidden=with_hidden if name == "train" else None,
+        )
+        given[name] = Labelled(found, labels)
+    return given
 
 
 def _whole(config: LlamaConfig, vocab_size: int) -> Architecture:
@@ -261,14 +357,26 @@ def _right(labels: TokenLabels) -> float:
 
 
 def _by_teacher(
-    teacher: Any, kept: Sequence[int], likeliest: int, above: int, compute: Compute
+    teacher: Any,
+    kept: Sequence[int],
+    likeliest: int,
+    places: tuple[int, ...],
+    aims: bool,
+    compute: Compute,
 ) -> Labeller:
-    """By the teacher in torch, of whose tokens the student has `kept`; with what its lowest `above` layers give."""
+    """By the teacher in torch, of whose tokens the student has `kept`; with its states before the layers `places`.
+
+    aims: nothing is computed from these states, they are what layers learn to give.
+    """
     import torch
 
     ids = torch.tensor(list(kept), device=teacher.device)
     matrix = teacher.lm_head.weight.detach()[ids]
     stack = teacher.model
+    behind: list[Tensor] = []
+    if places and places[-1] == len(stack.layers):
+        # transformers gives it behind the last norm only
+        stack.norm.register_forward_pre_hook(lambda _, given: behind.append(given[0]))
 
     @torch.inference_mode()
     def label(pieces: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -277,14 +385,22 @@ def _by_teacher(
 
         found = [ids[torch.from_numpy(piece.astype(np.int64)).to(ids.device)] for piece in pieces]
         padded = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+        behind.clear()
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=compute.bf16):
-            given = stack(input_ids=padded, use_cache=False, output_hidden_states=above > 0)
+            given = stack(input_ids=padded, use_cache=False, output_hidden_states=bool(places))
         real = rows_of(given.last_hidden_state)
-        lower = rows_of(given.hidden_states[above]) if above else real[:0]
+        states = [
+            rows_of(behind[0] if place == len(stack.layers) else given.hidden_states[place])
+            for place in places
+        ]
+        hidden = torch.stack(states, 1) if states else real[:, None][:, :0]
+        if aims:
+            # a few states are huge, and one that is as far as 16 bits go is as good an aim
+            hidden = hidden.clamp(-_HALF, _HALF)
         # scores in full: two that are near in bfloat16 may be apart
         values, tops = torch.nn.functional.linear(real.float(), matrix).topk(likeliest)
         return {
-            "hidden": lower.reshape(len(real), int(above > 0), real.shape[1]).float().cpu().numpy(),
+            "hidden": hidden.float().cpu().numpy(),
             "likeliest": tops.cpu().numpy(),
             "logits": values.float().cpu().numpy(),
         }
@@ -292,9 +408,10 @@ def _by_teacher(
     return label
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int, recipe: Recipe) -> list[np.ndarray]:
+def _batches(
+    lengths: Sequence[int], batch_tokens: int, epochs: float, seed: int
+) -> list[np.ndarray]:
     """Pieces of each step."""
     from codemill.compress.distill.loop import plan_batches
 
-    size = max(1, batch_tokens // max(lengths))
-    return plan_batches(lengths, size, recipe.distill.epochs, recipe.seed)
+    return plan_batches(lengths, max(1, batch_tokens // max(lengths)), epochs, seed)

@@ -184,6 +184,49 @@ def test_a_student_is_cut_out_and_learns_with_its_exits(
     assert report.training
     assert [stage.name for stage in stages_of(recipe)][:3] == ["corpus", "search", "student"]
     assert any("held-out" in line for line in said.said)
+    made = next((tmp_path / "work").glob("student-*"))
+    facts = json.loads((made / "student.json").read_text())
+    # the first layer stands for itself, the last one for those that are left out too
+    assert facts["blocks"]["layers"] == [manifest.architecture["layers"] - 1]
+    assert facts["blocks"]["points"][-1]["metric"] > 0
+    assert not list(made.glob("blocks"))
+    assert not list(made.glob("labels"))
+
+
+@pytest.mark.slow
+def test_a_students_layers_are_chosen_by_what_they_change(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe = recipe_of(*given, *SMALL, "search.layers=[2]", "complete.block_tokens=2000")
+    until = tmp_path / "work"
+    run(recipe, until, tmp_path / "out", Quiet())
+    shape = json.loads((next(until.glob("search-*")) / "architecture.json").read_text())
+    copied = shape["architecture"]["copied_layers"]
+    assert len(copied) == 2
+    assert copied[-1] == 3
+    facts = json.loads((next(until.glob("student-*")) / "student.json").read_text())
+    blocks = [tuple(block) for block in facts["blocks"]["blocks"]]
+    assert blocks == [(0, copied[0] + 1), (copied[0] + 1, 4)]
+    assert facts["blocks"]["layers"] == [at for at, (a, b) in enumerate(blocks) if b - a > 1]
+    # whole pieces of 64 tokens
+    assert 2000 <= facts["blocks"]["tokens"] < 2064
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("[2, 5]", "asks for 5 of them; the teacher has 4 layers"),
+        ("[[0, 4]]", "asks for layer 4; the teacher has 4 layers"),
+        ("[[0, 3, 1]]", r"lists \[0, 3, 1\]; a decoder's layers are copied in their order"),
+        ("[[0, 0, 3]]", "each once"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(
+    given: tuple[Path, Path], tmp_path: Path, layers: str, message: str
+) -> None:
+    recipe = recipe_of(*given, *SMALL, f"search.layers={layers}")
+    with pytest.raises(RecipeError, match=message):
+        run(recipe, tmp_path / "work", tmp_path / "out", Quiet())
 
 
 @pytest.mark.slow

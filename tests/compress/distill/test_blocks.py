@@ -1,0 +1,200 @@
+"""Layers that stand for blocks of a teacher's: which are chosen, and what they learn by themselves."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from codemill.compress.architecture import Architecture
+from codemill.compress.distill.blocks import (
+    BlockLessons,
+    block_error,
+    blocks_of,
+    choose_layers,
+    learning,
+    state_changes,
+)
+from codemill.compress.distill.token_labels import Labelled, TokenLabels, label_pieces
+from codemill.compress.models.llama import cut_decoder
+
+
+def states_of(*changed: float) -> torch.Tensor:
+    """Random states [500, layers + 1, 64], to which each layer adds so much."""
+    torch.manual_seed(0)
+    states = [torch.randn(500, 64)]
+    for much in changed:
+        states.append(states[-1] + much * torch.randn(500, 64))
+    return torch.stack(states, 1)
+
+
+def test_changes_are_told_between_any_two_layers() -> None:
+    states = states_of(0.0, 1.0)
+    states[:, 1:] *= 30.0
+    found = state_changes(states)
+    assert found.shape == (3, 3)
+    assert np.array_equal(found, found.T)
+    assert found[0, 1] == pytest.approx(0.0, abs=1e-9)
+    # a state and as much noise: cosine of 1 / sqrt 2
+    assert found[0, 2] == pytest.approx(2 - 2 / 2**0.5, abs=0.05)
+
+
+def test_layers_that_change_much_stand_for_themselves() -> None:
+    changes = state_changes(states_of(2.0, 0.1, 0.1, 0.1, 0.1, 2.0, 0.1, 0.1, 2.0))
+    assert choose_layers(changes, 5) == (0, 4, 5, 7, 8)
+    assert choose_layers(changes, 9) == tuple(range(9))
+    assert choose_layers(changes, 1) == (8,)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_the_choice_is_the_least_of_all(count: int) -> None:
+    generator = np.random.default_rng(count)
+    changes = generator.random((8, 8))
+    changes = changes + changes.T
+
+    def cost(kept: tuple[int, ...]) -> float:
+        blocks = blocks_of(kept, 7)
+        return float(sum(changes[a, b] ** 4 for a, b in blocks if b - a > 1))
+
+    every = [(*some, 6) for some in combinations(range(6), count - 1)]
+    assert choose_layers(changes, count) == min(every, key=cost)
+
+
+def test_blocks_cover_all_layers() -> None:
+    assert blocks_of((0, 3, 4), 6) == [(0, 1), (1, 4), (4, 6)]
+    assert learning(blocks_of((0, 3, 4), 6)) == [1, 2]
+    assert learning(blocks_of((0, 1, 2), 3)) == []
+    assert blocks_of((5,), 6) == [(0, 6)]
+    for kept in combinations(range(6), 3):
+        blocks = blocks_of(kept, 6)
+        assert all(left[1] == right[0] for left, right in pairwise(blocks))
+
+
+def test_an_error_is_relative_to_its_aim_and_heard_by_the_next_norm() -> None:
+    aim = torch.tensor([[1.0, 1.0], [1000.0, 1000.0]])
+    found = aim * torch.tensor([[1.1, 1.0]])
+    even = float(block_error(found, aim, torch.ones(2)))
+    assert even == pytest.approx(0.01 / 2)
+    assert float(block_error(found, aim, torch.tensor([5.0, 5.0]))) == pytest.approx(even)
+    assert float(block_error(found, aim, torch.tensor([0.0, 1.0]))) == 0.0
+
+
+@pytest.fixture
+def taught() -> tuple[LlamaForCausalLM, BlockLessons, Labelled]:
+    """A teacher of four layers, the lessons of a student of its first and last, and its states at their ends."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        teacher = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=50,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                initializer_range=0.2,
+                tie_word_embeddings=True,
+            )
+        ).eval()
+    shape = Architecture(
+        vocab_size=50,
+        hidden_size=32,
+        layers=2,
+        heads=4,
+        head_size=8,
+        intermediate_size=48,
+        max_tokens=64,
+        embedding_rank=None,
+        family="llama",
+        kv_heads=2,
+        copied_layers=(0, 3),
+    )
+    student = cut_decoder(teacher, shape, range(50))
+    blocks = blocks_of((0, 3), 4)
+    heard = [
+        teacher.model.layers[1].input_layernorm.weight.detach(),
+        teacher.model.norm.weight.detach(),
+    ]
+    lessons = BlockLessons(student, blocks, heard)
+    assert lessons.places == (1, 4)
+    generator = np.random.default_rng(0)
+    pieces = [generator.integers(0, 50, size) for size in (12, 20, 7, 20)]
+    behind: list[torch.Tensor] = []
+    teacher.model.norm.register_forward_pre_hook(lambda _, given: behind.append(given[0]))
+    rows = []
+    with torch.inference_mode():
+        for piece in pieces:
+            given = teacher.model(torch.tensor(piece)[None], output_hidden_states=True)
+            rows.append(torch.stack([given.hidden_states[1][0], behind[-1][0]], 1))
+    hidden = torch.cat(rows).half().numpy()
+    nothing = np.zeros((len(hidden), 1))
+    return teacher, lessons, Labelled(pieces, TokenLabels(hidden, nothing, nothing, nothing[:, 0]))
+
+
+def test_a_layer_that_is_the_whole_block_has_nothing_left_to_learn(
+    taught: tuple[LlamaForCausalLM, BlockLessons, Labelled],
+) -> None:
+    teacher, lessons, given = taught
+    error, nothing = lessons.errors(given, [0, 1, 3])
+    assert float(error.detach()) > 0.05
+    assert nothing > 0.05
+    # a teacher whose other layers do nothing is its last layer
+    for layer in teacher.model.layers[1:3]:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    behind: list[torch.Tensor] = []
+    teacher.model.norm.register_forward_pre_hook(lambda _, got: behind.append(got[0][0]))
+    with torch.inference_mode():
+        for piece in given.pieces:
+            teacher.model(torch.tensor(piece)[None])
+    given.labels.hidden[:, 1] = torch.cat(behind).half().numpy()
+    assert lessons.learned(given, 2) == pytest.approx(1.0, abs=1e-5)
+    assert float(lessons.errors(given, [2])[0].detach()) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_layer_learns_by_itself(
+    taught: tuple[LlamaForCausalLM, BlockLessons, Labelled],
+) -> None:
+    _, lessons, given = taught
+    first = {
+        name: value.clone() for name, value in lessons.student.model.layers[0].named_parameters()
+    }
+    before = lessons.learned(given, 2)
+    optimizer = torch.optim.AdamW(lessons.trained().parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        lessons.errors(given, [0, 1, 2, 3])[0].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert lessons.learned(given, 2) > max(0.5, before + 0.2)
+    # what stands for itself is no part of it, nor are the words
+    after = dict(lessons.student.model.layers[0].named_parameters())
+    assert all(torch.equal(value, after[name]) for name, value in first.items())
+    assert lessons.student.model.embed_tokens.weight.grad is None
+
+
+def test_states_are_kept_of_the_first_pieces_only(tmp_path: Path) -> None:
+    pieces = [np.arange(size) for size in (3, 4, 5)]
+    asked = []
+
+    def label(some: list[np.ndarray]) -> dict[str, np.ndarray]:
+        asked.append(len(some))
+        ids = np.concatenate(some)
+        return {
+            "hidden": np.repeat(ids.astype(np.float32), 8).reshape(-1, 2, 4),
+            "likeliest": ids[:, None].repeat(2, 1),
+            "logits": ids[:, None].repeat(2, 1).astype(np.float32),
+        }
+
+    shape = {"likeliest": 2, "exits": 2, "width": 4, "with_hidden": 2}
+    for _ in range(2):
+        found = label_pieces(label, pieces, tmp_path / "labels", lambda *_: None, **shape)  # type: ignore[arg-type]
+        assert found.hidden.shape == (7, 2, 4)
+        assert found.hidden[:, 1, 3].tolist() == [0, 1, 2, 0, 1, 2, 3]
+        assert found.gold.tolist() == [1, 2, -1, 1, 2, 3, -1, 1, 2, 3, 4, -1]
+        assert len(found.likeliest) == 12
+    # the second time nothing is labelled
+    assert asked == [1, 1, 1]
