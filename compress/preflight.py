@@ -213,7 +213,15 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
     )
     copies = _OPTIMIZER_COPIES if cut else 1
     memory = _BASE_MEMORY_BYTES + 4 * parameters * (copies + 1)
-    disk = max(0, complete.tokens * row + 8 * parameters - held_bytes)
+    # states behind the blocks that layers of a student stand for
+    kept = 0
+    if recipe.student.init != "whole":
+        counts = (
+            len(item) if isinstance(item, tuple) else item for item in recipe.search.layers or ()
+        )
+        each = 2 * shape.width * max(counts, default=shape.layers)
+        kept = min(complete.block_tokens, complete.tokens) * each
+    disk = max(0, complete.tokens * row + kept + 8 * parameters - held_bytes)
     what = f"{shape.family}, {_count(shape.layers, 'layer')}, about {parameters / 1e6:.0f} M parameters"
     return Preflight(
         (Check("teacher", True, what), _memory(memory), _disk(disk, work)), memory, disk, None

@@ -653,7 +653,9 @@ class Complete(_Section):
         le=1e6,
         description="weight of the file's own next token beside the last layer's likeliest ones",
     )
-    batch_tokens: int = Field(2048, ge=16, le=_MANY, description="tokens a step of training exits")
+    batch_tokens: int = Field(
+        2048, ge=16, le=_MANY, description="tokens a step of training learns from"
+    )
     ngrams: Literal["auto", "none"] = Field(
         "auto",
         description="auto: what followed the same tokens before in the file counts beside what the model says, weighed "

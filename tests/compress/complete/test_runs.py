@@ -12,6 +12,7 @@ import pytest
 
 from codemill.compress import pipeline
 from codemill.compress.models.causal import open_causal
+from codemill.compress.preflight import preflight
 from codemill.compress.recipe import Recipe
 from codemill.compress.run import RunResult, plan, run, stages_of
 from codemill.errors import RecipeError, RefusedError
@@ -210,6 +211,19 @@ def test_a_students_layers_are_chosen_by_what_they_change(
     assert facts["blocks"]["layers"] == [at for at, (a, b) in enumerate(blocks) if b - a > 1]
     # whole pieces of 64 tokens
     assert 2000 <= facts["blocks"]["tokens"] < 2064
+
+
+def test_states_that_layers_learn_from_are_reckoned_with(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def disk(*settings: str) -> int:
+        return preflight(recipe_of(*given, *SMALL, *settings), tmp_path).disk_bytes
+
+    none = disk("complete.block_tokens=0")
+    # 2 bytes, the width, the most layers that a student may have
+    assert disk("complete.block_tokens=3000") - none == 3000 * 2 * 64 * 3
+    # no more than there is to learn from
+    assert disk() - none == 8000 * 2 * 64 * 3
 
 
 @pytest.mark.parametrize(
