@@ -59,6 +59,7 @@ def inspect_command(bundle: Path, as_json: bool) -> None:
         ("input", f"up to {manifest.max_tokens} tokens"),
         ("output", output),
         *_label_rows(manifest),
+        *_completion_rows(manifest),
         ("made by", f"codemill {manifest.codemill}, bundle schema {manifest.schema}"),
     ]
     rows += [(f"architecture {key}", _short(v)) for key, v in manifest.architecture.items()]
@@ -125,6 +126,26 @@ def _label_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("texts", texts),
         ("labels", ", ".join(found.labels[:_LABELS_SHOWN]) + more),
         ("exits", exits or "none"),
+    ]
+
+
+def _completion_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """What a bundle that completes says besides."""
+    from codemill.runtime.completion.decoding import COMPLETION, Exit, decoding_of
+
+    if manifest.task != COMPLETION:
+        return []
+    found = decoding_of(manifest)
+
+    def said(exit_: Exit) -> str:
+        bounds = (("leaves", exit_.exit), ("stops", exit_.stop))
+        used = [f"{what} from {bound:g}" for what, bound in bounds if bound is not None]
+        return f"after layer {exit_.layer}: {' and '.join(used) or 'unused'}"
+
+    return [
+        ("fills gaps", "no" if found.fill is None else "yes"),
+        ("n-grams", "weigh beside the model" if found.escapes else "none"),
+        ("exits", ", ".join(map(said, found.exits)) or "none"),
     ]
 
 

@@ -454,7 +454,14 @@ def test_ngrams_count_where_a_bundle_is_calibrated_for_them(
         stdin(monkeypatch, text.encode())
         ended = compress("complete", copy, "--mode", "all", "--max-tokens", 12, "--json", *option)
         assert ended.document["text"] == wanted
+    assert "weigh beside the model" in compress("inspect", copy).out
     assert calibrated(copy, before, escapes=[]).output["ngrams"] is None
+    shown = compress("inspect", copy).out
+    assert "weigh beside the model" not in shown
+    assert [line.split() for line in shown.splitlines() if line.startswith(("fills", "exits"))] == [
+        ["fills", "gaps", "yes"],
+        ["exits", "none"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from codemill.compress import pipeline
+from codemill.compress.commands.bundle import inspect_command
 from codemill.compress.models.causal import open_causal
 from codemill.compress.preflight import preflight
 from codemill.compress.recipe import Recipe
@@ -102,6 +104,14 @@ def test_bounds_are_set_without_touching_the_graphs(
     after = read_manifest(folder)
     assert [(item["exit"], item["stop"]) for item in after.exits] == [(0.5, None), (0.75, 0.9)]
     assert replace(after, exits=before.exits) == before
+    shown = CliRunner().invoke(inspect_command, [str(folder)]).output
+    assert (
+        "after layer 1: leaves from 0.5, after layer 3: leaves from 0.75 and stops from 0.9"
+        in shown
+    )
+    calibrated(folder, after, bounds=[(None, None), (None, None)])
+    shown = CliRunner().invoke(inspect_command, [str(folder)]).output
+    assert "after layer 1: unused, after layer 3: unused" in shown
 
 
 @pytest.mark.slow
