@@ -171,6 +171,7 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
     """The same of a recipe that completes: its decoder is opened, its weights are not read."""
     from codemill.compress.models.fewer_tokens import DecoderTokens
     from codemill.compress.stages.complete.labels import after_of, learns, open_decoder_of
+    from codemill.compress.stages.complete.search import check_layers
 
     model = open_decoder_of(recipe.model)
     shape = model.weights.shape
@@ -207,13 +208,15 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
             f"exits.after begins at layer {after[0]}, below complete.tune_above ({above}), where nothing learns; raise "
             "the one or lower the other"
         )
+    if recipe.student.init != "whole":
+        check_layers(recipe.search.layers or (), shape.layers)
     row = (
         2 * (len(after) + (above is not None)) * shape.width
         + (2 if cut else 1) * complete.likeliest * _LABEL_ROW_BYTES
     )
     copies = _OPTIMIZER_COPIES if cut else 1
     memory = _BASE_MEMORY_BYTES + 4 * parameters * (copies + 1)
-    # states behind the blocks that layers of a student stand for
+    # states around the blocks that layers of a student stand for
     kept = 0
     if recipe.student.init != "whole":
         counts = (

@@ -623,8 +623,8 @@ class Complete(_Section):
         ge=0,
         le=10**12,
         description="of these, so many, the first ones, that each layer of a student that stands for several of the "
-        "teacher's learns from by itself, to do what these do, before all learn together; a state is kept of each, 2 "
-        "bytes times the width for each such layer; 0: none",
+        "teacher's learns from by itself, to do what these do, before all learn together; states before and behind "
+        "them are kept of each, 2 bytes times the width, no more of them than the student has layers; 0: none",
     )
     piece_tokens: int = Field(
         256, ge=16, le=_LONGEST, description="tokens of a piece of a file that is read at once"

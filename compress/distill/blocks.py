@@ -1,8 +1,6 @@
-"""Blocks of a decoder's layers, for each of which a layer of a student stands: which they are, and learning them alone.
+"""A decoder's layers, each of which learns by itself what a block of its teacher's layers does (search/blocks.py).
 
-Most of a decoder's layers change little of what passes through them, a few change much (ShortGPT, 2403.03853, keeps
-those). So a student's layer is the copy of one layer, or stands for a block of several that change little together:
-given what the teacher has before the block, it learns to give what the teacher has behind it (LLM-Streamline,
+Given what the teacher has before the block, a layer learns to give what the teacher has behind it (LLM-Streamline,
 2403.19135). No other layer's error reaches it, and each token teaches all layers at once, in all of their width: far
 fewer tokens are wanted than where a student of left-out layers learns from the last one's words alone.
 """
@@ -11,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,72 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from codemill.compress.distill.token_labels import Labelled
+from codemill.compress.search.blocks import Block
 
-__all__ = [
-    *(
-        "Block",
-        "BlockLessons",
-        "block_error",
-        "blocks_of",
-        "choose_layers",
-        "learning",
-        "state_changes",
-    )
-]
+__all__ = ["BlockLessons", "block_error"]
 
-Block = tuple[int, int]
-"""A teacher's layers from the first to behind the last."""
-
-_UNEVEN = 4
-"""The power that a block's change is summed in: what a layer cannot learn is what counts, not the sum."""
 _LEAST = 1e-6
-
-
-def state_changes(states: Tensor) -> np.ndarray:
-    """How much a decoder changes between any two of its layers: float64 [layers + 1, layers + 1].
-
-    states [tokens, layers + 1, width]: what is there before each layer and behind the last, before its norm. At [a, b]
-    the mean squared difference of a token's state at a and at b, each of mean square 1: about 2 where nothing is kept.
-    """
-    length = states.square().mean(-1, keepdim=True).sqrt().clamp(min=_LEAST)
-    alike = states / length
-    places = states.shape[1]
-    found = np.zeros((places, places))
-    for first in range(places):
-        apart = (alike[:, first:] - alike[:, first, None]).square().mean((0, 2))
-        found[first, first:] = found[first:, first] = apart.double().numpy()
-    return found
-
-
-def choose_layers(changes: np.ndarray, count: int) -> tuple[int, ...]:
-    """The layers that `count` layers are copied of, each the last of the block that its copy stands for.
-
-    changes: of `state_changes`. A layer that stands for itself costs nothing, one that stands for a block what
-    the block changes, in a power that keeps blocks even; the least sum of these is taken.
-    """
-    layers = len(changes) - 1
-    cost = changes**_UNEVEN
-    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
-    for number in range(count):
-        longer: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for end in range(number + 1, layers + 1):
-            longer[end] = min(
-                (spent + (0.0 if end - begin == 1 else float(cost[begin, end])), (*kept, end - 1))
-                for begin, (spent, kept) in best.items()
-                if begin < end
-            )
-        best = longer
-    return best[layers][1]
-
-
-def blocks_of(copied: Sequence[int], layers: int) -> list[Block]:
-    """The blocks that copies of these layers stand for: each up to its own layer, the last one up to the end."""
-    return list(pairwise((0, *(number + 1 for number in copied[:-1]), layers)))
-
-
-def learning(blocks: Sequence[Block]) -> list[int]:
-    """The layers of a student that stand for more than themselves, and so have something to learn."""
-    return [number for number, (begin, end) in enumerate(blocks) if end - begin > 1]
 
 
 def block_error(found: Tensor, aim: Tensor, heard: Tensor) -> Tensor:
@@ -104,18 +40,24 @@ class BlockLessons:
     """What each layer of a student that is a transformers Llama learns by itself.
 
     The labels' `hidden` are the teacher's states at `places`. heard: of each layer's block, the weights of the norm
-    behind it, float [width].
+    behind it, float [width]. narrowed: layers have fewer neurons than what they are copies of, so that those that
+    stand for themselves learn too.
     """
 
     student: Any
     blocks: Sequence[Block]
     heard: Sequence[Tensor]
+    narrowed: bool = False
     bf16: bool = False
 
     @property
     def numbers(self) -> list[int]:
-        """Which layers learn."""
-        return learning(self.blocks)
+        """Which layers learn: those that are not already what they stand for."""
+        return [
+            number
+            for number, (begin, end) in enumerate(self.blocks)
+            if self.narrowed or end - begin > 1
+        ]
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -127,42 +69,45 @@ class BlockLessons:
         """The layers that learn."""
         return nn.ModuleList(self.student.model.layers[number] for number in self.numbers)
 
-    def errors(self, given: Labelled, batch: Sequence[int]) -> tuple[Tensor, float]:
-        """`block_error` of these pieces, summed over layers that learn, and what it is where a block does nothing."""
+    def error(self, given: Labelled, batch: Sequence[int]) -> Tensor:
+        """`block_error` of these pieces, summed over the layers that learn."""
         model = self.student.model
         device = model.embed_tokens.weight.device
         rows, ids, real = given.batch(batch, device)
-        states = given.labels.hidden[rows]
-
-        def at(place: int) -> Tensor:
-            if place == 0:
-                words: Tensor = model.embed_tokens(ids)[real].detach()
-                return words.float()
-            kept = states[:, self.places.index(place)].astype(np.float32)
-            return torch.from_numpy(kept).to(device)
-
-        total, nothing = torch.zeros((), device=device), 0.0
+        total = torch.zeros((), device=device)
+        places = torch.arange(ids.shape[1], device=device)[None]
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            angles: Any = None
             for number in self.numbers:
                 begin, end = self.blocks[number]
-                before, aim = at(begin), at(end)
-                x = torch.zeros(*ids.shape, before.shape[1], device=device)
-                x[real] = before
-                if angles is None:
-                    angles = model.rotary_emb(x, torch.arange(ids.shape[1], device=device)[None])
+                x = torch.zeros(*ids.shape, model.config.hidden_size, device=device)
+                x[real] = self._states(given, rows, ids[real], begin)
+                angles = model.rotary_emb(x, places)
                 found = model.layers[number](x, position_embeddings=angles)[real]
+                aim = self._states(given, rows, ids[real], end)
                 total = total + block_error(found, aim, self.heard[number].to(device))
-                nothing += float(block_error(before, aim, self.heard[number].to(device)))
-        return total, nothing
+        return total
 
+    @torch.inference_mode()
     def learned(self, given: Labelled, at_once: int) -> float:
-        """The share of what its blocks change that a student has learned, over all pieces: 1 where it does the same."""
-        wrong = all_ = 0.0
-        with torch.inference_mode():
-            for start in range(0, len(given.pieces), at_once):
-                some = range(start, min(start + at_once, len(given.pieces)))
-                error, nothing = self.errors(given, some)
-                wrong += float(error) * len(some)
-                all_ += nothing * len(some)
-        return 1 - wrong / all_
+        """The share of what its blocks change that a student has learned, over all tokens: 1 where it does the same."""
+        device = self.student.model.embed_tokens.weight.device
+        wrong = nothing = 0.0
+        for start in range(0, len(given.pieces), at_once):
+            batch = range(start, min(start + at_once, len(given.pieces)))
+            rows, ids, real = given.batch(batch, device)
+            wrong += len(rows) * float(self.error(given, batch))
+            for number in self.numbers:
+                before, aim = (
+                    self._states(given, rows, ids[real], place) for place in self.blocks[number]
+                )
+                heard = self.heard[number].to(device)
+                nothing += len(rows) * float(block_error(before, aim, heard))
+        return 1 - wrong / max(nothing, _LEAST)
+
+    def _states(self, given: Labelled, rows: np.ndarray, ids: Tensor, place: int) -> Tensor:
+        """The teacher's states before the layer `place`, float32 [tokens, width], of tokens int64 [tokens]."""
+        if place == 0:
+            words: Tensor = self.student.model.embed_tokens(ids).detach()
+            return words.float()
+        kept = given.labels.hidden[rows, self.places.index(place)].astype(np.float32)
+        return torch.from_numpy(kept).to(ids.device)

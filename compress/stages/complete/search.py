@@ -1,7 +1,7 @@
 """Stage `search` of completion: the student's shape and tokens, the most operations in its layers that fit the budget.
 
 Layers, vocabulary and intermediate size are searched; width and heads stay the teacher's, so that its layers can be
-copied: those that change most of what passes through them, and for each run of others one (distill/blocks.py). The
+copied: those that change most of what passes through them, and for each run of others one (search/blocks.py). The
 head's products are not counted: a large vocabulary would win by them, and says nothing that a smaller one cannot say
 in a few more tokens. Of shapes with equal layers the largest vocabulary that fits is taken.
 Writes architecture.json, tokenizer.json and tokens.json (the teacher's id of each token).
@@ -25,11 +25,11 @@ from codemill.compress.stages.complete.labels import model_identity, open_decode
 from codemill.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from codemill.compress.models.fewer_tokens import KeptTokens
 
-__all__ = ["VERSION", "read_shape", "stage"]
+__all__ = ["VERSION", "check_layers", "read_shape", "stage"]
 
 VERSION = 3
 _VOCABULARIES = (6144, 8192, 12_288, 16_384, 24_576, 32_768)
@@ -123,6 +123,7 @@ class _Costs:
 
 def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
     from codemill.compress.models.bpe import length_growth
+    from codemill.compress.models.causal import pieces_of
     from codemill.compress.models.fewer_tokens import DecoderTokens, write_tokens
     from codemill.compress.search.decoder import DecoderSpace
     from codemill.compress.search.genetic import search
@@ -150,7 +151,6 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
             f"{size:,} tokens: texts {made[size][1]:.2f} times as long",
         )
     layers = recipe.search.layers or tuple(range(2, shape.layers + 1))
-    _check_layers(layers, shape.layers)
     inner = shape.intermediate_size
     space = DecoderSpace(
         vocab_sizes=sizes,
@@ -178,7 +178,14 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
     best = result.best
     chosen = best.architecture
     listed = [item for item in layers if not isinstance(item, int) and len(item) == chosen.layers]
-    copied = listed[0] if listed else _layers_of(recipe, tokenizer_json, held_out, chosen.layers)
+    if listed:
+        copied = listed[0]
+    else:
+        read = pieces_of(held_out, tokenizer_json, recipe.complete.piece_tokens, prompting.begin)
+        # it may hold all weights, and so does what is looked at
+        del model
+        report(len(sizes) / (len(sizes) + 1), "measuring what each layer changes")
+        copied = _layers_of(recipe, read[:_READ], chosen.layers)
     chosen = replace(chosen, copied_layers=tuple(copied))
     kept = vocabulary.at(chosen.vocab_size)
     write_tokens(folder, replace(kept, tokenizer_json=_beginning(kept)))
@@ -200,9 +207,13 @@ def _weight_bytes(recipe: Recipe) -> float:
     return bits / 8 + (0 if bits == 32 else (4 + points) / recipe.complete.block)
 
 
-def _check_layers(choices: Sequence[int | tuple[int, ...]], layers: int) -> None:
+def check_layers(choices: Sequence[int | tuple[int, ...]], layers: int) -> None:
     """Raise RecipeError for layers that the teacher does not have, or has in another order."""
     for choice in choices:
+        if choice == ():
+            raise RecipeError(
+                "search.layers holds an empty list; a student copies one layer at least"
+            )
         if isinstance(choice, int):
             wrong = None if 1 <= choice <= layers else f"{choice} of them"
         else:
@@ -217,29 +228,28 @@ def _check_layers(choices: Sequence[int | tuple[int, ...]], layers: int) -> None
             )
 
 
-def _layers_of(
-    recipe: Recipe, tokenizer_json: str, texts: Sequence[str], count: int
-) -> tuple[int, ...]:
-    """So many layers of the teacher, chosen by what each changes of held-out code."""
+def _layers_of(recipe: Recipe, pieces: Sequence[np.ndarray], count: int) -> tuple[int, ...]:
+    """So many layers of the teacher, chosen by what each changes of pieces of held-out code, int [tokens]."""
     import torch
 
-    from codemill.compress.distill.blocks import choose_layers, state_changes
-    from codemill.compress.models.causal import pieces_of
     from codemill.compress.models.decoders import load_whole, resolve_decoder
+    from codemill.compress.search.blocks import choose_layers, state_changes
 
     teacher: Any = load_whole(resolve_decoder(recipe.model))
     stack = teacher.model
     last: list[torch.Tensor] = []
-    stack.norm.register_forward_pre_hook(lambda _, given: last.append(given[0][0]))
-    states = []
-    with torch.inference_mode():
-        for piece in pieces_of(texts, tokenizer_json, recipe.complete.piece_tokens)[:_READ]:
+    # transformers gives it behind the last norm only
+    stack.norm.register_forward_pre_hook(lambda _, given: last.append(given[0]))
+
+    def states() -> Iterator[np.ndarray]:
+        for piece in pieces:
             ids = torch.from_numpy(piece.astype(np.int64))[None]
+            last.clear()
             given = stack(input_ids=ids, use_cache=False, output_hidden_states=True)
-            states.append(
-                torch.stack([*(found[0] for found in given.hidden_states[:-1]), last[-1]])
-            )
-    return choose_layers(state_changes(torch.cat(states, 1).transpose(0, 1)), count)
+            yield torch.cat([*given.hidden_states[:-1], *last]).transpose(0, 1).numpy()
+
+    with torch.inference_mode():
+        return choose_layers(state_changes(states()), count)
 
 
 def _beginning(kept: KeptTokens) -> str:

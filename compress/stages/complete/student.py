@@ -68,12 +68,9 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
         "distill": {name: getattr(recipe.distill, name) for name in _DISTIL},
         "complete": [
             *(complete.adapter_size, complete.gold, complete.batch_tokens),
-            *(
-                complete.piece_tokens,
-                complete.likeliest,
-                complete.tune_above,
-                complete.block_tokens,
-            ),
+            *(complete.piece_tokens, complete.likeliest, complete.tune_above),
+            # a decoder that stays whole has no blocks
+            complete.block_tokens if complete.tune_above is None else None,
         ],
         "seed": recipe.seed,
         "compute": asdict(compute),
@@ -247,13 +244,15 @@ def _lessons(
     compute: Compute,
 ) -> BlockLessons:
     """What each of the student's layers learns alone."""
-    from codemill.compress.distill.blocks import BlockLessons, blocks_of
+    from codemill.compress.distill.blocks import BlockLessons
+    from codemill.compress.search.blocks import blocks_of
 
     layers = teacher.model.layers
     blocks = blocks_of(architecture.copied_layers, len(layers))
     norms = [layer.input_layernorm.weight for layer in layers] + [teacher.model.norm.weight]
     heard = [norms[end].detach().clone() for _, end in blocks]
-    return BlockLessons(student, blocks, heard, compute.bf16)
+    narrowed = architecture.intermediate_size < teacher.config.intermediate_size
+    return BlockLessons(student, blocks, heard, narrowed, compute.bf16)
 
 
 def _by_block(
@@ -277,7 +276,7 @@ def _by_block(
     points = fit(
         lessons.trained(),
         _batches(lengths[:kept], recipe.complete.batch_tokens, 1, recipe.seed),
-        lambda batch: lessons.errors(given["train"], batch.tolist())[0],
+        lambda batch: lessons.error(given["train"], batch.tolist()),
         replace(schedule, learning_rate=_BLOCK_RATE * schedule.learning_rate),
         lambda: lessons.learned(given["validation"], _AT_ONCE),
         *(folder, report, team),

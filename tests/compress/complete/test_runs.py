@@ -6,17 +6,22 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from codemill.compress import pipeline
 from codemill.compress.commands.bundle import inspect_command
+from codemill.compress.compute import Compute
 from codemill.compress.models.causal import open_causal
+from codemill.compress.models.decoders import load_whole
 from codemill.compress.preflight import preflight
 from codemill.compress.recipe import Recipe
 from codemill.compress.run import RunResult, plan, run, stages_of
+from codemill.compress.stages.complete.student import _by_teacher
 from codemill.errors import RecipeError, RefusedError
 from codemill.export.decoder import mixed
 from codemill.export.decoder.bundle import calibrated
@@ -204,6 +209,85 @@ def test_a_student_is_cut_out_and_learns_with_its_exits(
     assert not list(made.glob("labels"))
 
 
+class Ended(Quiet):
+    """Ends a run where it says `words` for the `times`th time."""
+
+    def __init__(self, words: str, times: int) -> None:
+        super().__init__()
+        self.words, self.left = words, times
+
+    def stage(self, name: str, number: int, total: int, cached: bool) -> pipeline.Report:
+        def said(_: float, what: str) -> None:
+            self.left -= self.words in what
+            if not self.left:
+                raise KeyboardInterrupt
+
+        return said
+
+
+def student_of(recipe: Recipe, work: Path) -> tuple[dict[str, Any], bytes]:
+    """What the student's stage found, and its weights; a run that is ended behind it is enough."""
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, work, work / "out", Ended("writing the decoder's graphs", 1))
+    made = next(work.glob("student-*"))
+    return json.loads((made / "student.json").read_text()), (
+        made / "student/model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_student_that_was_ended_anywhere_becomes_the_same(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    # four steps by block, of which the second is kept
+    recipe = recipe_of(*given, *SMALL, "complete.block_tokens=2000")
+    expected = student_of(recipe, tmp_path / "whole")
+    work = tmp_path / "ended"
+    for words, times in (
+        ("labelled", 2),
+        ("layer by layer", 3),
+        ("layer by layer", 1),
+        ("loss", 7),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, work, work / "out", Ended(words, times))
+        assert not list(work.glob("student-*/student.json"))
+    assert student_of(recipe, work) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["complete.block_tokens=0", "search.layers=[[0, 1, 2, 3]]"])
+def test_where_nothing_is_to_be_learned_alone_nothing_is(
+    given: tuple[Path, Path], tmp_path: Path, setting: str
+) -> None:
+    recipe = recipe_of(*given, *SMALL, "budget.size_bytes=250000", setting)
+    facts, _ = student_of(recipe, tmp_path)
+    assert "blocks" not in facts
+    assert facts["before"] == facts["cut"]
+
+
+def test_a_teacher_gives_its_states_before_layers_and_behind_the_last(
+    given: tuple[Path, Path],
+) -> None:
+    teacher: Any = load_whole(given[0])
+    label = _by_teacher(teacher, range(400), 8, (1, 4), True, Compute(1, False))
+    pieces = [np.arange(5), np.arange(40, 52)]
+    found = label(pieces)
+    seen: dict[int, torch.Tensor] = {}
+    for number in (0, 3):
+        teacher.model.layers[number].register_forward_hook(
+            lambda _, __, out, number=number: seen.update({number: out[0]})
+        )
+    rows = 0
+    for piece in pieces:
+        with torch.inference_mode():
+            teacher(torch.tensor(piece)[None])
+        states = torch.stack([seen[0].reshape(-1, 64), seen[3].reshape(-1, 64)], 1).numpy()
+        assert found["hidden"][rows : rows + len(piece)] == pytest.approx(states, abs=1e-5)
+        rows += len(piece)
+    assert rows == len(found["hidden"]) == len(found["likeliest"])
+
+
 @pytest.mark.slow
 def test_a_students_layers_are_chosen_by_what_they_change(
     given: tuple[Path, Path], tmp_path: Path
@@ -243,14 +327,14 @@ def test_states_that_layers_learn_from_are_reckoned_with(
         ("[[0, 4]]", "asks for layer 4; the teacher has 4 layers"),
         ("[[0, 3, 1]]", r"lists \[0, 3, 1\]; a decoder's layers are copied in their order"),
         ("[[0, 0, 3]]", "each once"),
+        ("[[]]", "an empty list"),
     ],
 )
 def test_layers_that_are_not_there_are_refused(
     given: tuple[Path, Path], tmp_path: Path, layers: str, message: str
 ) -> None:
-    recipe = recipe_of(*given, *SMALL, f"search.layers={layers}")
     with pytest.raises(RecipeError, match=message):
-        run(recipe, tmp_path / "work", tmp_path / "out", Quiet())
+        plan(recipe_of(*given, *SMALL, "exits.after=none", f"search.layers={layers}"), tmp_path)
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
-"""Layers that stand for blocks of a teacher's: which are chosen, and what they learn by themselves."""
+"""Layers that stand for blocks of a teacher's: what they learn by themselves."""
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,67 +11,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from codemill.compress.architecture import Architecture
-from codemill.compress.distill.blocks import (
-    BlockLessons,
-    block_error,
-    blocks_of,
-    choose_layers,
-    learning,
-    state_changes,
-)
+from codemill.compress.distill.blocks import BlockLessons, block_error
 from codemill.compress.distill.token_labels import Labelled, TokenLabels, label_pieces
 from codemill.compress.models.llama import cut_decoder
-
-
-def states_of(*changed: float) -> torch.Tensor:
-    """Random states [500, layers + 1, 64], to which each layer adds so much."""
-    torch.manual_seed(0)
-    states = [torch.randn(500, 64)]
-    for much in changed:
-        states.append(states[-1] + much * torch.randn(500, 64))
-    return torch.stack(states, 1)
-
-
-def test_changes_are_told_between_any_two_layers() -> None:
-    states = states_of(0.0, 1.0)
-    states[:, 1:] *= 30.0
-    found = state_changes(states)
-    assert found.shape == (3, 3)
-    assert np.array_equal(found, found.T)
-    assert found[0, 1] == pytest.approx(0.0, abs=1e-9)
-    # a state and as much noise: cosine of 1 / sqrt 2
-    assert found[0, 2] == pytest.approx(2 - 2 / 2**0.5, abs=0.05)
-
-
-def test_layers_that_change_much_stand_for_themselves() -> None:
-    changes = state_changes(states_of(2.0, 0.1, 0.1, 0.1, 0.1, 2.0, 0.1, 0.1, 2.0))
-    assert choose_layers(changes, 5) == (0, 4, 5, 7, 8)
-    assert choose_layers(changes, 9) == tuple(range(9))
-    assert choose_layers(changes, 1) == (8,)
-
-
-@pytest.mark.parametrize("count", [2, 3, 4])
-def test_the_choice_is_the_least_of_all(count: int) -> None:
-    generator = np.random.default_rng(count)
-    changes = generator.random((8, 8))
-    changes = changes + changes.T
-
-    def cost(kept: tuple[int, ...]) -> float:
-        blocks = blocks_of(kept, 7)
-        return float(sum(changes[a, b] ** 4 for a, b in blocks if b - a > 1))
-
-    every = [(*some, 6) for some in combinations(range(6), count - 1)]
-    assert choose_layers(changes, count) == min(every, key=cost)
-
-
-def test_blocks_cover_all_layers() -> None:
-    assert blocks_of((0, 3, 4), 6) == [(0, 1), (1, 4), (4, 6)]
-    assert learning(blocks_of((0, 3, 4), 6)) == [1, 2]
-    assert learning(blocks_of((0, 1, 2), 3)) == []
-    assert blocks_of((5,), 6) == [(0, 6)]
-    for kept in combinations(range(6), 3):
-        blocks = blocks_of(kept, 6)
-        assert all(left[1] == right[0] for left, right in pairwise(blocks))
+from codemill.compress.search.blocks import blocks_of
 
 
 def test_an_error_is_relative_to_its_aim_and_heard_by_the_next_norm() -> None:
@@ -139,9 +82,7 @@ def test_a_layer_that_is_the_whole_block_has_nothing_left_to_learn(
     taught: tuple[LlamaForCausalLM, BlockLessons, Labelled],
 ) -> None:
     teacher, lessons, given = taught
-    error, nothing = lessons.errors(given, [0, 1, 3])
-    assert float(error.detach()) > 0.05
-    assert nothing > 0.05
+    assert float(lessons.error(given, [0, 1, 3]).detach()) > 0.05
     # a teacher whose other layers do nothing is its last layer
     for layer in teacher.model.layers[1:3]:
         layer.self_attn.o_proj.weight.data.zero_()
@@ -153,7 +94,7 @@ def test_a_layer_that_is_the_whole_block_has_nothing_left_to_learn(
             teacher.model(torch.tensor(piece)[None])
     given.labels.hidden[:, 1] = torch.cat(behind).half().numpy()
     assert lessons.learned(given, 2) == pytest.approx(1.0, abs=1e-5)
-    assert float(lessons.errors(given, [2])[0].detach()) == pytest.approx(0.0, abs=1e-5)
+    assert float(lessons.error(given, [2]).detach()) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_layer_learns_by_itself(
@@ -167,13 +108,34 @@ def test_a_layer_learns_by_itself(
     optimizer = torch.optim.AdamW(lessons.trained().parameters(), lr=0.01)
     for _ in range(60):
         optimizer.zero_grad()
-        lessons.errors(given, [0, 1, 2, 3])[0].backward()  # type: ignore[no-untyped-call]
+        lessons.error(given, [0, 1, 2, 3]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert lessons.learned(given, 2) > max(0.5, before + 0.2)
     # what stands for itself is no part of it, nor are the words
     after = dict(lessons.student.model.layers[0].named_parameters())
     assert all(torch.equal(value, after[name]) for name, value in first.items())
     assert lessons.student.model.embed_tokens.weight.grad is None
+
+
+def test_what_is_learned_is_of_tokens_and_not_of_pieces(
+    taught: tuple[LlamaForCausalLM, BlockLessons, Labelled],
+) -> None:
+    _, lessons, given = taught
+    found = [lessons.learned(given, at_once) for at_once in (1, 3, 4)]
+    assert found == pytest.approx([found[0]] * 3, abs=1e-5)
+
+
+def test_layers_that_were_narrowed_learn_what_they_stand_for(
+    taught: tuple[LlamaForCausalLM, BlockLessons, Labelled],
+) -> None:
+    _, lessons, _ = taught
+    whole = replace(lessons, blocks=blocks_of((0, 1, 2, 3), 4))
+    assert whole.numbers == []
+    assert whole.places == ()
+    narrowed = replace(whole, narrowed=True)
+    assert narrowed.numbers == [0, 1, 2, 3]
+    assert narrowed.places == (1, 2, 3, 4)
+    assert lessons.numbers == [1]
 
 
 def test_states_are_kept_of_the_first_pieces_only(tmp_path: Path) -> None:
