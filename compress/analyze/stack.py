@@ -1,12 +1,10 @@
 """A model of any supported family as a stack of layers: what comes out of each, for the tokens that are asked for.
 
-Read by hooks, not by `output_hidden_states`, whose last entry is normalised in some families and not in others: the
-output of a layer here is what the next one gets, and so what freezing up to it keeps.
+The output of a layer here is what the next one gets (`models/passing.py`), and so what freezing up to it keeps.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from codemill.compress.models.decoders import (
     resolve_decoder,
 )
 from codemill.compress.models.load import load_teacher
+from codemill.compress.models.passing import watched
 from codemill.compress.models.pooling import pad, positions
 from codemill.compress.models.surgery import layers_of
 from codemill.errors import ModelError
@@ -168,7 +167,7 @@ def outputs(
         ids, mask = pad([texts[index] for index in batch], stack.most_tokens)
         rows = [rows_of[index] for index in batch]
         weights = _weights(units, rows, mask)
-        with _watched(stack, layers) as seen:
+        with watched(stack.layers, layers) as seen:
             stack.model(input_ids=ids, attention_mask=mask)
         for place, layer in enumerate(layers):
             means = torch.bmm(weights, seen[layer].float()).numpy()
@@ -208,27 +207,3 @@ def _weights(units: Units, rows: Sequence[Sequence[int]], mask: Tensor) -> Tenso
                 first, last = 0, whole
             weights[text, place, first:last] = 1 / (last - first)
     return torch.from_numpy(weights)
-
-
-@contextlib.contextmanager
-def _watched(stack: Stack, layers: range) -> Iterator[dict[int, Tensor]]:
-    """Outputs by layer of the forward pass that is run meanwhile: [batch, tokens, width]."""
-    seen: dict[int, Tensor] = {}
-
-    def before(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen[0] = args[0] if args else named["hidden_states"]
-
-    def after(layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            seen[layer] = output[0] if isinstance(output, tuple) else output
-
-        return keep
-
-    with contextlib.ExitStack() as hooks:
-        if 0 in layers:
-            handle = stack.layers[0].register_forward_pre_hook(before, with_kwargs=True)
-            hooks.callback(handle.remove)
-        for layer in layers:
-            if layer:
-                hooks.callback(stack.layers[layer - 1].register_forward_hook(after(layer)).remove)
-        yield seen

@@ -7,7 +7,7 @@ fewer tokens are wanted than where a student of left-out layers learns from the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,38 +71,40 @@ class BlockLessons:
 
     def error(self, given: Labelled, batch: Sequence[int]) -> Tensor:
         """`block_error` of these pieces, summed over the layers that learn."""
-        model = self.student.model
-        device = model.embed_tokens.weight.device
-        rows, ids, real = given.batch(batch, device)
-        total = torch.zeros((), device=device)
-        places = torch.arange(ids.shape[1], device=device)[None]
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            for number in self.numbers:
-                begin, end = self.blocks[number]
-                x = torch.zeros(*ids.shape, model.config.hidden_size, device=device)
-                x[real] = self._states(given, rows, ids[real], begin)
-                angles = model.rotary_emb(x, places)
-                found = model.layers[number](x, position_embeddings=angles)[real]
-                aim = self._states(given, rows, ids[real], end)
-                total = total + block_error(found, aim, self.heard[number].to(device))
-        return total
+        errors = [
+            block_error(found, aim, heard) for found, _, aim, heard in self._lessons(given, batch)
+        ]
+        return torch.stack(errors).sum()
 
     @torch.inference_mode()
     def learned(self, given: Labelled, at_once: int) -> float:
         """The share of what its blocks change that a student has learned, over all tokens: 1 where it does the same."""
-        device = self.student.model.embed_tokens.weight.device
         wrong = nothing = 0.0
         for start in range(0, len(given.pieces), at_once):
             batch = range(start, min(start + at_once, len(given.pieces)))
-            rows, ids, real = given.batch(batch, device)
-            wrong += len(rows) * float(self.error(given, batch))
+            for found, before, aim, heard in self._lessons(given, batch):
+                wrong += len(aim) * float(block_error(found, aim, heard))
+                nothing += len(aim) * float(block_error(before, aim, heard))
+        return 1 - wrong / max(nothing, _LEAST)
+
+    def _lessons(
+        self, given: Labelled, batch: Sequence[int]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Of each layer that learns: what it gives, what the teacher has before and behind its block, its `heard`."""
+        model = self.student.model
+        device = model.embed_tokens.weight.device
+        rows, ids, real = given.batch(batch, device)
+        places = torch.arange(ids.shape[1], device=device)[None]
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             for number in self.numbers:
                 before, aim = (
                     self._states(given, rows, ids[real], place) for place in self.blocks[number]
                 )
-                heard = self.heard[number].to(device)
-                nothing += len(rows) * float(block_error(before, aim, heard))
-        return 1 - wrong / max(nothing, _LEAST)
+                x = torch.zeros(*ids.shape, before.shape[1], device=device)
+                x[real] = before
+                angles = model.rotary_emb(x, places)
+                found = model.layers[number](x, position_embeddings=angles)[real]
+                yield found, before, aim, self.heard[number].to(device)
 
     def _states(self, given: Labelled, rows: np.ndarray, ids: Tensor, place: int) -> Tensor:
         """The teacher's states before the layer `place`, float32 [tokens, width], of tokens int64 [tokens]."""

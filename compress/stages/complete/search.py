@@ -233,20 +233,19 @@ def _layers_of(recipe: Recipe, pieces: Sequence[np.ndarray], count: int) -> tupl
     import torch
 
     from codemill.compress.models.decoders import load_whole, resolve_decoder
+    from codemill.compress.models.passing import watched
     from codemill.compress.search.blocks import choose_layers, state_changes
 
     teacher: Any = load_whole(resolve_decoder(recipe.model))
     stack = teacher.model
-    last: list[torch.Tensor] = []
-    # transformers gives it behind the last norm only
-    stack.norm.register_forward_pre_hook(lambda _, given: last.append(given[0]))
+    layers = range(len(stack.layers) + 1)
 
     def states() -> Iterator[np.ndarray]:
         for piece in pieces:
             ids = torch.from_numpy(piece.astype(np.int64))[None]
-            last.clear()
-            given = stack(input_ids=ids, use_cache=False, output_hidden_states=True)
-            yield torch.cat([*given.hidden_states[:-1], *last]).transpose(0, 1).numpy()
+            with watched(stack.layers, layers) as seen:
+                stack(input_ids=ids, use_cache=False)
+            yield torch.cat([seen[layer] for layer in layers]).transpose(0, 1).numpy()
 
     with torch.inference_mode():
         return choose_layers(state_changes(states()), count)

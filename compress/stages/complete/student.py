@@ -211,7 +211,7 @@ def _train(recipe: Recipe, compute: Compute, inputs: Folders, folder: Path, repo
         facts["blocks"] = _by_block(lessons, given, recipe, schedule, team, folder / _BLOCKS, alone)
         both.to(compute.device)
         begun += part
-    facts["before"] = validate()
+    facts["before"] = facts["cut"] if lessons is None else validate()
     points = fit(
         *(both, batches, loss_of, schedule, validate, folder),
         lambda share, what: report(begun + (1 - begun) * share, what),
@@ -268,15 +268,15 @@ def _by_block(
     from codemill.compress.distill.loop import fit
 
     folder.mkdir(exist_ok=True)
-    lengths = [len(piece) for piece in given["train"].pieces]
-    ends = np.cumsum(lengths)
-    kept = int(np.searchsorted(ends, len(given["train"].labels.hidden))) + 1
+    train = given["train"]
+    tokens = len(train.labels.hidden)
+    kept = train.pieces[: int(np.searchsorted(train.starts, tokens))]
     model = lessons.student.model
     model.to(team.device)
     points = fit(
         lessons.trained(),
-        _batches(lengths[:kept], recipe.complete.batch_tokens, 1, recipe.seed),
-        lambda batch: lessons.error(given["train"], batch.tolist()),
+        _batches([len(piece) for piece in kept], recipe.complete.batch_tokens, 1, recipe.seed),
+        lambda batch: lessons.error(train, batch.tolist()),
         replace(schedule, learning_rate=_BLOCK_RATE * schedule.learning_rate),
         lambda: lessons.learned(given["validation"], _AT_ONCE),
         *(folder, report, team),
@@ -284,7 +284,7 @@ def _by_block(
     return {
         "layers": lessons.numbers,
         "blocks": list(lessons.blocks),
-        "tokens": int(ends[kept - 1]),
+        "tokens": tokens,
         "points": [asdict(point) for point in points],
     }
 
@@ -369,13 +369,11 @@ def _by_teacher(
     """
     import torch
 
+    from codemill.compress.models.passing import watched
+
     ids = torch.tensor(list(kept), device=teacher.device)
     matrix = teacher.lm_head.weight.detach()[ids]
     stack = teacher.model
-    behind: list[Tensor] = []
-    if places and places[-1] == len(stack.layers):
-        # transformers gives it behind the last norm only
-        stack.norm.register_forward_pre_hook(lambda _, given: behind.append(given[0]))
 
     @torch.inference_mode()
     def label(pieces: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -384,14 +382,13 @@ def _by_teacher(
 
         found = [ids[torch.from_numpy(piece.astype(np.int64)).to(ids.device)] for piece in pieces]
         padded = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
-        behind.clear()
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=compute.bf16):
-            given = stack(input_ids=padded, use_cache=False, output_hidden_states=bool(places))
+        with (
+            torch.autocast(ids.device.type, torch.bfloat16, enabled=compute.bf16),
+            watched(stack.layers, places) as seen,
+        ):
+            given = stack(input_ids=padded, use_cache=False)
         real = rows_of(given.last_hidden_state)
-        states = [
-            rows_of(behind[0] if place == len(stack.layers) else given.hidden_states[place])
-            for place in places
-        ]
+        states = [rows_of(seen[place]) for place in places]
         hidden = torch.stack(states, 1) if states else real[:, None][:, :0]
         if aims:
             # a few states are huge, and one that is as far as 16 bits go is as good an aim

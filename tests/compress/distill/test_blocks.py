@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from codemill.compress.architecture import Architecture
 from codemill.compress.distill.blocks import BlockLessons, block_error
 from codemill.compress.distill.token_labels import Labelled, TokenLabels, label_pieces
 from codemill.compress.models.llama import cut_decoder
+from codemill.compress.models.passing import watched
 from codemill.compress.search.blocks import blocks_of
 
 
@@ -24,6 +26,16 @@ def test_an_error_is_relative_to_its_aim_and_heard_by_the_next_norm() -> None:
     assert even == pytest.approx(0.01 / 2)
     assert float(block_error(found, aim, torch.tensor([5.0, 5.0]))) == pytest.approx(even)
     assert float(block_error(found, aim, torch.tensor([0.0, 1.0]))) == 0.0
+
+
+def states_of(teacher: LlamaForCausalLM, pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """What is there behind its first layer and behind its last, float16 [tokens, 2, width]."""
+    rows = []
+    with torch.inference_mode(), watched(teacher.model.layers, (1, 4)) as seen:
+        for piece in pieces:
+            teacher.model(torch.tensor(piece)[None])
+            rows.append(torch.stack([seen[1][0], seen[4][0]], 1))
+    return torch.cat(rows).half().numpy()
 
 
 @pytest.fixture
@@ -66,14 +78,7 @@ def taught() -> tuple[LlamaForCausalLM, BlockLessons, Labelled]:
     assert lessons.places == (1, 4)
     generator = np.random.default_rng(0)
     pieces = [generator.integers(0, 50, size) for size in (12, 20, 7, 20)]
-    behind: list[torch.Tensor] = []
-    teacher.model.norm.register_forward_pre_hook(lambda _, given: behind.append(given[0]))
-    rows = []
-    with torch.inference_mode():
-        for piece in pieces:
-            given = teacher.model(torch.tensor(piece)[None], output_hidden_states=True)
-            rows.append(torch.stack([given.hidden_states[1][0], behind[-1][0]], 1))
-    hidden = torch.cat(rows).half().numpy()
+    hidden = states_of(teacher, pieces)
     nothing = np.zeros((len(hidden), 1))
     return teacher, lessons, Labelled(pieces, TokenLabels(hidden, nothing, nothing, nothing[:, 0]))
 
@@ -87,12 +92,7 @@ def test_a_layer_that_is_the_whole_block_has_nothing_left_to_learn(
     for layer in teacher.model.layers[1:3]:
         layer.self_attn.o_proj.weight.data.zero_()
         layer.mlp.down_proj.weight.data.zero_()
-    behind: list[torch.Tensor] = []
-    teacher.model.norm.register_forward_pre_hook(lambda _, got: behind.append(got[0][0]))
-    with torch.inference_mode():
-        for piece in given.pieces:
-            teacher.model(torch.tensor(piece)[None])
-    given.labels.hidden[:, 1] = torch.cat(behind).half().numpy()
+    given.labels.hidden[:, 1] = states_of(teacher, given.pieces)[:, 1]
     assert lessons.learned(given, 2) == pytest.approx(1.0, abs=1e-5)
     assert float(lessons.error(given, [2]).detach()) == pytest.approx(0.0, abs=1e-5)
 
