@@ -228,7 +228,8 @@ def run_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[
 def _work(stage: Stage, inputs: Folders, folder: Path, report: Report) -> _Spent:
     """Let the stage work, counting what its interrupted attempts took too."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _DONE).unlink(missing_ok=True)
+    if is_marked_done(folder):
+        _empty(folder)
     remove_temporaries(folder)
     forget_peak()
     spent = _Spent(folder / _SPENT)
@@ -315,6 +316,17 @@ def _release_memory() -> None:
     """Give what a stage freed back to the system: the stages' leftovers would add up."""
     gc.collect()
     give_back_freed()
+
+
+def _empty(folder: Path) -> None:
+    """Clear away what finished once and is damaged: a stage would take what is left for the work of a killed run."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _DONE:
+            path.unlink()
+    # last, so that a kill on the way leaves it known as damaged
+    (folder / _DONE).unlink()
 
 
 def _write_done(stage: Stage, folder: Path, identity: Identity, spent: _Spent) -> Done:

@@ -170,7 +170,12 @@ def preflight(recipe: Recipe, work: Path, held_bytes: int = 0) -> Preflight:
 def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
     """The same of a recipe that completes: its decoder is opened, its weights are not read."""
     from codemill.compress.models.fewer_tokens import DecoderTokens
-    from codemill.compress.stages.complete.labels import after_of, learns, open_decoder_of
+    from codemill.compress.stages.complete.labels import (
+        RELABELLED,
+        after_of,
+        learns,
+        open_decoder_of,
+    )
     from codemill.compress.stages.complete.search import check_layers
 
     model = open_decoder_of(recipe.model)
@@ -210,10 +215,13 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
         )
     if recipe.student.init != "whole":
         check_layers(recipe.search.layers or (), shape.layers)
-    row = (
-        2 * (len(after) + (above is not None)) * shape.width
-        + (2 if cut else 1) * complete.likeliest * _LABEL_ROW_BYTES
-    )
+    said = complete.likeliest * _LABEL_ROW_BYTES
+    at_exits = said + 2 * len(after) * shape.width
+    # of what learns as a whole, exits learn again from some
+    labels = complete.tokens * at_exits
+    if cut:
+        taught = said + (2 * shape.width if above is not None else 0)
+        labels = complete.tokens * taught + min(complete.tokens, RELABELLED) * at_exits
     copies = _OPTIMIZER_COPIES if cut else 1
     memory = _BASE_MEMORY_BYTES + 4 * parameters * (copies + 1)
     # states around the blocks that layers of a student stand for
@@ -224,7 +232,7 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
         )
         each = 2 * shape.width * max(counts, default=shape.layers)
         kept = min(complete.block_tokens, complete.tokens) * each
-    disk = max(0, complete.tokens * row + kept + 8 * parameters - held_bytes)
+    disk = max(0, labels + kept + 8 * parameters - held_bytes)
     what = f"{shape.family}, {_count(shape.layers, 'layer')}, about {parameters / 1e6:.0f} M parameters"
     return Preflight(
         (Check("teacher", True, what), _memory(memory), _disk(disk, work)), memory, disk, None

@@ -1088,7 +1088,11 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _layers_to_copy_or_how_many(self) -> Recipe:
         for choice in self.search.layers or ():
-            if isinstance(choice, int) and self.task == "completion":
+            if (
+                isinstance(choice, int)
+                and self.task == "completion"
+                and self.student.init == "teacher"
+            ):
                 # which ones is measured
                 continue
             if isinstance(choice, int) is (self.student.init != "fresh"):

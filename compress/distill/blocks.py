@@ -1,8 +1,9 @@
 """A decoder's layers, each of which learns by itself what a block of its teacher's layers does (search/blocks.py).
 
 Given what the teacher has before the block, a layer learns to give what the teacher has behind it (LLM-Streamline,
-2403.19135). No other layer's error reaches it, and each token teaches all layers at once, in all of their width: far
-fewer tokens are wanted than where a student of left-out layers learns from the last one's words alone.
+2403.19135). No other layer's error reaches it, but for the one bound that all gradients are clipped to, and each token
+teaches all layers at once, in all of their width: far fewer tokens are wanted than where a student of left-out layers
+learns from the last one's words alone.
 """
 
 from __future__ import annotations

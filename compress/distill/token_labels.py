@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Labelled", "Labeller", "TokenLabels", "by_graphs", "label_pieces", "read_token_labels"]
 
+_NOTE = "labels.json"
 _NOTE_EVERY_S = 10.0
 _KINDS: dict[str, Any] = {
     "hidden": np.float16,
@@ -106,6 +107,9 @@ def label_pieces(
         "gold": (total,),
     }
     noted = _noted(folder, shapes)
+    if not noted:
+        # before files are made anew: of what an older note counts nothing is left
+        (folder / _NOTE).unlink(missing_ok=True)
     files = _files(folder, shapes, "r+" if noted else "w+")
     at, last_note, started = sum(map(len, pieces[:noted])), time.monotonic(), time.monotonic()
     first = at
@@ -115,14 +119,14 @@ def label_pieces(
         found = label(some)
         found["gold"] = np.concatenate([np.append(piece[1:], -1) for piece in some])
         for name, file in files.items():
-            values = found[name].astype(_KINDS[name])
+            # those of states end earlier
+            room = file[at:end]
+            values = found[name][: len(room)].astype(_KINDS[name])
             if not np.isfinite(values).all():
                 raise DataError(
                     f"the {name} states of this decoder are beyond what 16 bits hold, in which they are kept"
                 )
-            # those of states end earlier
-            room = file[at:end]
-            room[:] = values[: len(room)]
+            room[:] = values
         at = end
         if time.monotonic() - last_note > _NOTE_EVERY_S or number + at_once >= len(pieces):
             for file in files.values():
@@ -177,13 +181,13 @@ def _files(folder: Path, shapes: dict[str, tuple[int, ...]], mode: Any) -> dict[
 def _noted(folder: Path, shapes: dict[str, tuple[int, ...]]) -> int:
     """Pieces that a run that was killed had labelled."""
     try:
-        value = json.loads((folder / "labels.json").read_text())
+        value = json.loads((folder / _NOTE).read_text())
         if value["shapes"] != {name: list(shape) for name, shape in shapes.items()}:
             return 0
-        if not all(
-            (folder / f"{name}.bin").is_file() for name, shape in shapes.items() if np.prod(shape)
-        ):
-            return 0
+        for name, shape in shapes.items():
+            size = int(np.prod(shape)) * np.dtype(_KINDS[name]).itemsize
+            if size and (folder / f"{name}.bin").stat().st_size != size:
+                return 0
         return int(value["pieces"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
@@ -191,12 +195,12 @@ def _noted(folder: Path, shapes: dict[str, tuple[int, ...]]) -> int:
 
 def _note(folder: Path, shapes: dict[str, tuple[int, ...]], pieces: int) -> None:
     text = json.dumps({"shapes": shapes, "pieces": pieces}).encode()
-    write_atomically(folder / "labels.json", lambda file: file.write(text))
+    write_atomically(folder / _NOTE, lambda file: file.write(text))
 
 
 def read_token_labels(folder: Path) -> TokenLabels:
     """What `label_pieces` wrote, as mapped memory."""
-    shapes = json.loads((folder / "labels.json").read_text())["shapes"]
+    shapes = json.loads((folder / _NOTE).read_text())["shapes"]
     return TokenLabels(
         **_files(folder, {name: tuple(shape) for name, shape in shapes.items()}, "r")
     )

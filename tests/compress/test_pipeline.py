@@ -222,6 +222,24 @@ def test_a_stage_whose_files_are_not_those_it_finished_with_is_done_again(
     assert (done["a"].folder / "result").read_text() == "a"
 
 
+def test_a_stage_that_is_damaged_begins_with_nothing(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def work(folders: Any, folder: Path, report: Any) -> None:
+        seen.append([path.name for path in folder.iterdir()])
+        (folder / "part").mkdir()
+        (folder / "part" / "weights").write_text("all of them")
+        # what a stage goes by when it was killed just before its end
+        (folder / "facts").write_text("{}")
+
+    stage = Stage("a", 1, (), {}, (), work)
+    folder = run([stage], tmp_path)["a"].folder
+    (folder / "part" / "weights").write_text("some")
+    run([stage], tmp_path)
+    assert seen == [[], []]
+    assert (folder / "part" / "weights").read_text() == "all of them"
+
+
 def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     seen: list[str] = []
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from codemill.export.decoder.shape import DecoderWeights
 
 __all__ = [
+    "RELABELLED",
     "ROUNDED",
     "STUDENT",
     "VERSION",
@@ -46,7 +47,7 @@ VERSION = 4
 STUDENT = "student"
 ROUNDED = "rounded.safetensors"
 _GRAPHS = "graphs"
-_RELABELLED = 262_144
+RELABELLED = 262_144
 """Tokens that exits learn from once more where they learned with their decoder: only rounding has changed it."""
 
 
@@ -219,7 +220,7 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
     }
     if learns(recipe):
         ends = np.cumsum([len(piece) for piece in pieces["train"]])
-        enough = int(np.searchsorted(ends, _RELABELLED)) + 1
+        enough = int(np.searchsorted(ends, RELABELLED)) + 1
         pieces["train"] = pieces["train"][:enough]
     for left in folder.glob(f"{SCRATCH}*"):
         # of a run that was killed

@@ -22,7 +22,7 @@ from codemill.compress.pipeline import Folders, Report, Stage
 from codemill.compress.recipe import Recipe
 from codemill.compress.stages.complete.corpus import counted, read_texts
 from codemill.compress.stages.complete.labels import model_identity, open_decoder_of
-from codemill.errors import RecipeError
+from codemill.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -182,11 +182,15 @@ def _search(recipe: Recipe, corpus: Path, folder: Path, report: Report) -> None:
         copied = listed[0]
     else:
         read = pieces_of(held_out, tokenizer_json, recipe.complete.piece_tokens, prompting.begin)
+        if not read:
+            raise DataError(
+                "the held-out files are all too short to read: expected some of 16 tokens or more; give more code"
+            )
         # it may hold all weights, and so does what is looked at
         del model
         report(len(sizes) / (len(sizes) + 1), "measuring what each layer changes")
         copied = _layers_of(recipe, read[:_READ], chosen.layers)
-    chosen = replace(chosen, copied_layers=tuple(copied))
+    chosen = replace(chosen, copied_layers=copied)
     kept = vocabulary.at(chosen.vocab_size)
     write_tokens(folder, replace(kept, tokenizer_json=_beginning(kept)))
     facts = {
@@ -208,7 +212,13 @@ def _weight_bytes(recipe: Recipe) -> float:
 
 
 def check_layers(choices: Sequence[int | tuple[int, ...]], layers: int) -> None:
-    """Raise RecipeError for layers that the teacher does not have, or has in another order."""
+    """Raise RecipeError for layers that the teacher has not, or in another order, and for two choices of one size."""
+    sizes = [choice if isinstance(choice, int) else len(choice) for choice in choices]
+    twice = next((size for size in sizes if sizes.count(size) > 1), None)
+    if twice is not None:
+        raise RecipeError(
+            f"search.layers has two choices of {twice} layers; the search tells sizes apart, so give one of each"
+        )
     for choice in choices:
         if choice == ():
             raise RecipeError(

@@ -271,8 +271,6 @@ def _by_block(
     train = given["train"]
     tokens = len(train.labels.hidden)
     kept = train.pieces[: int(np.searchsorted(train.starts, tokens))]
-    model = lessons.student.model
-    model.to(team.device)
     points = fit(
         lessons.trained(),
         _batches([len(piece) for piece in kept], recipe.complete.batch_tokens, 1, recipe.seed),
@@ -365,7 +363,7 @@ def _by_teacher(
 ) -> Labeller:
     """By the teacher in torch, of whose tokens the student has `kept`; with its states before the layers `places`.
 
-    aims: nothing is computed from these states, they are what layers learn to give.
+    aims: these states are what layers by themselves begin with and learn to give; what 16 bits do not hold is cut.
     """
     import torch
 
@@ -391,7 +389,7 @@ def _by_teacher(
         states = [rows_of(seen[place]) for place in places]
         hidden = torch.stack(states, 1) if states else real[:, None][:, :0]
         if aims:
-            # a few states are huge, and one that is as far as 16 bits go is as good an aim
+            # a few states are huge, and one that is as far as 16 bits go is as good to learn from
             hidden = hidden.clamp(-_HALF, _HALF)
         # scores in full: two that are near in bfloat16 may be apart
         values, tops = torch.nn.functional.linear(real.float(), matrix).topk(likeliest)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from codemill.compress import pipeline
 from codemill.compress.commands.bundle import inspect_command
@@ -292,17 +293,26 @@ def test_a_teacher_gives_its_states_before_layers_and_behind_the_last(
 def test_a_students_layers_are_chosen_by_what_they_change(
     given: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    recipe = recipe_of(*given, *SMALL, "search.layers=[2]", "complete.block_tokens=2000")
+    teacher = tmp_path / "teacher"
+    shutil.copytree(given[0], teacher)
+    weights = load_file(teacher / "model.safetensors")
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        weights[f"model.layers.1.{name}.weight"] *= 20
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    recipe = recipe_of(
+        *(teacher, given[1], *SMALL, "search.layers=[3]", "complete.block_tokens=2000"),
+        "budget.size_bytes=200000",
+    )
     until = tmp_path / "work"
     run(recipe, until, tmp_path / "out", Quiet())
     shape = json.loads((next(until.glob("search-*")) / "architecture.json").read_text())
     copied = shape["architecture"]["copied_layers"]
-    assert len(copied) == 2
-    assert copied[-1] == 3
+    # evenly spread ones would leave out either the second or the first
+    assert copied == [0, 1, 3]
     facts = json.loads((next(until.glob("student-*")) / "student.json").read_text())
     blocks = [tuple(block) for block in facts["blocks"]["blocks"]]
-    assert blocks == [(0, copied[0] + 1), (copied[0] + 1, 4)]
-    assert facts["blocks"]["layers"] == [at for at, (a, b) in enumerate(blocks) if b - a > 1]
+    assert blocks == [(0, 1), (1, 2), (2, 4)]
+    assert facts["blocks"]["layers"] == [2]
     # whole pieces of 64 tokens
     assert 2000 <= facts["blocks"]["tokens"] < 2064
 
@@ -328,6 +338,8 @@ def test_states_that_layers_learn_from_are_reckoned_with(
         ("[[0, 3, 1]]", r"lists \[0, 3, 1\]; a decoder's layers are copied in their order"),
         ("[[0, 0, 3]]", "each once"),
         ("[[]]", "an empty list"),
+        ("[[0, 3], [1, 3]]", "two choices of 2 layers"),
+        ("[2, 3, 2]", "two choices of 2 layers"),
     ],
 )
 def test_layers_that_are_not_there_are_refused(

@@ -138,6 +138,53 @@ def test_layers_that_were_narrowed_learn_what_they_stand_for(
     assert lessons.numbers == [1]
 
 
+def test_a_layer_that_stands_for_a_beginning_learns_from_the_words(
+    taught: tuple[LlamaForCausalLM, BlockLessons, Labelled],
+) -> None:
+    _, lessons, given = taught
+    # the second layer stands for all four; the first too learns, so that both places that are there are asked for
+    alone = replace(lessons, blocks=((0, 1), (0, 4)), narrowed=True)
+    assert alone.numbers == [0, 1]
+    assert alone.places == (1, 4)
+    before = alone.learned(given, 2)
+    optimizer = torch.optim.AdamW(alone.trained().parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        alone.error(given, [0, 1, 2, 3]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert alone.learned(given, 2) > before + 0.1
+    assert lessons.student.model.embed_tokens.weight.grad is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_labels_whose_files_are_damaged_are_made_again(tmp_path: Path, damage: str) -> None:
+    pieces = [np.arange(size) for size in (3, 4)]
+
+    def label(some: list[np.ndarray]) -> dict[str, np.ndarray]:
+        ids = np.concatenate(some)
+        return {
+            "hidden": np.empty((len(ids), 0, 0)),
+            "likeliest": ids[:, None] + 1,
+            "logits": ids[:, None] + 1.0,
+        }
+
+    def killed(some: list[np.ndarray]) -> dict[str, np.ndarray]:
+        if len(some[0]) == 4:
+            raise KeyboardInterrupt
+        return label(some)
+
+    folder = tmp_path / "labels"
+    label_pieces(label, pieces, folder, lambda *_: None, likeliest=1)
+    if damage == "missing":
+        (folder / "logits.bin").unlink()
+    else:
+        (folder / "logits.bin").write_bytes((folder / "logits.bin").read_bytes()[:-2])
+    with pytest.raises(KeyboardInterrupt):
+        label_pieces(killed, pieces, folder, lambda *_: None, likeliest=1)
+    found = label_pieces(label, pieces, folder, lambda *_: None, likeliest=1)
+    assert found.logits[:, 0].tolist() == [1, 2, 3, 1, 2, 3, 4]
+
+
 def test_states_are_kept_of_the_first_pieces_only(tmp_path: Path) -> None:
     pieces = [np.arange(size) for size in (3, 4, 5)]
     asked = []
@@ -152,6 +199,13 @@ def test_states_are_kept_of_the_first_pieces_only(tmp_path: Path) -> None:
         }
 
     shape = {"likeliest": 2, "exits": 2, "width": 4, "with_hidden": 2}
+    # two at once: the second of them is cut between
+    cut = label_pieces(
+        *(label, [np.arange(2), *pieces], tmp_path / "cut", lambda *_: None),  # type: ignore[arg-type]
+        **(shape | {"at_once": 2, "with_hidden": 3}),
+    )
+    assert cut.hidden[:, 1, 3].tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
+    asked.clear()
     for _ in range(2):
         found = label_pieces(label, pieces, tmp_path / "labels", lambda *_: None, **shape)  # type: ignore[arg-type]
         assert found.hidden.shape == (7, 2, 4)
