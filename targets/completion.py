@@ -96,18 +96,19 @@ class Completed:
 
 
 def complete_places(
-    model: Completer,
     evaluation: CompletionEvaluation,
-    settings: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, tuple[Completer, Mapping[str, Any]]],
     max_tokens: int,
     report: Callable[[float], None] = lambda _: None,
 ) -> dict[str, list[Completed]]:
-    """Complete the line at each place with each of `settings` (arguments of `complete`), which take turns."""
+    """Complete the line at each place with each of `settings` (a model, arguments of `complete`), which take turns."""
     found: dict[str, list[Completed]] = {name: [] for name in settings}
     for number, prefix in enumerate(evaluation.prefixes):
         for name in in_turn(list(settings), number):
-            found[name].append(complete_one(model, prefix, settings[name], max_tokens))
-        model.forget()
+            model, arguments = settings[name]
+            found[name].append(complete_one(model, prefix, arguments, max_tokens))
+        for model, _ in settings.values():
+            model.forget()
         report((number + 1) / len(evaluation.prefixes))
     return found
 

@@ -74,22 +74,23 @@ class Nearby:
         if end == self._begin:
             return None
         at = np.flatnonzero(ids[: self._known - 1] == ids[end - 1])
+        follow = ids[at + 1]
         # what ends another text has nothing behind it
-        at = at[ids[at + 1] != _APART]
-        behind: list[NDArray[np.int64]] = []
-        for order in range(min(self._orders, end - self._begin)):
-            if order:
-                at = at[ids[at - order] == ids[end - 1 - order]]
-            if not len(at):
-                break
-            behind.append(ids[at[-_NEAREST:] + 1])
-        if not behind:
+        something = follow != _APART
+        at, follow = at[something], follow[something]
+        if not len(at):
             return None
-        found, which = np.unique(np.concatenate(behind), return_inverse=True)
-        rows = np.repeat(np.arange(len(behind)), [len(part) for part in behind])
-        cells = len(behind), len(found)
-        counts = np.bincount(rows * len(found) + which, minlength=cells[0] * cells[1])
-        return Followers(found, counts.reshape(cells).astype(np.float64))
+        back = np.arange(min(self._orders, end - self._begin))
+        # before the first text stands what is no token, so that no match goes beyond it
+        same = ids[np.maximum(at - back[:, None], 0)] == ids[end - 1 - back, None]
+        matched = np.logical_and.accumulate(same)
+        if len(at) > _NEAREST:
+            matched &= matched[:, ::-1].cumsum(1)[:, ::-1] <= _NEAREST
+        orders = int(matched.any(1).sum())
+        found, which = np.unique(follow, return_inverse=True)
+        rows, columns = np.nonzero(matched[:orders])
+        counts = np.bincount(rows * len(found) + which[columns], minlength=orders * len(found))
+        return Followers(found, counts.reshape(orders, len(found)).astype(np.float64))
 
 
 def parts_of(prompt: Sequence[int], decoding: Decoding) -> tuple[Sequence[int], Sequence[int]]:
@@ -110,13 +111,15 @@ def weighed(
     counts: [orders, n]. escapes: of each order, what the order below weighs, in the number of different tokens that
     followed.
     """
-    left = 1.0
-    for row, escape in zip(counts, escapes, strict=False):
-        below = escape * np.count_nonzero(row)
-        whole = row.sum() + below
-        chances = (row + below * chances) / whole
+    # (counts + below * (...)) / whole, order by order, gathered into one sum: numpy's calls are what takes time
+    left, shares = 1.0, np.empty(len(counts))
+    totals, different = counts.sum(1).tolist(), np.count_nonzero(counts, axis=1).tolist()
+    for order in reversed(range(len(counts))):
+        below = escapes[order] * different[order]
+        whole = totals[order] + below
+        shares[order] = left / whole
         left *= below / whole
-    return chances, left
+    return shares @ counts + left * chances, left
 
 
 def mixed(

@@ -2,14 +2,16 @@
 
 N-grams first: how much what followed the same tokens nearby weighs beside the model. Thresholds of exits come after
 them. Both come from held-out files: for several rates of changed tokens, what leaves early is known from the tokens;
-what that costs is measured on completed lines. The fastest whose loss is within `exits.max_loss` ships; where none is,
-exits ship unused. Writes bundle/, thresholds.json and ngrams.json.
+what that costs, and saves beside a bundle without exits, is measured on completed lines. The fastest whose loss is
+within `exits.max_loss` ships; where none is, `exits.after: auto` ships the bundle without exits, whose layers are one
+graph, and listed exits ship unused. Writes bundle/, thresholds.json and ngrams.json.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["THRESHOLDS", "VERSION", "evaluation_of", "stage", "variant_of"]
 
-VERSION = 3
+VERSION = 4
 THRESHOLDS = "thresholds.json"
+_PLAIN = "plain"
+"""The bundle without exits, while it is found out whether they save time."""
 _NGRAMS = "ngrams.json"
 _FITTED = 100
 """Places that n-grams are fitted on."""
@@ -54,7 +58,7 @@ def stage(recipe: Recipe, threads: int, machine: str, keys: dict[str, str]) -> S
     settings = {
         "recipe": shown(recipe),
         "codemill": __version__,
-        "max_loss": recipe.exits.max_loss,
+        "exits": [recipe.exits.after, recipe.exits.max_loss],
         "max_tokens": recipe.student.max_tokens,
         "complete": [complete.precision, complete.max_new_tokens, complete.stop_right],
         "ngrams": complete.ngrams,
@@ -103,10 +107,11 @@ def _said_of_exits(folder: Path) -> str:
     if found["full"] is None:
         return "no exits"
     if chosen is None:
-        return "no thresholds save time within exits.max_loss: exits ship unused"
+        end = "exits ship unused" if found["ships"] else "the bundle has no exits"
+        return f"no thresholds save time within exits.max_loss: {end}"
     point = next(item for item in found["curve"] if item["rate"] == chosen)
     return (
-        f"{point['speedup']:.2f}x as fast as full depth at {point['loss']:.2%} loss on held-out lines, "
+        f"{point['speedup']:.2f}x as fast as without exits at {point['loss']:.2%} loss on held-out lines, "
         f"{point['figures']['layers_mean']:.1f} layers a token"
     )
 
@@ -123,35 +128,42 @@ def _bundle(
     from codemill.export.decoder.rounding import read_rounding
     from codemill.targets.completion import write_completion_evaluation
 
-    bundle, complete = folder / BUNDLE, recipe.complete
-    shutil.rmtree(bundle, ignore_errors=True)
+    bundle, plain, complete = folder / BUNDLE, folder / _PLAIN, recipe.complete
+    for left in (bundle, plain):
+        shutil.rmtree(left, ignore_errors=True)
     exits = read_exits(recipe, inputs)
     report(0.0, "writing the graphs")
     rounding = read_rounding(inputs["labels"] / ROUNDED)
     count = 0 if exits is None else len(exits.adapters)
     unused: Bounds = [(None, None)] * count
     model = open_decoder(recipe, inputs)
-    manifest = write_completion(
-        model.weights,
-        bundle,
-        name=recipe.name,
-        tokenizer_json=model.tokenizer_json,
-        prompting=model.prompting,
-        max_tokens=recipe.student.max_tokens,
-        precisions=(complete.precision,),
-        exits=exits,
-        bounds=unused,
-        roundings={complete.precision: rounding},
-        license=recipe.license,
-        provenance=_provenance(recipe, keys) | {"eight_bits": list(rounding.eight)},
-    )
+    # the one that ships where there are no exits, the other beside it
+    written = {bundle: exits, plain: None} if count else {bundle: None}
+    manifests = {
+        path: write_completion(
+            model.weights,
+            path,
+            name=recipe.name,
+            tokenizer_json=model.tokenizer_json,
+            prompting=model.prompting,
+            max_tokens=recipe.student.max_tokens,
+            precisions=(complete.precision,),
+            exits=leaving,
+            bounds=unused if leaving is not None else (),
+            roundings={complete.precision: rounding},
+            license=recipe.license,
+            provenance=_provenance(recipe, keys) | {"eight_bits": list(rounding.eight)},
+        )
+        for path, leaving in written.items()
+    }
     ngrams = None
     if complete.ngrams == "auto":
         ngrams = _fitted(
             threads, inputs, bundle, lambda share: report(_NGRAM_SHARE * share, "weighing n-grams")
         )
         if ngrams is not None and ngrams["ships"]:
-            manifest = calibrated(bundle, manifest, escapes=ngrams["escapes"])
+            for path, manifest in manifests.items():
+                manifests[path] = calibrated(path, manifest, escapes=ngrams["escapes"])
     (folder / _NGRAMS).write_text(json.dumps(ngrams, indent=1))
     found: dict[str, Any] = {"full": None, "curve": [], "chosen": None, "stop": None}
     if count:
@@ -159,15 +171,21 @@ def _bundle(
             recipe,
             threads,
             inputs,
-            bundle,
+            (bundle, plain),
             lambda share, what: report(_NGRAM_SHARE + (1 - _NGRAM_SHARE) * share, what),
         )
-        if found["chosen"] is not None or found["stop"] is not None:
+        used = found["chosen"] is not None or found["stop"] is not None
+        found["ships"] = used or recipe.exits.after != "auto"
+        if not found["ships"]:
+            shutil.rmtree(bundle)
+            plain.rename(bundle)
+        shutil.rmtree(plain, ignore_errors=True)
+        if used:
             point = next((x for x in found["curve"] if x["rate"] == found["chosen"]), None)
             leave = [None] * count if point is None else point["bounds"]
             stop = found["stop"] if complete.stop_right is not None else [None] * count
             bounds = list(zip(leave, stop or [None] * count, strict=True))
-            calibrated(bundle, manifest, bounds=bounds)
+            calibrated(bundle, manifests[bundle], bounds=bounds)
     write_completion_evaluation(
         bundle / EVALUATION, evaluation_of(recipe, inputs["corpus"], "test")
     )
@@ -190,23 +208,28 @@ def _fitted(
 
 
 def _chosen(
-    recipe: Recipe, threads: int, inputs: Folders, bundle: Path, report: Report
+    recipe: Recipe, threads: int, inputs: Folders, bundles: tuple[Path, Path], report: Report
 ) -> dict[str, Any]:
-    """The curve of loss against speed over thresholds, and the fastest within the bound."""
+    """The curve of loss against speed over thresholds, and the fastest within the bound.
+
+    bundles: with exits, and without, beside which they have to save time.
+    """
     from codemill.compress.exits.controller import rate_thresholds, stop_thresholds
     from codemill.targets.completion import complete_places, figures_of
 
     seen = np.load(inputs["exits"] / "chances.npz", allow_pickle=False)
     bounds = {rate: rate_thresholds(seen["chances"], seen["agrees"], rate) for rate in _RATES}
-    settings: dict[str, Any] = {"full": {"exits": False, "drafts": False}}
-    for rate, thresholds in bounds.items():
-        if any(item is not None for item in thresholds):
-            pairs = [(item, None) for item in thresholds]
-            settings[str(rate)] = {"exits": pairs, "drafts": False}
     places = evaluation_of(recipe, inputs["corpus"], "calibration")
-    with load_completer(bundle, threads=threads) as model:
+    with ExitStack() as opened:
+        leaving, plain = (
+            opened.enter_context(load_completer(bundle, threads=threads)) for bundle in bundles
+        )
+        settings: dict[str, Any] = {"full": (plain, {"drafts": False})}
+        for rate, thresholds in bounds.items():
+            if any(item is not None for item in thresholds):
+                pairs = [(item, None) for item in thresholds]
+                settings[str(rate)] = (leaving, {"exits": pairs, "drafts": False})
         completed = complete_places(
-            model,
             places,
             settings,
             recipe.complete.max_new_tokens,

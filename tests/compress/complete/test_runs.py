@@ -22,6 +22,7 @@ from codemill.compress.models.decoders import load_whole
 from codemill.compress.preflight import preflight
 from codemill.compress.recipe import Recipe
 from codemill.compress.run import RunResult, plan, run, stages_of
+from codemill.compress.stages.complete import bundle as bundle_stage
 from codemill.compress.stages.complete.student import _by_teacher
 from codemill.errors import RecipeError, RefusedError
 from codemill.export.decoder import mixed
@@ -287,6 +288,40 @@ def test_a_teacher_gives_its_states_before_layers_and_behind_the_last(
         assert found["hidden"][rows : rows + len(piece)] == pytest.approx(states, abs=1e-5)
         rows += len(piece)
     assert rows == len(found["hidden"]) == len(found["likeliest"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["auto", "[1, 3]"])
+def test_exits_that_save_no_time_ship_only_where_they_are_listed(
+    given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    found: dict[str, Any] = {}
+
+    def slower(*arguments: Any) -> dict[str, Any]:
+        with_exits, without = arguments[3]
+        found["layers"] = [len(read_manifest(path).exits) for path in (with_exits, without)]
+        return {"full": {}, "curve": [], "chosen": None, "stop": None}
+
+    monkeypatch.setattr(bundle_stage, "_chosen", slower)
+    said = Quiet()
+    result = run(
+        recipe_of(*given, f"exits.after={asked}"), tmp_path / "work", tmp_path / "out", said
+    )
+    listed = asked != "auto"
+    assert found["layers"][0] > 0
+    assert found["layers"][1] == 0
+    verify_bundle(result.bundle)
+    manifest = read_manifest(result.bundle)
+    assert len(manifest.exits) == (found["layers"][0] if listed else 0)
+    assert any(
+        ("exits ship unused" if listed else "the bundle has no exits") in x for x in said.said
+    )
+    with load_completer(result.bundle) as model:
+        assert model.complete("import os\n", max_tokens=2).layers_used[0] == 4
+    assert [path.name for path in (tmp_path / "work").glob("bundle-*/*/")] == ["bundle"]
+    report = read_completion_report(result.report_json)
+    assert {engine.name for engine in report.engines} >= {"bundle, full depth"}
+    assert len(report.exits) == found["layers"][0]
 
 
 @pytest.mark.slow
