@@ -37,6 +37,10 @@ _RUNTIME_KINDS = (
 _SHOWN_DIFFERENCES = 8
 
 
+_GONE = ".codemill-removed"
+"""Ends the name of a folder that is being removed."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """A folder that may be removed. `name` is a stage's, or a kind of the runtime's cache."""
@@ -137,9 +141,12 @@ def remove(chosen: Sequence[Kept], work: Path) -> None:
                 and is_finished(entry.folder) != (entry.state == "finished")
             ):
                 continue
-            # what says that it is whole goes first
-            (entry.folder / "done.json").unlink(missing_ok=True)
-            shutil.rmtree(entry.folder)
+            # by another name first: a stage would go on with what a kill on the way leaves
+            for left in entry.folder.parent.glob(f".*{_GONE}"):
+                shutil.rmtree(left)
+            gone = entry.folder.with_name(f".{entry.folder.name}{_GONE}")
+            entry.folder.rename(gone)
+            shutil.rmtree(gone)
 
 
 def explain(stages: Sequence[Stage], work: Path) -> list[Explanation]:

@@ -219,7 +219,7 @@ def _curve(report: CompletionReport) -> Drawing | None:
                 zorder=3,
             )
         axes.axhline(0, color=MUTED, linewidth=0.8)
-        axes.set_xlabel("times as fast as full depth (diamond: ships)")
+        axes.set_xlabel("times as fast as without exits (diamond: ships)")
         axes.set_ylabel("loss, % of full depth")
     return svg
 

@@ -74,23 +74,22 @@ class Nearby:
         if end == self._begin:
             return None
         at = np.flatnonzero(ids[: self._known - 1] == ids[end - 1])
-        follow = ids[at + 1]
         # what ends another text has nothing behind it
-        something = follow != _APART
-        at, follow = at[something], follow[something]
-        if not len(at):
+        at = at[ids[at + 1] != _APART]
+        behind: list[NDArray[np.int64]] = []
+        for order in range(min(self._orders, end - self._begin)):
+            if order:
+                at = at[ids[at - order] == ids[end - 1 - order]]
+            if not len(at):
+                break
+            behind.append(ids[at[-_NEAREST:] + 1])
+        if not behind:
             return None
-        back = np.arange(min(self._orders, end - self._begin))
-        # before the first text stands what is no token, so that no match goes beyond it
-        same = ids[np.maximum(at - back[:, None], 0)] == ids[end - 1 - back, None]
-        matched = np.logical_and.accumulate(same)
-        if len(at) > _NEAREST:
-            matched &= matched[:, ::-1].cumsum(1)[:, ::-1] <= _NEAREST
-        orders = int(matched.any(1).sum())
-        found, which = np.unique(follow, return_inverse=True)
-        rows, columns = np.nonzero(matched[:orders])
-        counts = np.bincount(rows * len(found) + which[columns], minlength=orders * len(found))
-        return Followers(found, counts.reshape(orders, len(found)).astype(np.float64))
+        found, which = np.unique(np.concatenate(behind), return_inverse=True)
+        rows = np.repeat(np.arange(len(behind)), [len(part) for part in behind])
+        cells = len(behind), len(found)
+        counts = np.bincount(rows * len(found) + which, minlength=cells[0] * cells[1])
+        return Followers(found, counts.reshape(cells).astype(np.float64))
 
 
 def parts_of(prompt: Sequence[int], decoding: Decoding) -> tuple[Sequence[int], Sequence[int]]:
@@ -108,8 +107,8 @@ def weighed(
 ) -> tuple[NDArray[np.float64], float]:
     """Chances [n] of the tokens that followed, given the model's own; and by what those of all other tokens shrink.
 
-    counts: [orders, n]. escapes: of each order, what the order below weighs, in the number of different tokens that
-    followed.
+    counts: [orders, n]. escapes: of each order, and maybe of more, what the order below weighs, in the number of
+    different tokens that followed.
     """
     # (counts + below * (...)) / whole, order by order, gathered into one sum: numpy's calls are what takes time
     left, shares = 1.0, np.empty(len(counts))

@@ -144,6 +144,10 @@ def main() -> None:
     import codemill
 
     model: Any = codemill.load(asked.bundle, threads=asked.threads)
+    if not model._decoding.exits:
+        parser.error(
+            f"{asked.bundle} has no exits; `compress run completion --set 'exits.after=[12,18,24]'` keeps them"
+        )
     texts = texts_of(asked.data, model._tokenizer, asked.texts)
     found = {"texts": len(texts), **token_by_token(model, texts), "rows": generated(model, texts)}
     if asked.json:

@@ -65,6 +65,25 @@ def test_what_is_removed_is_done_again(tmp_path: Path) -> None:
     assert status(stages(), tmp_path) == {"first": True, "second-one": False}
 
 
+def test_what_a_killed_removal_leaves_is_no_stage_and_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stages(stages(), tmp_path, Silent())
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    chosen = kept(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(chosen[:1], tmp_path)
+    assert not chosen[0].folder.exists()
+    assert len(list(tmp_path.glob(".*"))) > 0
+    remove(chosen[1:], tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
 def test_nothing_is_removed_under_a_run(tmp_path: Path) -> None:
     run_stages(stages(), tmp_path, Silent())
     with (

@@ -107,7 +107,10 @@ def _said_of_exits(folder: Path) -> str:
     if found["full"] is None:
         return "no exits"
     if chosen is None:
-        end = "exits ship unused" if found["ships"] else "the bundle has no exits"
+        end = "the bundle has no exits"
+        if found["ships"]:
+            gives_up = any(item is not None for item in found["stop"] or ())
+            end = "exits only give up" if gives_up else "exits ship unused"
         return f"no thresholds save time within exits.max_loss: {end}"
     point = next(item for item in found["curve"] if item["rate"] == chosen)
     return (
@@ -174,7 +177,7 @@ def _bundle(
             (bundle, plain),
             lambda share, what: report(_NGRAM_SHARE + (1 - _NGRAM_SHARE) * share, what),
         )
-        used = found["chosen"] is not None or found["stop"] is not None
+        used = found["chosen"] is not None or any(item is not None for item in found["stop"] or ())
         found["ships"] = used or recipe.exits.after != "auto"
         if not found["ships"]:
             shutil.rmtree(bundle)
