@@ -232,7 +232,8 @@ def _completion(recipe: Recipe, work: Path, held_bytes: int) -> Preflight:
         )
         each = 2 * shape.width * max(counts, default=shape.layers)
         kept = min(complete.block_tokens, complete.tokens) * each
-    disk = max(0, labels + kept + 8 * parameters - held_bytes)
+    # weights as files, once in the bundle and, while it is found out whether exits save time, once without them
+    disk = max(0, labels + kept + (12 if after else 8) * parameters - held_bytes)
     what = f"{shape.family}, {_count(shape.layers, 'layer')}, about {parameters / 1e6:.0f} M parameters"
     return Preflight(
         (Check("teacher", True, what), _memory(memory), _disk(disk, work)), memory, disk, None

@@ -523,14 +523,14 @@ class Distill(_Section):
 
 
 class Exits(_Section):
-    """Early exits of a classifier: heads after some of its layers, where what is certain already leaves."""
+    """Early exits of what classifies or completes: heads after some of its layers, where what is certain leaves."""
 
     added: ClassVar[frozenset[str]] = frozenset({"freeze_layers"})
 
     after: Literal["none", "auto"] | tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
         "none",
         description="after which layers of the student, counted from 1; `auto`: after some that are evenly spaced, and "
-        "only where that is faster on this machine",
+        "they ship only where that is faster on this machine",
     )
     max_loss: float = Field(
         0.01,
@@ -958,6 +958,11 @@ class Recipe(_Section):
             raise ValueError(
                 f"student.init: whole is of task: completion, and task is {self.task}; expected teacher, fresh or a "
                 "model"
+            )
+        if self.student.init == "whole" and self.search.layers:
+            raise ValueError(
+                f"search.layers is {list(self.search.layers)}, and student.init: whole keeps all layers; set "
+                "search.layers: null, or student.init: teacher"
             )
         return self
 

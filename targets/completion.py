@@ -20,6 +20,7 @@ import numpy as np
 
 from codemill.errors import DataError, MachineError
 from codemill.targets.json_lines import json_lines
+from codemill.targets.resampling import Interval
 
 if TYPE_CHECKING:
     from codemill.runtime import Completer
@@ -32,6 +33,7 @@ __all__ = [
     "complete_places",
     "figures_of",
     "in_turn",
+    "paired_ratio",
     "rates_of",
     "read_completion_evaluation",
     "read_prompt",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _MOST_BYTES = 500_000_000
+_RESAMPLES = 2000
 _MOST_CHARACTERS = 100_000
 
 
@@ -239,6 +242,20 @@ def scores(texts: Sequence[str], lines: Sequence[str]) -> dict[str, np.ndarray]:
         rouge.append(scorer.score(wanted, said)["rougeL"].fmeasure)
     found = {"exact_match": exact, "edit_similarity": edit, "rouge_l": rouge}
     return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
+
+
+def paired_ratio(above: np.ndarray, below: np.ndarray) -> Interval | None:
+    """The ratio of two sums over the same places, with a bootstrap interval over these; None: nothing is below.
+
+    The same places are drawn for all pairs of one length.
+    """
+    if not below.sum():
+        return None
+    drawn = np.random.default_rng(0).integers(len(below), size=(_RESAMPLES, len(below)))
+    sums = below[drawn].sum(1)
+    ratios = above[drawn].sum(1)[sums > 0] / sums[sums > 0]
+    low, high = np.quantile(ratios, [0.025, 0.975]).tolist()
+    return Interval(float(above.sum() / below.sum()), low, high)
 
 
 def _bleu(texts: Sequence[str], lines: Sequence[str]) -> float:

@@ -25,6 +25,7 @@ from codemill.targets.completion import (
     CompletionFigures,
     figures_of,
     in_turn,
+    paired_ratio,
     scores,
 )
 from codemill.targets.engine import Engine, EngineProcess
@@ -66,7 +67,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-_RESAMPLES = 2000
 _RATED = 12
 """Places at which reading a prompt and decoding are timed."""
 _DECODED = 64
@@ -336,27 +336,16 @@ def _against(
     """Times of the baseline over its own, and losses of exact match and ROUGE-L, as shares; by places."""
     times = [np.array([item.seconds for item in part]) for part in (base, own)]
     quality = [scores([item.text for item in part], lines) for part in (base, own)]
-    drawn = np.random.default_rng(0).integers(len(own), size=(_RESAMPLES, len(own)))
-    speed = _interval(times[0], times[1], drawn)
+    speed = paired_ratio(times[0], times[1])
     found: list[Interval | None] = []
     for name in ("exact_match", "rouge_l"):
-        kept = _interval(quality[1][name], quality[0][name], drawn)
+        kept = paired_ratio(quality[1][name], quality[0][name])
         if kept is None:
             found.append(None)
             continue
         bounds = [None if x is None else 1 - x for x in (kept.high, kept.low)]
         found.append(Interval(1 - kept.value, *bounds))
     return speed, found[0], found[1]
-
-
-def _interval(above: np.ndarray, below: np.ndarray, drawn: np.ndarray) -> Interval | None:
-    """The ratio of two sums; None where there is nothing below."""
-    if not below.sum():
-        return None
-    sums = below[drawn].sum(1)
-    ratios = above[drawn].sum(1)[sums > 0] / sums[sums > 0]
-    low, high = np.quantile(ratios, [0.025, 0.975]).tolist()
-    return Interval(float(above.sum() / below.sum()), low, high)
 
 
 def completion_schema() -> dict[str, Any]:

@@ -177,6 +177,10 @@ def test_a_report_of_completion_shows_what_was_written(tmp_path: Path) -> None:
     assert "<mark>return</mark>" in page
     assert "✗ not what the file says" in page
     assert "layers 1 to 12, then an exit" in page
+    assert "They are not in this bundle" not in page
+    left_out = replace(report, bundle=replace(report.bundle, exits=()))
+    page = render_completion([left_out], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "They are not in this bundle" in page
     two = render_completion([report, reports.completion("other")], tmp_path / "two.html")
     assert "2 reports side by side" in two.read_text(encoding="utf-8")
 
@@ -192,6 +196,8 @@ def test_a_report_of_completion_of_the_version_before_still_opens(tmp_path: Path
     found = read_completion_report(tmp_path / "old.json")
     page = render_completion([found, report], tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("What it writes") == 1
+    # it does not say what the bundle holds
+    assert "They are not in this bundle" not in page
     for schema, said in ((2, "this version reads 1; install a newer codemill"), ("x", "no schema")):
         (tmp_path / "old.json").write_text(json.dumps({**data, "schema": schema}))
         with pytest.raises(DataError, match=said):

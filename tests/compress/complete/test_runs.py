@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from codemill.compress import pipeline
 from codemill.compress.commands.bundle import inspect_command
 from codemill.compress.compute import Compute
+from codemill.compress.exits.controller import EXIT
 from codemill.compress.models.causal import open_causal
 from codemill.compress.models.decoders import load_whole
 from codemill.compress.preflight import preflight
@@ -28,6 +30,8 @@ from codemill.errors import RecipeError, RefusedError
 from codemill.export.decoder import mixed
 from codemill.export.decoder.bundle import calibrated
 from codemill.runtime import load_completer, read_manifest, verify_bundle
+from codemill.targets import completion
+from codemill.targets.completion import Completed, CompletionEvaluation
 from codemill.targets.completion_benchmark import CompletionReport, read_completion_report
 
 from .small import SMALL, recipe_of, write_code, write_decoder_folder
@@ -325,6 +329,74 @@ def test_exits_that_save_no_time_ship_only_where_they_are_listed(
 
 
 @pytest.mark.slow
+def test_exits_that_only_give_up_ship(
+    given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        bundle_stage,
+        "_chosen",
+        lambda *_: {"full": {}, "curve": [], "chosen": None, "stop": [0.9, None]},
+    )
+    recipe = recipe_of(
+        *given,
+        "exits.after=auto",
+        "exits.epochs=0.1",
+        "complete.stop_right=0.5",
+        "complete.tokens=2000",
+    )
+    said = Quiet()
+    result = run(recipe, tmp_path / "work", tmp_path / "out", said)
+    found = [(item["exit"], item["stop"]) for item in read_manifest(result.bundle).exits]
+    assert found[0] == (None, 0.9)
+    assert all(item == (None, None) for item in found[1:])
+    assert any("exits only give up" in line for line in said.said)
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    # by chance alone one of several is above 1
+    [((0.9, 1.08), None), ((0.9, 0.95), 0.01), ((1.1, 1.2), None)],
+)
+def test_time_is_saved_where_an_interval_says_so(
+    given: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    times: tuple[float, float],
+    chosen: float | None,
+) -> None:
+    """At every second line an exit takes the one time, at the others the other; lines without it take 1 second."""
+    monkeypatch.setattr(bundle_stage, "_RATES", (0.01,))
+    monkeypatch.setattr(bundle_stage, "load_completer", lambda *_, **__: nullcontext(object()))
+    lines = tuple(f"x = {number}" for number in range(12))
+    places = CompletionEvaluation("", ("import os\n",) * len(lines), lines)
+    monkeypatch.setattr(bundle_stage, "evaluation_of", lambda *_: places)
+
+    def completed(evaluation: object, settings: dict[str, Any], *_: object) -> dict[str, Any]:
+        return {
+            name: [
+                Completed(line, 1.0 if name == "full" else times[at % 2], 0.1, (4,), 0, "stop")
+                for at, line in enumerate(lines)
+            ]
+            for name in settings
+        }
+
+    monkeypatch.setattr(completion, "complete_places", completed)
+    generator = np.random.default_rng(0)
+    chances = generator.dirichlet(np.ones(3), (1, 500)).astype(np.float32)
+    sure = chances[..., EXIT] > 0.3
+    np.savez(tmp_path / "chances.npz", chances=chances, agrees=sure, right=sure)
+    found = bundle_stage._chosen(
+        recipe_of(*given),
+        1,
+        {"exits": tmp_path, "corpus": tmp_path},
+        (tmp_path, tmp_path),
+        lambda *_: None,
+    )
+    assert len(found["curve"]) == 1
+    assert found["chosen"] == chosen
+
+
+@pytest.mark.slow
 def test_a_students_layers_are_chosen_by_what_they_change(
     given: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -421,6 +493,7 @@ def test_layers_that_cannot_learn_are_said_before_anything_is_done(
         ("data.train=[{file: a.jsonl}]", r"takes data\.source"),
         ("complete.labels=sometimes", "agrees"),
         ("student.init=fresh", "takes `whole`"),
+        ("search.layers=[2]", "student.init: whole keeps all layers; set search.layers: null"),
         ("exits.train=all", "exits.train: all"),
         ("complete.max_new_tokens=400", "more than half"),
         ("student.init=teacher; complete.vocab_size=300", "student's tokens are searched"),
