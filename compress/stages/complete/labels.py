@@ -85,11 +85,12 @@ def stage(recipe: Recipe, compute: Compute) -> Stage:
 
 def _findings(folder: Path) -> str:
     found = json.loads((folder / "decoder.json").read_text())
-    places = ", ".join(map(str, found["after"])) or "none"
+    places = ", ".join(map(str, found["after"]))
     eight = f"at 8 bits: {', '.join(found['eight'])}; " if found["eight"] else ""
+    exits = f"exits after layers {places} of {found['layers']}" if places else "no exits"
     return (
-        f"{eight}{found['tokens']:,} tokens labelled; exits after layers {places} of {found['layers']}; the last layer "
-        f"says what the file says of {found['right']:.1%} of them"
+        f"{eight}{found['tokens']:,} tokens labelled; {exits}; the last layer says what the file says of "
+        f"{found['right']:.1%} of held-out ones"
     )
 
 
@@ -244,6 +245,9 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
     parts = open_graphs(graphs, shape, after, threads)
     likeliest = min(complete.likeliest, shape.vocab_size)
     label = by_graphs(parts, longest, likeliest)
+    if not after:
+        # nothing learns from labels, and held-out ones say how often the last layer is right
+        del pieces["train"]
     share = {name: sum(map(len, found)) for name, found in pieces.items()}
     total = sum(share.values())
     begun = 0.1
@@ -272,7 +276,7 @@ def _label(recipe: Recipe, threads: int, inputs: Folders, folder: Path, report: 
         {
             "after": after,
             "layers": shape.layers,
-            "tokens": share["train"],
+            "tokens": share.get("train", 0),
             "eight": rounding.eight,
             "right": float((labels.likeliest[known, 0] == labels.gold[known]).mean()),
         }
